@@ -1,0 +1,32 @@
+# make demo    the whole job on the embedded data: build, both stages, baseline, evaluation, report
+# make test    every test that this machine can run
+# make gpu     what needs a GPU: its tests, then its benchmark (writes one JSON)
+# make lint    ruff
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+DEMO ?=
+TESTS ?=
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test gpu lint clean
+
+setup:
+	@bash .ci/setup $(PYTHON) $(VENV)
+
+demo: setup
+	@$(BIN)/python -m train.demo $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+gpu: setup
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m kernels.bench --gpu --out kernels/bench-gpu.json
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean:
+	rm -rf data/demo runs/demo runs/demo-short
