@@ -1,0 +1,41 @@
+"""Philox4x32-10, the counter-based generator behind every random choice of the pipeline.
+
+A block is a pure function of (seed, four counters), so a sample's numbers depend on nothing
+else: not on the batch it is in, the worker or the number of ranks.  Callable from numba only;
+`blocks` is the door for tests.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_MASK = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
+@njit(nogil=True, cache=True)
+def philox(seed, c0, c1, c2, c3):
+    """Four random 32-bit numbers (as uint64) for a 64-bit `seed` and four 32-bit counters."""
+    k0, k1 = np.uint64(seed) & _MASK, np.uint64(seed) >> _SHIFT
+    c0, c1 = np.uint64(c0) & _MASK, np.uint64(c1) & _MASK
+    c2, c3 = np.uint64(c2) & _MASK, np.uint64(c3) & _MASK
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+@njit(nogil=True, cache=True)
+def blocks(seed, counters):
+    """`philox` for each row of `counters` (N, 4) uint32; returns (N, 4) uint32."""
+    out = np.empty(counters.shape, np.uint32)
+    for i in range(len(counters)):
+        c = counters[i]
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = philox(seed, c[0], c[1], c[2], c[3])
+    return out

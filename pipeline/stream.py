@@ -1,0 +1,209 @@
+"""What both engines share: from stream positions to byte ranges and draws, and from pixels to a batch.
+
+`Source` answers for a file "what is sample t and what is to be done to it"; `StreamLoader` is the
+loaders' common face, whose whole state is `consumed`.  Neither decodes anything.
+
+B batch, V images of a sample (1, or 3 of a triplet), S image side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.augment import Augment, Draws, draws
+from pipeline.batch import ImageText, Triplet
+from pipeline.fields import JPEG_MODE, Beton
+from pipeline.order import Order
+
+log = logging.getLogger(__name__)
+
+VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch before decoding; byte ranges of the stored JPEGs, (B, V) int64. Size 0: not a JPEG."""
+
+    epoch: np.ndarray  # (B,) int64
+    index: np.ndarray  # (B,) int64
+    start: np.ndarray
+    size: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    draws: Draws
+
+
+class Source:
+    """A .beton as a stream of planned samples under one seed, order and augmentation."""
+
+    def __init__(self, file: Beton | str | os.PathLike, augment: Augment, seed: int, order: Order):
+        self.file = file if isinstance(file, Beton) else Beton(file)
+        self.views = VIEWS[self.file.kind]
+        self.augment, self.seed, self.order = augment, seed, order
+        if not len(self.file):
+            raise ValueError(f"{self.file.path}: has no samples")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed {seed} must be within 0 … 2**64 - 1")
+        self._advised: list = []
+        self._named: set[int] = set()
+
+    def plan(self, t: np.ndarray) -> Plan:
+        """Stream positions t (B,) → what to read and what to do to it."""
+        epoch, index = self.order.locate(self.seed, len(self.file), t)
+        start, size = np.stack([self.file.spans(v, index) for v in self.views], -1)
+        stored = np.stack([self.file.metadata[v]["mode"][index] == JPEG_MODE for v in self.views], -1)
+        height, width = np.stack([self.file.sizes(v, index) for v in self.views], -1).transpose(1, 0, 2)
+        luma = self._luma(index)
+        drawn = draws(self.augment, self.seed, epoch, index, height, width, luma)
+        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, drawn)
+
+    def _luma(self, index: np.ndarray) -> np.ndarray:
+        if len(self.views) == 1:
+            return self.file.metadata["luma"][index][:, None]
+        return self.file.arrays("luma", index)
+
+    def read_ahead(self, t: int) -> None:
+        """Block order only: asks the kernel to read the window of position t and about the next one."""
+        reach = self.order.block * self.order.window
+        for at in (t, t + reach):
+            ranges = self.order.reads(self.seed, len(self.file), at)
+            if ranges and ranges not in self._advised:
+                self._advised = [*self._advised[-1:], ranges]
+                self._advise(ranges)
+
+    def _advise(self, ranges: list[tuple[int, int]]) -> None:
+        with open(self.file.path, "rb") as f:
+            for first, stop in ranges:
+                ends = np.array([first, stop - 1])
+                start, size = self.file.spans(self.views[0], ends)
+                if start[1] > start[0]:  # false in a file whose pages were written out of order
+                    length = int(start[1] + size[1] - start[0])
+                    os.posix_fadvise(f.fileno(), int(start[0]), length, os.POSIX_FADV_WILLNEED)
+
+    def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
+        """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
+        index, ok = torch.from_numpy(plan.index), torch.from_numpy(valid)
+        if len(self.views) == 1:
+            tokens = torch.from_numpy(self._captions(plan))
+            return ImageText(images=images[0], tokens=tokens, index=index, valid=ok)
+        vote = torch.from_numpy(self.file.metadata["vote"][plan.index].astype(np.float32))
+        ref, left, right = images
+        return Triplet(ref=ref, left=left, right=right, vote=vote, index=index, valid=ok)
+
+    def _captions(self, plan: Plan) -> np.ndarray:
+        """The drawn caption of each sample: (B, 77) int32; rows without a start token are unused."""
+        rows = self.file.arrays("tokens", plan.index)
+        count = np.maximum((rows[:, :, 0] != 0).sum(1), 1)
+        chosen = (plan.draws.choice * count).astype(np.int64)
+        return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
+
+    def report(self, plan: Plan, valid: np.ndarray) -> int:
+        """Names the samples that did not decode, each once in the log; returns how many there are."""
+        for index in plan.index[~valid].tolist():
+            if index not in self._named:
+                self._named.add(index)
+                key = self.file.text("key", index)
+                log.warning("%s: sample %d (key %s) does not decode; replaced and masked",
+                            self.file.path, index, key)  # fmt: skip
+        return int((~valid).sum())
+
+
+class StreamLoader:
+    """An endless, resumable stream of batches; engines implement `_run`.
+
+    file: a .beton of pairs or triplets.  batch_size: samples a rank gets at a time; a global batch
+    is batch_size * world_size consecutive samples of the stream and rank r takes the r-th slice.
+    consumed: how many samples of the global stream were handed out; the loader's whole state.  Any
+    batch size or world size may continue a stream from any `consumed`.  workers: threads.
+    dtype: float32, float16 or bfloat16.  Raises ValueError on wrong arguments or an unusable file.
+    """
+
+    def __init__(
+        self,
+        file: Beton | str | os.PathLike,
+        *,
+        batch_size: int,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        order: Order = Order(),  # noqa: B008  (frozen)
+        rank: int = 0,
+        world_size: int = 1,
+        consumed: int = 0,
+        workers: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        check_arguments(batch_size, image_size, rank, world_size, workers, dtype)
+        if consumed < 0:
+            raise ValueError(f"consumed {consumed} must not be negative")
+        self.source = Source(file, augment, seed, order)
+        self.batch_size, self.image_size = batch_size, image_size
+        self.rank, self.world_size = rank, world_size
+        self.workers, self.dtype = workers, dtype
+        self.consumed, self.rejected = consumed, 0
+        self._running: weakref.ref | None = None  # weak: dropping the iterator ends its threads
+
+    def positions(self) -> Iterator[np.ndarray]:
+        """The stream positions of this rank's batches, from `consumed` on."""
+        first = self.consumed + self.rank * self.batch_size
+        while True:
+            yield np.arange(first, first + self.batch_size)
+            first += self.batch_size * self.world_size
+
+    def __iter__(self) -> Iterator[ImageText | Triplet]:
+        """Batches from `consumed` on, for ever. A second iterator ends the first."""
+        self.close()
+        running = self._count()
+        self._running = weakref.ref(running)
+        return running
+
+    def _count(self) -> Iterator[ImageText | Triplet]:
+        for batch, rejected in self._run(self.positions()):
+            self.consumed += self.batch_size * self.world_size
+            self.rejected += rejected
+            yield batch
+
+    def _run(self, positions: Iterator[np.ndarray]) -> Iterator[tuple[ImageText | Triplet, int]]:
+        """(batch, how many of its samples were rejected) for each array of stream positions."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends the threads of a running iteration; iterating again goes on from `consumed`."""
+        running = self._running and self._running()
+        if running is not None:
+            running.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def check_arguments(
+    batch_size: int, image_size: int, rank: int, world_size: int, workers: int, dtype: torch.dtype
+) -> None:
+    """ValueError for arguments that no loader can serve."""
+    if batch_size < 1 or image_size < 1 or workers < 1:
+        raise ValueError(
+            f"batch_size {batch_size}, image_size {image_size} and workers {workers} must be at least 1"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not within a world of {world_size}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is none of float32, float16, bfloat16")
+
+
+def shard_positions(samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
+    """One pass in file order: this rank's contiguous share, last partial batch included."""
+    first, stop = samples * rank // world_size, samples * (rank + 1) // world_size
+    for at in range(first, stop, batch_size):
+        yield np.arange(at, min(at + batch_size, stop))
