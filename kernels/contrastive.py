@@ -1,0 +1,171 @@
+"""Symmetric InfoNCE (equation 3) without the matrix of logits, on one process or many.
+
+Each rank sweeps its own images against all ranks' texts, once for both directions: the rows' log-sum-exp
+is complete on the rank, the columns' is merged across ranks. That is half the arithmetic of two local losses
+(images against all texts and texts against all images) and half their communication: only texts are gathered,
+only the texts' gradient is scattered back. The logits are recomputed in the backward pass.
+
+n pairs on this rank, R ranks, N = n·R pairs, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK_ELEMENTS = 1 << 22  # logits of the plain version that exist at a time
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, logit_scale: Tensor, *, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Symmetric InfoNCE of the global batch.
+
+    image, text: (n, D) features of this rank's pairs, L2-normalised by the caller (as in open_clip), of one
+    dtype and device. Half-precision features are multiplied as such and summed in float32.
+    logit_scale: tensor of one element, the factor itself (1/τ), not its logarithm.
+    group: the process group over which the batch is spread; None means this process alone. Every rank of it
+    must call with the same n and D, and run backward with the same upstream gradient.
+
+    Returns the loss of the whole global batch, the same scalar on every rank, float32 (float64 for float64).
+
+    Gradients follow DDP's convention, in which the caller *averages* parameter gradients over the ranks: with
+    R ranks, the gradients of image and text are R times the derivative of the returned loss, the gradient
+    of logit_scale is the derivative itself; so the mean over ranks of every parameter's gradient
+    equals that of the single-process loss over all N pairs (as open_clip's ClipLoss(local_loss=True,
+    gather_with_grad=True) has it). A caller who sums over ranks divides by R.
+
+    Call it outside a torch.compile region (it communicates); a surrounding autocast does not change it.
+    Raises ValueError where shapes, dtypes or devices do not fit.
+    """
+    _check(image, text, logit_scale)
+    with torch.autocast(image.device.type, enabled=False):
+        return _Contrastive.apply(image, text, logit_scale, group)
+
+
+class _Contrastive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, group) -> Tensor:
+        ranks = _Ranks(group)
+        texts = ranks.gather(text)  # (N, D)
+        offset = ranks.rank * len(image)
+        scale = logit_scale.detach().reshape(()).to(_sum_dtype(image))
+        row_lse, column_lse, diagonal = _sweep(image, texts, scale, offset)
+        column_lse = ranks.gather(column_lse[None]).logsumexp(0)
+        own = column_lse[offset : offset + len(image)]
+        total = ranks.sum((row_lse + own - 2 * diagonal).sum())
+        ctx.save_for_backward(image, texts, logit_scale, scale, row_lse, column_lse)
+        ctx.ranks, ctx.offset = ranks, offset
+        return total / (2 * len(texts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor):
+        image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
+        ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
+        d_image, d_texts, d_scale = _gradients(image, texts, scale, row_lse, column_lse, ctx.offset)
+        unit = upstream / (2 * len(texts))
+        features = unit * scale * ranks.world_size  # DDP divides by the world size again
+        return (
+            (d_image * features).to(image.dtype) if need_image else None,
+            (ranks.scatter(d_texts) * features).to(texts.dtype) if need_text else None,
+            (ranks.sum(d_scale) * unit).reshape(logit_scale.shape).to(logit_scale.dtype)
+            if need_scale
+            else None,
+            None,
+        )
+
+
+def _sweep(image: Tensor, texts: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
+    rows, columns, diagonals = [], None, []
+    wide = texts.to(scale.dtype)
+    for start, part in _chunks(image, texts):
+        logits = scale * part.to(scale.dtype) @ wide.T
+        rows.append(logits.logsumexp(1))
+        column = logits.logsumexp(0)
+        columns = column if columns is None else torch.logaddexp(columns, column)
+        diagonals.append(logits.diagonal(offset + start))
+    assert columns is not None
+    return torch.cat(rows), columns, torch.cat(diagonals)
+
+
+def _gradients(
+    image: Tensor, texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    wide = texts.to(scale.dtype)
+    d_image, d_texts, d_scale = [], torch.zeros_like(wide), torch.zeros_like(scale)
+    for start, part in _chunks(image, texts):
+        part = part.to(scale.dtype)
+        cosine = part @ wide.T
+        logits = scale * cosine
+        g = (logits - row_lse[start : start + len(part), None]).exp_() + (logits - column_lse).exp_()
+        g.diagonal(offset + start).sub_(2)
+        d_image.append(g @ wide)
+        d_texts.addmm_(g.T, part)
+        d_scale += (g * cosine).sum()
+    return torch.cat(d_image), d_texts, d_scale
+
+
+def _chunks(image: Tensor, texts: Tensor):
+    """Slices of the images whose logits against all texts stay below the limit, with their first row."""
+    size = max(1, _CHUNK_ELEMENTS // len(texts))
+    for start in range(0, len(image), size):
+        yield start, image[start : start + size]
+
+
+class _Ranks:
+    """The collectives over a group, or their trivial form for one process."""
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        self.group = group
+        self.world_size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(n, …) on each rank → (n·R, …) in the ranks' order."""
+        if self.world_size == 1:
+            return x
+        out = x.new_empty(self.world_size * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(out, x.contiguous(), group=self.group)
+        return out
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """(n·R, …) on each rank → this rank's (n, …) of their sum."""
+        if self.world_size == 1:
+            return x
+        out = x.new_empty(len(x) // self.world_size, *x.shape[1:])
+        dist.reduce_scatter_tensor(out, x.contiguous(), group=self.group)
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        if self.world_size > 1:
+            x = x.clone()
+            dist.all_reduce(x, group=self.group)
+        return x
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check(image: Tensor, text: Tensor, logit_scale: Tensor) -> None:
+    shapes = f"image {tuple(image.shape)}, text {tuple(text.shape)}"
+    if image.ndim != 2 or image.shape != text.shape or 0 in image.shape:
+        raise ValueError(
+            f"contrastive_loss: expected two non-empty feature arrays of one shape (n, D), got {shapes}"
+        )
+    if image.dtype != text.dtype or not image.is_floating_point():
+        raise ValueError(
+            f"contrastive_loss: features of one floating dtype, got {image.dtype} and {text.dtype}"
+        )
+    if not isinstance(logit_scale, Tensor) or logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+        raise ValueError(
+            f"contrastive_loss: logit_scale is a floating tensor of one element, got {logit_scale!r}"
+        )
+    if not image.device == text.device == logit_scale.device:
+        devices = f"{image.device}, {text.device}, {logit_scale.device}"
+        raise ValueError(f"contrastive_loss: features and logit_scale on one device, got {devices}")

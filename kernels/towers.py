@@ -1,0 +1,340 @@
+"""open_clip's towers without the work whose result nobody reads: same parameters, features and gradients.
+
+What is saved, each exact and each a setting:
+
+* a caption's tokens after its end token are dead (causal mask, pooled at the end token): not computed;
+* of the last block only the pooled token is read: query, output projection and MLP run for it alone;
+* the patch embedding is one matrix product;
+* the outputs of LayerNorm and GELU can be computed again in the backward pass instead of stored.
+
+Image towers: open_clip's VisionTransformer pooled at its class token; any other (ModifiedResNet, timm)
+runs as it is. Text towers: the causal transformer of CLIP and CustomTextCLIP, pooled at the end token. The
+functions read a model and keep nothing: its `state_dict` stays open_clip's. They do not pass through
+`model.forward`, so under DistributedDataParallel call them inside the wrapped module's forward.
+
+B images or captions, T tokens, W width, R packed rows, L tokens in a row, D width of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention import attention
+
+Recompute = Literal["none", "pointwise", "blocks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSettings:
+    """What the towers leave out. No choice changes the mathematics, only time and memory."""
+
+    trim: bool = True  # padded captions: do not compute what follows the end token
+    prune: bool = True  # last block: query, output projection and MLP for the pooled token only
+    patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
+    recompute: Recompute = "none"  # in the backward pass again: nothing, LayerNorm and GELU, or whole blocks
+
+    def __post_init__(self) -> None:
+        if self.recompute not in get_args(Recompute):
+            raise ValueError(f"recompute is one of {', '.join(get_args(Recompute))}; got {self.recompute!r}")
+
+
+DEFAULT = TowerSettings()
+
+
+def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEFAULT) -> Tensor:
+    """Image features, not normalised: images (B, 3, S, S) → (B, D), equal to `model.encode_image(images)`.
+
+    Raises ValueError for images that do not fit the tower.
+    """
+    visual: Any = model.visual
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise ValueError(f"encode_image: expected images (B, 3, S, S) with B > 0, got {tuple(images.shape)}")
+    if not is_fast_image_tower(visual):
+        return visual(images)
+    if tuple(images.shape[2:]) != tuple(visual.image_size):
+        sizes = f"{tuple(visual.image_size)}, got {tuple(images.shape[2:])}"
+        raise ValueError(f"encode_image: this tower takes images of {sizes}")
+    x = _embed_image(visual, images, settings)
+    class_token = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+    x = _transformer(visual.transformer, x, attention, class_token, settings)
+    x = visual.ln_post(x)
+    return x if visual.proj is None else x @ visual.proj
+
+
+def encode_text(model: nn.Module, tokens: Tensor, settings: TowerSettings = DEFAULT) -> Tensor:
+    """Caption features, not normalised: tokens (B, T ≤ context) → (B, D), equal to `model.encode_text`.
+
+    Tokens are integers padded after the end token. With `trim` the shapes inside follow the captions'
+    lengths (on a GPU this waits for the device): where shapes must be static use `encode_packed_text`.
+    Raises ValueError for tokens that do not fit the tower.
+    """
+    tower = _text_tower(model)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"encode_text: expected tokens (B, T) with B > 0, got {tuple(tokens.shape)}")
+    _check_tokens("encode_text", tower, tokens, tokens.shape[1])
+    end = _end_positions(tower, tokens)
+    captions = _trimmed(tokens, end) if settings.trim else _padded(tokens, end)
+    return _encode_captions(tower, captions, settings)
+
+
+def encode_packed_text(
+    model: nn.Module,
+    tokens: Tensor,
+    segment: Tensor,
+    position: Tensor,
+    pool: Tensor,
+    settings: TowerSettings = DEFAULT,
+) -> Tensor:
+    """Features of captions laid one after another in fixed-length rows; static shapes.
+
+    tokens (R, L): ids; what they are outside of captions does not matter (within the vocabulary).
+    segment (R, L): the caption's number, any that differs within its row; filler has one of its own.
+    position (R, L): 0, 1, 2 … within each caption; filler anything below the context length.
+    pool (B,): place r·L + l of each caption's end token, in the batch's order.
+
+    Returns (B, D), equal to `model.encode_text` of the same captions padded. Raises ValueError for
+    arrays that do not fit each other or the tower.
+    """
+    tower = _text_tower(model)
+    if tokens.ndim != 2 or 0 in tokens.shape or not tokens.shape == segment.shape == position.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (tokens, segment, position))
+        raise ValueError(
+            f"encode_packed_text: tokens, segment and position of one shape (R, L), got {shapes}"
+        )
+    if pool.ndim != 1 or len(pool) == 0 or pool.is_floating_point():
+        raise ValueError(
+            f"encode_packed_text: pool is integers (B,) with B > 0, got {tuple(pool.shape)} {pool.dtype}"
+        )
+    _check_tokens("encode_packed_text", tower, tokens, 1)
+
+    def attend(qkv: Tensor, heads: int) -> Tensor:
+        return attention(qkv, heads, segment=segment, causal=True)
+
+    return _encode_captions(tower, _Captions(tokens, position, pool, attend), settings)
+
+
+def is_fast_image_tower(visual: Any) -> bool:
+    """Whether `encode_image` rewrites this tower (a ViT pooled at its class token) or runs it as it is."""
+    return (
+        hasattr(visual, "class_embedding")
+        and getattr(visual, "attn_pool", None) is None
+        and getattr(visual, "pool_type", "") == "tok"
+        and not visual.output_tokens
+        and _has_plain_blocks(visual.transformer)
+    )
+
+
+Attend = Callable[[Tensor, int], Tensor]  # packed projections (…, 3W), heads → (…, W)
+
+
+class _Captions(NamedTuple):
+    tokens: Tensor  # (…) ids of the computed tokens, in whatever layout
+    position: Tensor  # (…) of each within its caption
+    pool: Tensor  # (B,) flat place of each end token
+    attend: Attend
+
+
+class _TextTower(NamedTuple):
+    token_embedding: nn.Embedding
+    positional_embedding: Tensor  # (context, W)
+    transformer: Any
+    ln_final: nn.Module
+    projection: Any  # None, Linear or (W, D)
+    pool_type: str
+    eos_id: int
+
+
+def _text_tower(model: Any) -> _TextTower:
+    """The parts of CLIP's or CustomTextCLIP's text tower; ValueError where the savings would not be exact."""
+    text = getattr(model, "text", model)
+    pool_type = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", None)
+    if (
+        pool_type not in ("argmax", "eos")
+        or getattr(text, "attn_mask", None) is None
+        or getattr(text, "cls_emb", None) is not None
+        or getattr(text, "output_tokens", False)
+        or not _has_plain_blocks(text.transformer)
+    ):
+        raise ValueError(
+            f"text tower {type(text).__name__}: only open_clip's causal transformer pooled at the end token "
+            "is supported; use model.encode_text"
+        )
+    eos_id = getattr(text, "eos_id", None) or getattr(text, "text_eos_id", None)
+    return _TextTower(
+        text.token_embedding,
+        text.positional_embedding,
+        text.transformer,
+        text.ln_final,
+        text.text_projection,
+        pool_type,
+        eos_id,
+    )
+
+
+def _has_plain_blocks(transformer: Any) -> bool:
+    attentions = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", [])]
+    return bool(attentions) and all(
+        isinstance(a, nn.MultiheadAttention) and a.in_proj_weight is not None and a.dropout == 0
+        for a in attentions
+    )
+
+
+def _check_tokens(name: str, tower: _TextTower, tokens: Tensor, length: int) -> None:
+    context, vocabulary = len(tower.positional_embedding), tower.token_embedding.num_embeddings
+    if tokens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: tokens are int32 or int64, got {tokens.dtype}")
+    if length > context:
+        raise ValueError(f"{name}: captions of {length} tokens, but the model's context is {context}")
+    if (
+        tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # elsewhere it would wait for the device
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"{name}: token ids from {low} to {high}, but the vocabulary has {vocabulary}")
+
+
+def _end_positions(tower: _TextTower, tokens: Tensor) -> Tensor:
+    if tower.pool_type == "argmax":  # the end token has the highest id
+        return tokens.argmax(-1)
+    return (tokens == tower.eos_id).int().argmax(-1)
+
+
+def _padded(tokens: Tensor, end: Tensor) -> _Captions:
+    batch, length = tokens.shape
+    position = torch.arange(length, device=tokens.device)
+    pool = torch.arange(0, batch * length, length, device=tokens.device) + end
+
+    def attend(qkv: Tensor, heads: int) -> Tensor:
+        return attention(qkv, heads, causal=True)
+
+    return _Captions(tokens, position.expand(batch, length), pool, attend)
+
+
+def _trimmed(tokens: Tensor, end: Tensor) -> _Captions:
+    """The captions' live tokens one after another (T,); only attention sees them padded, to the longest."""
+    batch, longest = len(tokens), int(end.max()) + 1
+    live = torch.arange(longest, device=tokens.device) <= end[:, None]
+    slots = live.flatten().nonzero().squeeze(1)  # (T,) place in (B, longest)
+
+    def attend(qkv: Tensor, heads: int) -> Tensor:
+        padded = qkv.new_zeros(batch * longest, qkv.shape[-1]).index_copy(0, slots, qkv)
+        x = attention(padded.unflatten(0, (batch, longest)), heads, causal=True)
+        return x.flatten(0, 1).index_select(0, slots)
+
+    flat = tokens[:, :longest].flatten().index_select(0, slots)
+    return _Captions(flat, slots % longest, (end + 1).cumsum(0) - 1, attend)
+
+
+def _encode_captions(tower: _TextTower, captions: _Captions, settings: TowerSettings) -> Tensor:
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(captions.tokens).to(dtype)
+    x = x + F.embedding(captions.position, tower.positional_embedding.to(dtype))
+    x = _transformer(tower.transformer, x, captions.attend, captions.pool, settings)
+    x = tower.ln_final(x)
+    if tower.projection is None:
+        return x
+    return tower.projection(x) if isinstance(tower.projection, nn.Linear) else x @ tower.projection
+
+
+def _embed_image(visual: Any, images: Tensor, settings: TowerSettings) -> Tensor:
+    """Class token and patches with their positions, normalised: (B, 3, S, S) → (B, T, W)."""
+    x = _patches(visual, images) if settings.patch_gemm else visual.conv1(images).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
+    return visual.ln_pre(visual.patch_dropout(x))
+
+
+def _patches(visual: Any, images: Tensor) -> Tensor:
+    """The strided convolution as a matrix product, in the order in which the pixels lie in memory."""
+    rows, columns = visual.grid_size
+    height, width = visual.patch_size
+    pixels = (
+        images[:, :, : rows * height, : columns * width]
+        .unflatten(3, (columns, width))
+        .unflatten(2, (rows, height))
+    )
+    weight = visual.conv1.weight
+    if images.is_contiguous(memory_format=torch.channels_last):
+        pixels, weight = pixels.permute(0, 2, 4, 3, 5, 1), weight.permute(0, 2, 3, 1)
+    else:
+        pixels = pixels.permute(0, 2, 4, 1, 3, 5)
+    return F.linear(pixels.flatten(3).flatten(1, 2), weight.flatten(1), visual.conv1.bias)
+
+
+def _transformer(
+    transformer: Any, x: Tensor, attend: Attend, pool: Tensor, settings: TowerSettings
+) -> Tensor:
+    """All blocks over x (…, W), and of the result the pooled tokens (B, W)."""
+    if transformer.grad_checkpointing:
+        raise ValueError(
+            "the model has grad checkpointing on: turn it off and set recompute='blocks' instead"
+        )
+    *blocks, last = transformer.resblocks
+    for block in blocks:
+        x = _again(settings, "blocks", _block, block, x, attend, settings)
+    if settings.prune:
+        return _again(settings, "blocks", _last_block, last, x, attend, pool, settings)
+    return _take(_again(settings, "blocks", _block, last, x, attend, settings), pool)
+
+
+def _block(block: Any, x: Tensor, attend: Attend, settings: TowerSettings) -> Tensor:
+    projection = block.attn
+
+    def project(x: Tensor) -> Tensor:
+        return F.linear(block.ln_1(x), projection.in_proj_weight, projection.in_proj_bias)
+
+    qkv = _again(settings, "pointwise", project, x)
+    x = x + block.ls_1(projection.out_proj(attend(qkv, projection.num_heads)))
+    return x + _mlp(block, x, settings)
+
+
+def _last_block(block: Any, x: Tensor, attend: Attend, pool: Tensor, settings: TowerSettings) -> Tensor:
+    """As `_block`, but what only the pooled token's result needs runs for the pooled tokens alone: → (B, W).
+
+    The queries of all other tokens are zero; their attention is computed (it is cheap) and not read.
+    """
+    projection, width = block.attn, x.shape[-1]
+    q_weight, kv_weight = projection.in_proj_weight.split([width, 2 * width])
+    q_bias, kv_bias = (
+        (None, None) if projection.in_proj_bias is None else projection.in_proj_bias.split([width, 2 * width])
+    )
+
+    def project(x: Tensor) -> Tensor:
+        x = block.ln_1(x)
+        q = F.linear(_take(x, pool), q_weight, q_bias)
+        kv = F.linear(x, kv_weight, kv_bias)
+        q = q.new_zeros(x.shape[:-1].numel(), width).index_copy(0, pool, q)
+        return torch.cat([q.view(x.shape), kv], dim=-1)
+
+    qkv = _again(settings, "pointwise", project, x)
+    pooled = _take(attend(qkv, projection.num_heads), pool)
+    x = _take(x, pool) + block.ls_1(projection.out_proj(pooled))
+    return x + _mlp(block, x, settings)
+
+
+def _mlp(block: Any, x: Tensor, settings: TowerSettings) -> Tensor:
+    hidden = _again(settings, "pointwise", lambda x: block.mlp.c_fc(block.ln_2(x)), x)
+    return block.ls_2(_again(settings, "pointwise", lambda h: block.mlp.c_proj(block.mlp.gelu(h)), hidden))
+
+
+def _again(settings: TowerSettings, level: str, function: Callable, *args: Any) -> Tensor:
+    """function(*args), its intermediate results computed again in the backward pass if the settings say so.
+
+    Around (LayerNorm | GELU, Linear) only the first is: the recomputation stops when the linear layer's
+    input is there.
+    """
+    if settings.recompute != level or not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _take(x: Tensor, places: Tensor) -> Tensor:
+    """Tokens (B, W) at flat places (B,) of x (…, W)."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, places)

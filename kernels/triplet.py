@@ -1,0 +1,71 @@
+"""The perceptual triplet loss of stage 1: equations (1) and (2) of the paper, and its 2AFC hits.
+
+B triplets, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def triplet_loss(
+    ref: Tensor,
+    left: Tensor,
+    right: Tensor,
+    vote: Tensor,
+    margin: float = 0.05,
+    *,
+    reduction: Reduction = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Hinge on the difference of two cosine distances, weighted by the votes: equation (2).
+
+    ref, left, right: (B, D) features, not normalised, of one dtype and device.
+    vote: (B,) floats in [0, 1], the fraction of the answers which preferred right (not rounded).
+    margin: m of equation (2).
+
+    Returns (loss, hits): loss is a scalar, or (B,) with reduction "none", in float32 (float64 for float64
+    features); hits (B,) has the fraction of each triplet's answers that the distances agree with (a tie
+    counts one half) and carries no gradient. Raises ValueError where shapes, dtypes or devices do not fit.
+    """
+    _check(ref, left, right, vote, reduction)
+    dtype = torch.promote_types(ref.dtype, torch.float32)
+    vote = vote.to(dtype)
+    ref, left, right = (x.to(dtype) for x in (ref, left, right))
+    losses = reference.triplet_losses(ref, left, right, vote, margin)
+    with torch.no_grad():
+        hits = reference.triplet_hits(ref, left, right, vote)
+    return _reduce(losses, reduction), hits
+
+
+def _check(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, reduction: str) -> None:
+    shapes = f"ref {tuple(ref.shape)}, left {tuple(left.shape)}, right {tuple(right.shape)}"
+    if ref.ndim != 2 or not ref.shape == left.shape == right.shape or 0 in ref.shape:
+        raise ValueError(
+            f"triplet_loss: expected three non-empty feature arrays of one shape (B, D), got {shapes}"
+        )
+    if vote.shape != ref.shape[:1]:
+        raise ValueError(f"triplet_loss: expected votes ({len(ref)},) for {shapes}, got {tuple(vote.shape)}")
+    if not vote.is_floating_point():
+        raise ValueError(f"triplet_loss: votes are fractions (floating point), got {vote.dtype}")
+    if not ref.dtype == left.dtype == right.dtype or not ref.is_floating_point():
+        raise ValueError(
+            f"triplet_loss: features of one floating dtype, got {ref.dtype}, {left.dtype}, {right.dtype}"
+        )
+    if not ref.device == left.device == right.device == vote.device:
+        devices = ", ".join(str(x.device) for x in (ref, left, right, vote))
+        raise ValueError(f"triplet_loss: features and votes on one device, got {devices}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"triplet_loss: reduction is mean, sum or none, got {reduction!r}")
+
+
+def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()

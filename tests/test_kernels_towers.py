@@ -1,0 +1,246 @@
+"""The fast towers against open_clip's own forward and backward pass, in float64: features and every gradient."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.model import CLIP, CustomTextCLIP
+from torch import Tensor, nn
+
+from kernels.towers import (
+    DEFAULT,
+    TowerSettings,
+    encode_image,
+    encode_packed_text,
+    encode_text,
+    is_fast_image_tower,
+)
+
+START, END, VOCABULARY = 998, 999, 1000
+VIT = {"image_size": 32, "layers": 3, "width": 48, "patch_size": 8, "head_width": 16}
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+TEXT = {"width": 32, "heads": 2, "layers": 2, "vocab_size": VOCABULARY}
+
+SETTINGS = {
+    "all": DEFAULT,
+    "none": TowerSettings(trim=False, prune=False, patch_gemm=False),
+    "trim": TowerSettings(prune=False, patch_gemm=False),
+    "prune": TowerSettings(trim=False, patch_gemm=False),
+    "patch_gemm": TowerSettings(trim=False, prune=False),
+    "pointwise": TowerSettings(recompute="pointwise"),
+    "blocks": TowerSettings(recompute="blocks"),
+}
+
+
+def _model(vision: dict = VIT, text: dict = TEXT, cls: type = CLIP, **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = cls(24, vision, text, **options).double()
+    for parameter in model.parameters():  # no zero and no one among norms and biases
+        nn.init.normal_(parameter, std=0.1 + 0.9 * (parameter.ndim < 2))
+    return model
+
+
+def _captions(lengths: list[int], dtype: torch.dtype = torch.int32, context: int = 77) -> Tensor:
+    """Padded captions of the given lengths, start and end token counted in."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    tokens = torch.zeros(len(lengths), context, dtype=dtype)
+    for row, length in zip(tokens, lengths):
+        row[:length] = torch.randint(1, START, (length,), generator=generator)
+        row[0], row[length - 1] = START, END
+    return tokens
+
+
+def _images(batch: int = 3, side: int = 32) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _pack(tokens: Tensor, length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First-fit packing into rows of `length`, with a filler row and filler tokens that are not zero."""
+    rows: list[list[int]] = []
+    lengths = (tokens.argmax(-1) + 1).tolist()
+    for caption, n in enumerate(lengths):
+        row = next((r for r in rows if sum(lengths[c] for c in r) + n <= length), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(caption)
+    generator = torch.Generator().manual_seed(seed)
+    packed = torch.randint(0, VOCABULARY, (len(rows) + 1, length), generator=generator, dtype=tokens.dtype)
+    segment, position = torch.zeros_like(packed), torch.zeros_like(packed)
+    pool = torch.zeros(len(tokens), dtype=torch.int64)
+    for r, row in enumerate(rows):
+        start = 0
+        for number, caption in enumerate(row, 1):
+            stop = start + lengths[caption]
+            packed[r, start:stop] = tokens[caption, : lengths[caption]]
+            segment[r, start:stop] = number
+            position[r, start:stop] = torch.arange(stop - start)
+            pool[caption] = r * length + stop - 1
+            start = stop
+    return packed, segment, position, pool
+
+
+def _assert_same(model: nn.Module, ours, theirs) -> None:
+    """Features and the gradient of every parameter agree to rounding."""
+    results = []
+    for encode in (ours, theirs):
+        model.zero_grad()
+        features = encode()
+        upstream = torch.randn(
+            features.shape, generator=torch.Generator().manual_seed(2), dtype=features.dtype
+        )
+        features.backward(upstream)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((features.detach(), gradients))
+    (features, gradients), (wanted, wanted_gradients) = results
+    torch.testing.assert_close(features, wanted, rtol=1e-11, atol=1e-11)
+    assert gradients.keys() == wanted_gradients.keys() and gradients
+    for name, gradient in wanted_gradients.items():
+        error = (gradients[name] - gradient).norm()
+        assert error <= 1e-11 * gradient.norm(), f"{name}: {error} of {gradient.norm()}"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_image_tower(name: str):
+    model, images = _model(), _images()
+    assert is_fast_image_tower(model.visual)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        batch = images.contiguous(memory_format=layout)
+        _assert_same(
+            model, lambda b=batch: encode_image(model, b, SETTINGS[name]), lambda: model.encode_image(images)
+        )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_text_tower(name: str):
+    model, tokens = _model(), _captions([2, 77, 9, 3, 20])
+    _assert_same(model, lambda: encode_text(model, tokens, SETTINGS[name]), lambda: model.encode_text(tokens))
+
+
+@given(
+    lengths=st.lists(st.integers(2, 77), min_size=1, max_size=6),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    filler=st.integers(0, 9),
+)
+@settings(max_examples=15, deadline=None)
+def test_text_tower_lengths(lengths: list[int], dtype: torch.dtype, filler: int):
+    model, tokens = _model(), _captions(lengths, dtype)
+    wanted = model.encode_text(tokens)
+    torch.testing.assert_close(encode_text(model, tokens), wanted)
+    packed = _pack(tokens, 80, filler)
+    torch.testing.assert_close(encode_packed_text(model, *packed), wanted)
+
+
+@pytest.mark.parametrize("name", ["all", "trim", "pointwise", "blocks"])
+@pytest.mark.parametrize("length", [77, 128])
+def test_packed_text_tower(name: str, length: int):
+    model, tokens = _model(), _captions([2, 77, 9, 3, 20, 40, 40, 2])
+    packed = _pack(tokens, length)
+    _assert_same(
+        model, lambda: encode_packed_text(model, *packed, SETTINGS[name]), lambda: model.encode_text(tokens)
+    )
+
+
+def test_real_captions(shared_data):
+    rows = json.loads((shared_data / "coco36" / "captions.json").read_text())
+    tokens = open_clip.tokenize([caption for row in rows[:4] for caption in row["captions"]])
+    model = _model(text=TEXT | {"vocab_size": 49408})
+    _assert_same(model, lambda: encode_text(model, tokens), lambda: model.encode_text(tokens))
+    packed = _pack(tokens, 128)
+    _assert_same(model, lambda: encode_packed_text(model, *packed), lambda: model.encode_text(tokens))
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "options"),
+    [
+        (VIT | {"ls_init_value": 0.1}, TEXT | {"ls_init_value": 0.2}, {"quick_gelu": True}),
+        (VIT | {"no_ln_pre": True, "final_ln_after_pool": True}, TEXT | {"proj_bias": True}, {}),
+        (VIT | {"image_size": [32, 16], "patch_size": 4}, TEXT | {"context_length": 12}, {}),
+        (VIT | {"layers": 1}, TEXT | {"pool_type": "eos", "eos_id": END, "layers": 1}, {}),
+        (VIT, TEXT, {"cast_dtype": torch.float16}),
+    ],
+)
+@pytest.mark.parametrize("cls", [CLIP, CustomTextCLIP])
+def test_variants(vision: dict, text: dict, options: dict, cls: type):
+    model = _model(vision, text, cls, **options)
+    side = vision["image_size"]
+    images = torch.randn(2, 3, *(side if isinstance(side, list) else [side, side]), dtype=torch.float64)
+    tokens = _captions([5, 2, 12], context=text.get("context_length", 77))
+    if "cast_dtype" in options:  # LayerNormFp32: float32 inside
+        torch.testing.assert_close(
+            encode_image(model, images), model.encode_image(images), rtol=1e-5, atol=1e-5
+        )
+        return
+    _assert_same(model, lambda: encode_image(model, images), lambda: model.encode_image(images))
+    _assert_same(model, lambda: encode_text(model, tokens), lambda: model.encode_text(tokens))
+
+
+def test_other_image_towers_run_as_they_are():
+    model, images = _model(RESNET), _images()
+    assert not is_fast_image_tower(model.visual)
+    _assert_same(model, lambda: encode_image(model, images), lambda: model.encode_image(images))
+    pooled = _model(VIT | {"pool_type": "avg"})
+    assert not is_fast_image_tower(pooled.visual)
+    assert torch.equal(encode_image(pooled, images), pooled.encode_image(images))
+
+
+def test_nothing_is_kept():
+    model = _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    encode_image(model, _images()).sum().backward()
+    encode_text(model, _captions([4, 9])).sum().backward()
+    after = model.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_frozen_parts_get_no_gradient():
+    model = _model()
+    model.visual.lock(unlocked_groups=2)
+    encode_image(model, _images()).sum().backward()
+    got = {name for name, p in model.visual.named_parameters() if p.grad is not None}
+    assert got == {name for name, p in model.visual.named_parameters() if p.requires_grad} != set()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: encode_image(m, torch.zeros(0, 3, 32, 32)), "B > 0"),
+        (lambda m: encode_image(m, torch.zeros(2, 1, 32, 32)), "expected images"),
+        (lambda m: encode_image(m, torch.zeros(2, 3, 40, 32)), "this tower takes"),
+        (lambda m: encode_text(m, torch.zeros(0, 77, dtype=torch.int32)), "B > 0"),
+        (lambda m: encode_text(m, torch.zeros(2, 78, dtype=torch.int32)), "context is 77"),
+        (lambda m: encode_text(m, torch.zeros(2, 77)), "int32 or int64"),
+        (lambda m: encode_text(m, torch.full((2, 77), VOCABULARY)), "vocabulary has 1000"),
+        (lambda m: encode_text(m, torch.full((2, 77), -1)), "from -1"),
+        (
+            lambda m: encode_packed_text(
+                m, *[torch.zeros(1, 8, dtype=torch.int64)] * 2, torch.zeros(1, 9), None
+            ),
+            "one shape",
+        ),
+        (
+            lambda m: encode_packed_text(m, *[torch.zeros(1, 8, dtype=torch.int64)] * 3, torch.zeros(2)),
+            "pool is integers",
+        ),
+        (lambda m: replace(DEFAULT, recompute="all"), "recompute is one of"),
+    ],
+)
+def test_errors(call, words: str):
+    with pytest.raises(ValueError, match=words):
+        call(_model())
+
+
+def test_unsupported_towers_are_named():
+    for text in ({"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}, {"qk_norm": True}):
+        model = _model(text=TEXT | text, cls=CustomTextCLIP)
+        with pytest.raises(ValueError, match="use model.encode_text"):
+            encode_text(model, _captions([4]))
+    model = _model()
+    model.set_grad_checkpointing()
+    with pytest.raises(ValueError, match="recompute='blocks'"):
+        encode_image(model, _images())
