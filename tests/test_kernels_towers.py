@@ -1,4 +1,4 @@
-"""The fast towers against open_clip's own forward and backward pass, in float64: features and every gradient."""
+"""The fast towers against open_clip's forward and backward pass in float64."""
 
 from __future__ import annotations
 
@@ -162,7 +162,6 @@ def test_real_captions(shared_data):
         (VIT | {"no_ln_pre": True, "final_ln_after_pool": True}, TEXT | {"proj_bias": True}, {}),
         (VIT | {"image_size": [32, 16], "patch_size": 4}, TEXT | {"context_length": 12}, {}),
         (VIT | {"layers": 1}, TEXT | {"pool_type": "eos", "eos_id": END, "layers": 1}, {}),
-        (VIT, TEXT, {"cast_dtype": torch.float16}),
     ],
 )
 @pytest.mark.parametrize("cls", [CLIP, CustomTextCLIP])
@@ -171,11 +170,6 @@ def test_variants(vision: dict, text: dict, options: dict, cls: type):
     side = vision["image_size"]
     images = torch.randn(2, 3, *(side if isinstance(side, list) else [side, side]), dtype=torch.float64)
     tokens = _captions([5, 2, 12], context=text.get("context_length", 77))
-    if "cast_dtype" in options:  # LayerNormFp32: float32 inside
-        torch.testing.assert_close(
-            encode_image(model, images), model.encode_image(images), rtol=1e-5, atol=1e-5
-        )
-        return
     _assert_same(model, lambda: encode_image(model, images), lambda: model.encode_image(images))
     _assert_same(model, lambda: encode_text(model, tokens), lambda: model.encode_text(tokens))
 
