@@ -108,7 +108,8 @@ class Beton:
     """A finished .beton, memory-mapped and read-only.
 
     Attributes: `path`, `fields` (name → Field), `metadata` (structured, one record a sample,
-    on the map), `info` (the JSON beside the file, or {}).
+    on the map), `allocations` (the allocation table, on the map; in sample-major order when our
+    writer made the file), `page_size`, `info` (the JSON beside the file, or {}).
     Raises ValueError with the file's name when it is not a whole FFCV file.
     """
 
@@ -123,6 +124,7 @@ class Beton:
         header = self.bytes[: HEADER.itemsize].view(HEADER)[0]
         self._check_header(header)
         self._num_samples = int(header["num_samples"])
+        self.page_size = int(header["page_size"])
         self._table = int(header["alloc_table_ptr"])
         self.fields = self._read_fields(int(header["num_fields"]))
         dtype = metadata_dtype(self.fields)
@@ -134,8 +136,8 @@ class Beton:
         self._pointed = [n for n, f in self.fields.items() if f.kind in ALLOCATES]
         allocations = self.bytes[self._table :]
         allocations = allocations[: len(allocations) // ALLOCATION.itemsize * ALLOCATION.itemsize]
-        self._allocations = allocations.view(ALLOCATION)
-        if len(self._allocations) < self._num_samples * len(self._pointed):
+        self.allocations = allocations.view(ALLOCATION)
+        if len(self.allocations) < self._num_samples * len(self._pointed):
             raise ValueError(f"{self.path}: the allocation table is cut short; build the file again")
 
     def _check_header(self, header: np.void) -> None:
@@ -181,8 +183,8 @@ class Beton:
     @cached_property
     def _sorted_allocations(self) -> tuple[np.ndarray, np.ndarray]:
         """(ptr, size) in pointer order: the slow path, for files written by stock FFCV."""
-        order = np.argsort(self._allocations["ptr"], kind="stable")
-        return self._allocations["ptr"][order], self._allocations["size"][order]
+        order = np.argsort(self.allocations["ptr"], kind="stable")
+        return self.allocations["ptr"][order], self.allocations["size"][order]
 
     def spans(self, name: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the stored bytes of a column lie: (offset, size), int64, for sample `index` (any shape).
@@ -197,7 +199,7 @@ class Beton:
             ptr = record["data_ptr"]
         else:
             ptr = record["ptr"] if kind == BYTES else record
-        row = self._allocations[index * len(self._pointed) + self._pointed.index(name)]
+        row = self.allocations[index * len(self._pointed) + self._pointed.index(name)]
         size = row["size"]
         if not (row["ptr"] == ptr).all():
             ptrs, sizes = self._sorted_allocations
