@@ -1,0 +1,169 @@
+"""CLIP's tokenizer, fast: captions → token ids equal to open_clip's `SimpleTokenizer`, for any string.
+
+Speed comes from three exact short cuts: text on which ftfy provably changes nothing is not given to
+it, words are looked up in a cache of their ids, and a batch becomes one array at the end.  Unknown
+words go to the BPE of Hugging Face's `tokenizers`, loaded with the vocabulary file that open_clip
+installs (open_clip itself is not imported).
+
+Not here: caption choice (the loader draws it), packing of tokens (`kernels/towers.py`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+CONTEXT_LENGTH = 77
+START, END = 49406, 49407
+_MERGES = 49152 - 256 - 2
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
+
+_WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|"
+_ascii_words = re.compile(_WORDS + r"[a-z]+|[0-9]|[^\sa-z0-9]+").findall  # for lowercase ASCII
+_plain = re.compile(r"[\t\n\r -%'-~]*").fullmatch  # ASCII without "&" and control characters
+_lines = re.compile(r"[^\n]*\n|[^\n]+").findall  # ftfy's segments
+
+
+# -- cleaning ---------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """ftfy, HTML entities unescaped twice, whitespace collapsed, lowercase: as open_clip's tokenizer."""
+    if not _plain(text):
+        text = text if _untouched(text) else _clean_slowly(text)
+    return " ".join(text.split()).lower()
+
+
+def _clean_slowly(text: str) -> str:
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+@cache
+def _touched():
+    """Search for a character that some step of ftfy, or unescaping, looks for.
+
+    ftfy's steps besides mojibake repair and NFC act on single characters of these tables only
+    (ftfy/chardata.py, ftfy/fixes.py).
+    """
+    from ftfy import chardata
+
+    characters = {chr(c) for c in (*chardata.LIGATURES, *chardata.WIDTH_MAP, *chardata.CONTROL_CHARS)}
+    characters |= {chr(c) for c in range(0x80, 0xA0)} | set("&\x1b\x7f\x85\u2028\u2029")
+    characters |= {chr(c) for c in range(0x2010, 0x2040) if chardata.SINGLE_QUOTE_RE.match(chr(c))}
+    characters |= {chr(c) for c in range(0x2010, 0x2040) if chardata.DOUBLE_QUOTE_RE.match(chr(c))}
+    listed = "".join(re.escape(c) for c in sorted(characters - set("\t\n\r ")))
+    quotes = chardata.SINGLE_QUOTE_RE.pattern[1:-1] + chardata.DOUBLE_QUOTE_RE.pattern[1:-1]
+    return re.compile(f"[{listed}{quotes}\ud800-\udfff]").search
+
+
+def _untouched(text: str) -> bool:
+    """True only if ftfy and html.unescape leave `text` as it is, line breaks aside."""
+    from ftfy.badness import is_bad
+
+    if _touched()(text) or not unicodedata.is_normalized("NFC", text):
+        return False
+    return not any(is_bad(line) for line in _lines(text))
+
+
+# -- tokens -----------------------------------------------------------------------------------
+
+
+def vocabulary_file() -> Path:
+    """open_clip's BPE merges; ValueError when open_clip is not installed."""
+    found = importlib.util.find_spec("open_clip")
+    if found is None:
+        raise ValueError("open_clip is not installed; pip install open_clip_torch")
+    return Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+
+
+@cache
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte, in the vocabulary's order."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+class _Words(dict):
+    """word → its token ids; a missing word is encoded, and remembered while there is room."""
+
+    def __init__(self):
+        from tokenizers import models
+
+        letters = list(_byte_letters().values())
+        lines = gzip.decompress(vocabulary_file().read_bytes()).decode("utf-8").split("\n")
+        merges = [tuple(line.split()) for line in lines[1 : _MERGES + 1]]
+        tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+        # Were a token made by two merges, the order of merging could matter and `tokenizers` differ.
+        assert len(set(tokens)) == len(tokens) == START
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        self._bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+        self._special = {"<start_of_text>": (START,), "<end_of_text>": (END,)}
+        super().__init__(self._special)
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        letters = _byte_letters()
+        mapped = "".join([letters[byte] for byte in word.encode("utf-8")])
+        ids = tuple(token.id for token in self._bpe.tokenize(mapped))
+        if len(word) <= _CACHED_LENGTH:
+            if len(self) >= _CACHED_WORDS:
+                self.clear()
+                self.update(self._special)
+            self[word] = ids
+        return ids
+
+
+@cache
+def _words() -> _Words:
+    return _Words()
+
+
+@cache
+def _unicode_words():
+    import regex  # \p{L} and \p{N}, and the same case folding as open_clip's pattern
+
+    return regex.compile(_WORDS + r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE).findall
+
+
+def tokenize(texts: Sequence[str]) -> np.ndarray:
+    """(N, 77) int32 token ids of N captions: start, words, end, then zeros, as open_clip lays them out.
+
+    A caption that is too long loses its tail and keeps the end token last.
+    """
+    look_up = _words().__getitem__
+    rows = []
+    for text in texts:
+        text = clean(text)
+        words = _ascii_words(text) if text.isascii() else _unicode_words()(text)
+        rows.append(list(chain.from_iterable(map(look_up, words)))[: CONTEXT_LENGTH - 2])
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    out = np.zeros((len(rows), CONTEXT_LENGTH), np.int32)
+    column = np.arange(CONTEXT_LENGTH)
+    out[(column >= 1) & (column <= counts[:, None])] = list(chain.from_iterable(rows))
+    out[:, 0] = START
+    out[np.arange(len(rows)), counts + 1] = END
+    return out
+
+
+def lengths(tokens: np.ndarray) -> np.ndarray:
+    """(N,) int64: position of the end token + 1, for (N, 77) ids.
+
+    The first end token counts, as in open_clip's text tower, which pools at the largest id.
+    A row of zeros (an unused caption) has length 1.
+    """
+    return tokens.argmax(-1) + 1
