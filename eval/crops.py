@@ -1,0 +1,234 @@
+"""From image files to model input: open_clip's own transform, its uint8 half cached.
+
+B batch, N images, S image side.
+
+The transform is split where pixels stop being bytes: resizing, cropping and RGB conversion run
+once a set in PIL (bit for bit what open_clip does, a GPU's resize is not) and are kept as uint8;
+scaling and normalising are done batch by batch with torchvision's own arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from eval.evalset import ArrayImages, FileImages, Unreadable
+from eval.ranks import Ranks
+
+Images = FileImages | ArrayImages
+_AHEAD = 3  # batches decoded ahead of the model
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """open_clip's evaluation transform in two halves; `key` names the first half and Pillow's version."""
+
+    spatial: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    key: str
+
+    @classmethod
+    def from_transform(cls, transform) -> Preprocess:
+        """Split a torchvision `Compose` that ends in ToTensor, Normalize; ValueError for another shape."""
+        steps = list(transform.transforms)
+        names = [type(s).__name__ for s in steps]
+        if len(steps) < 2 or "ToTensor" not in names[-2] or names[-1] != "Normalize":
+            raise ValueError(f"the model's image transform is {names}; it must end in ToTensor, Normalize")
+        spatial, normalize = tuple(steps[:-2]), steps[-1]
+        described = f"{[repr(s) for s in spatial]} pillow {PIL.__version__}"
+        key = hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+        probe = PIL.Image.new("RGB", (8, 8))
+        for step in spatial:
+            probe = step(probe)
+        return cls(spatial, tuple(normalize.mean), tuple(normalize.std), (probe.height, probe.width), key)
+
+    def crop(self, image: PIL.Image.Image) -> np.ndarray:
+        """(S, S, 3) uint8."""
+        for step in self.spatial:
+            image = step(image)
+        return np.asarray(image)
+
+    def tensor(self, crops: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """(B, S, S, 3) uint8 → (B, 3, S, S) float32, as torchvision's ToTensor and Normalize compute it."""
+        batch = torch.from_numpy(np.ascontiguousarray(crops)).to(device)
+        batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div(255)
+        mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=device).view(-1, 1, 1)
+        return batch.sub_(mean).div_(std)
+
+    def describe(self) -> dict:
+        return {
+            "steps": [" ".join(repr(s).split()) for s in self.spatial],
+            "mean": self.mean,
+            "std": self.std,
+            "pillow": PIL.__version__,
+        }
+
+
+def replace_into(path: Path, write) -> None:
+    """Call write(temporary path), then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class Cache:
+    """A folder of what need not be computed twice; None keeps nothing.
+
+    identities/STAMP   hash of a set's image bytes, found without reading them again
+    crops/KEY.npy      (N, S, S, 3) uint8, with KEY.json naming the images that did not decode
+    features/KEY.npy   (N, D) float32 of images, of class weights, of captions
+    """
+
+    folder: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    def identity(self, images: Images) -> str:
+        stamp = images.stamp()
+        if self.folder is None:
+            return stamp
+        path = self.folder / "identities" / stamp
+        if path.is_file():
+            return path.read_text()
+        found = images.identity()
+        replace_into(path, lambda p: p.write_text(found))
+        return found
+
+    def features_path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / "features" / f"{key}.npy"
+
+    def load(self, key: str) -> np.ndarray | None:
+        path = self.features_path(key)
+        return np.load(path) if path is not None and path.is_file() else None
+
+    def save(self, key: str, value: np.ndarray) -> None:
+        path = self.features_path(key)
+        if path is None:
+            return
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                np.save(file, value)
+
+        replace_into(path, write)
+
+    def has_room(self, bytes_needed: int) -> bool:
+        """Whether a file of that size leaves a tenth of the disk's free space untouched."""
+        if self.folder is None:
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return bytes_needed < 0.9 * shutil.disk_usage(self.folder).free
+
+
+@dataclass
+class Crops:
+    """A set's crops: read from the cache, or decoded (and cached) while they are first walked through.
+
+    After a walk `bad` holds {index: message} for the images that no decoder read; their rows are zero.
+    """
+
+    images: Images
+    preprocess: Preprocess
+    cache: Cache
+    key: str
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.cache.folder is None else self.cache.folder / "crops" / f"{self.key}.npy"
+
+    def stored(self) -> np.ndarray | None:
+        """(N, S, S, 3) uint8 on the memory map, or None; fills `bad`."""
+        if self.path is None or not self.path.is_file():
+            return None
+        listed = self.path.with_suffix(".json")
+        rows = json.loads(listed.read_text())["unreadable"] if listed.is_file() else []
+        self.bad = {int(i): message for i, message in rows}
+        return np.load(self.path, mmap_mode="r")
+
+    def _one(self, i: int) -> np.ndarray | str:
+        try:
+            return self.preprocess.crop(self.images[i])
+        except Unreadable as error:
+            return str(error)
+
+    def _decoded(self, spans: Sequence[range], workers: int) -> Iterator[tuple[range, np.ndarray]]:
+        height, width = self.preprocess.size
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = [[pool.submit(self._one, i) for i in span] for span in spans[:_AHEAD]]
+            for number, span in enumerate(spans):
+                if number + _AHEAD < len(spans):
+                    waiting.append([pool.submit(self._one, i) for i in spans[number + _AHEAD]])
+                batch = np.zeros((len(span), height, width, 3), np.uint8)
+                for row, (i, future) in enumerate(zip(span, waiting[number])):
+                    result = future.result()
+                    if isinstance(result, str):
+                        self.bad[i] = result
+                    else:
+                        batch[row] = result
+                waiting[number] = []
+                yield span, batch
+
+    def batches(self, batch_size: int, workers: int, ranks: Ranks) -> Iterator[tuple[range, np.ndarray]]:
+        """This rank's (indices, (B, S, S, 3) uint8); the last batch of the set may be shorter."""
+        count = len(self.images)
+        spans = [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
+        mine = [spans[i] for i in ranks.mine(len(spans))]
+        stored = self.stored()
+        if stored is not None:
+            yield from ((span, stored[span.start : span.stop]) for span in mine)
+            return
+        part = self._create(ranks)
+        for span, batch in self._decoded(mine, workers):
+            if part is not None:
+                part[span.start : span.stop] = batch
+            yield span, batch
+        for other in ranks.gather(self.bad):
+            self.bad.update(other)
+        if part is not None:
+            self._finish(part, ranks)
+
+    def _part_path(self) -> Path:
+        return self.path.with_name(f".{self.key}.part")
+
+    def _create(self, ranks: Ranks) -> np.memmap | None:
+        """The file all ranks fill, made by the first; None without a cache or without room for it."""
+        shape = (len(self.images), *self.preprocess.size, 3)
+        room = ranks.gather(self.cache.has_room(int(np.prod(shape))))[0]
+        if not room:
+            if self.cache.folder is not None:
+                self.cache.notes.append(f"no room for {self.path.name}: its images are decoded every time")
+            return None
+        if ranks.rank == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.lib.format.open_memmap(self._part_path(), "w+", np.uint8, shape)
+        ranks.barrier()
+        return np.lib.format.open_memmap(self._part_path(), "r+")
+
+    def _finish(self, part: np.memmap, ranks: Ranks) -> None:
+        part.flush()
+        ranks.barrier()
+        if ranks.rank == 0:
+            if self.bad:
+                listed = json.dumps({"unreadable": sorted(self.bad.items())})
+                replace_into(self.path.with_suffix(".json"), lambda p: p.write_text(listed))
+            os.replace(self._part_path(), self.path)
+        ranks.barrier()

@@ -1,0 +1,150 @@
+"""What an evaluation set is once indexed: its images, unread, and its labels or captions.
+
+Finding and reading sets is `eval/sources.py`'s business, decoding and cropping `eval/crops.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from eval import catalog
+from eval.catalog import Entry
+from eval.prompts import Prompts
+
+IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in the order clip-benchmark looks for them
+_DECODE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError,
+                  struct.error)  # fmt: skip
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+
+
+class Unreadable(ValueError):
+    """An image that no decoder reads; the message names it."""
+
+
+class FileImages:
+    """Images that are byte ranges of files (tar members, or whole files); safe to read from threads."""
+
+    def __init__(self, members: Sequence[tuple[Path, int, int, str]]):
+        """members: (file, offset, size, name) each; size -1 means the whole file."""
+        self.members = list(members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def name(self, i: int) -> str:
+        path, _, size, name = self.members[i]
+        return str(path) if size < 0 else f"{path}, member {name}"
+
+    def read(self, i: int) -> bytes:
+        path, offset, size, _ = self.members[i]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
+        try:
+            return Image.open(io.BytesIO(self.read(i))).convert("RGB")
+        except _DECODE_ERRORS as error:
+            raise Unreadable(f"{self.name(i)}: not a readable image ({error})") from None
+
+    def stamp(self) -> str:
+        """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
+        stats = {p: os.stat(p) for p in {m[0] for m in self.members}}
+        rows = sorted((str(p), s.st_size, s.st_mtime_ns) for p, s in stats.items())
+        spans = [(str(p), o, s) for p, o, s, _ in self.members]
+        return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
+
+    def identity(self) -> str:
+        """Hash of the images' bytes in order: two sets over the same pictures have the same one."""
+        digest = hashlib.blake2b(digest_size=16)
+        for i in range(len(self)):
+            data = self.read(i)
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+class ArrayImages:
+    """Images held as one uint8 array (N, H, W) or (N, H, W, 3)."""
+
+    def __init__(self, array: np.ndarray, where: Path):
+        self.array, self.where = array, where
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, i: int) -> str:
+        return f"{self.where}, image {i}"
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return Image.fromarray(self.array[i]).convert("RGB")
+
+    def identity(self) -> str:
+        digest = hashlib.blake2b(repr(self.array.shape).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.array))
+        return digest.hexdigest()
+
+    stamp = identity  # the array is in memory: reading it is cheap
+
+
+class CroppedImages(FileImages):
+    """Boxes (left, top, right, bottom) cut out of files, as PASCAL VOC's single objects are."""
+
+    def __init__(self, paths: Sequence[Path], boxes: Sequence[tuple[int, int, int, int]]):
+        super().__init__([(p, 0, -1, p.name) for p in paths])
+        self.boxes = list(boxes)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return super().__getitem__(i).crop(self.boxes[i])
+
+    def stamp(self) -> str:
+        return f"{super().stamp()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+
+    def identity(self) -> str:
+        return f"{super().identity()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """One set, indexed and labelled; no image has been decoded yet.
+
+    N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
+    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.
+    """
+
+    entry: Entry
+    path: Path
+    source: str  # the form it was read from
+    images: FileImages | ArrayImages
+    labels: np.ndarray | None = None
+    prompts: Prompts | None = None
+    captions: list[list[str]] | None = None
+    groups: np.ndarray | None = None
+
+    def __post_init__(self):
+        if not len(self.images):
+            raise ValueError(f"{self.path}: no image in it")
+        classes = None if self.prompts is None else len(self.prompts.classes)
+        catalog.check_counts(self.entry, len(self.images), classes, self.path)
+        if self.labels is not None:
+            assert len(self.labels) == len(self.images)
+            bad = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
+            if bad.size:
+                i = int(bad[0])
+                raise ValueError(
+                    f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
+                )

@@ -1,0 +1,167 @@
+"""Two-alternative forced choice: does the image tower see two pictures as alike as people do?
+
+N triplets (reference, left, right), D width.  Distance is 1 − cosine (paper, equation 1).  Votes may
+be fractions: the share of people who preferred right.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from eval.evalset import FileImages
+from pipeline.fields import Beton
+
+MIN_VOTES = 6  # NIGHTS keeps the triplets whose voters agreed; its `votes` column is their number
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """N triplets over U different images.
+
+    images: the U images.  rows (N, 3) int64: reference, left, right in `images`.  vote (N,) float64:
+    share that preferred right.  split (N,) of str.  votes_are: whose votes these are, in words.
+    """
+
+    path: Path
+    images: FileImages
+    rows: np.ndarray
+    vote: np.ndarray
+    split: np.ndarray
+    votes_are: str
+
+
+def _unique(members: list[tuple]) -> tuple[FileImages, np.ndarray]:
+    number: dict[tuple, int] = {}
+    rows = np.array([number.setdefault(m[:3], len(number)) for m in members], np.int64).reshape(-1, 3)
+    names = {m[:3]: m[3] for m in members}
+    return FileImages([(*key, names[key]) for key in number]), rows
+
+
+def read_beton(path: Path) -> Triplets:
+    """A triplet file of dataprep's.  ValueError when it holds no triplets."""
+    file = Beton(path)
+    if file.kind != "triplets":
+        raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
+    index = np.arange(len(file))
+    spans = {name: file.spans(name, index) for name in ("ref", "left", "right")}
+    members = [
+        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}")
+        for i in index
+        for n in ("ref", "left", "right")
+    ]
+    images, rows = _unique(members)
+    vote = file.metadata["vote"].astype(np.float64)
+    split = np.full(len(file), str(file.info.get("split", "test")))
+    votes_are = str(file.info.get("votes", "votes as given in the file"))
+    return Triplets(file.path, images, rows, vote, split, votes_are)
+
+
+_COLUMNS = ("left_vote", "right_vote", "ref_path", "left_path", "right_path")
+
+
+def _csv_rows(table: Path, min_votes: int, splits: tuple[str, ...]) -> list[dict]:
+    with open(table, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{table}: columns {', '.join(missing)} are missing; it has {reader.fieldnames}")
+        rows = list(reader)
+    rows = [r for r in rows if r.get("split", "test") in splits]
+    # A table without agreement counts (or with one answer a row) is taken whole.
+    counts = [float(r.get("votes") or 0) for r in rows]
+    if max(counts, default=0) >= min_votes:
+        rows = [r for r, n in zip(rows, counts) if n >= min_votes]
+    if not rows:
+        raise ValueError(
+            f"{table}: no triplet of split {' or '.join(splits)} with at least {min_votes} votes"
+        )
+    return rows
+
+
+def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...] = SPLITS) -> Triplets:
+    """A folder laid out as NIGHTS: `data.csv` (or `triplets.csv`) and the pictures it names.
+
+    Raises ValueError naming the row whose picture is missing or whose votes are no numbers.
+    """
+    table = next((folder / n for n in ("data.csv", "triplets.csv") if (folder / n).is_file()), None)
+    if table is None:
+        raise ValueError(f"--triplets {folder}: neither data.csv nor triplets.csv is in it")
+    members, vote, split = [], [], []
+    for number, row in enumerate(_csv_rows(table, min_votes, splits)):
+        where = f"{table}, triplet {row.get('id', number)}"
+        try:
+            left, right = float(row["left_vote"]), float(row["right_vote"])
+        except ValueError:
+            raise ValueError(f"{where}: left_vote and right_vote must be numbers") from None
+        if left + right <= 0:
+            raise ValueError(f"{where}: no vote for either side")
+        for column in ("ref_path", "left_path", "right_path"):
+            picture = folder / row[column]
+            if not picture.is_file():
+                raise ValueError(f"{where}: {picture} is missing")
+            members.append((picture, 0, -1, row[column]))
+        vote.append(right / (left + right))
+        split.append(row.get("split", "test"))
+    images, rows = _unique(members)
+    return Triplets(table, images, rows, np.array(vote), np.array(split), f"votes as given in {table.name}")
+
+
+def read(path: Path) -> Triplets:
+    """A .beton file or a folder laid out as NIGHTS."""
+    return read_nights(path) if path.is_dir() else read_beton(path)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """dist (N, 2) float32 from the reference to left and right; vote (N,); split (N,)."""
+
+    dist: np.ndarray
+    vote: np.ndarray
+    split: np.ndarray
+
+    def prefers_right(self) -> np.ndarray:
+        """(N,) 1 where right is nearer, 0 where left is, 0.5 at an exact tie."""
+        left, right = self.dist.T
+        return np.where(right < left, 1.0, np.where(right > left, 0.0, 0.5))
+
+    def credit(self) -> np.ndarray:
+        """(N,) agreement with the majority: 1, 0, or 0.5 at a tie of distances; NaN where votes are even."""
+        choice, vote = self.prefers_right(), self.vote
+        agrees = np.where(vote > 0.5, choice, 1 - choice)
+        return np.where(vote == 0.5, np.nan, agrees)
+
+    def soft_credit(self) -> np.ndarray:
+        """(N,) the share of people the model agrees with."""
+        choice = self.prefers_right()
+        return choice * self.vote + (1 - choice) * (1 - self.vote)
+
+
+def choose(triplets: Triplets, features: Tensor) -> Choices:
+    """features (U, D), unit rows of `triplets.images`."""
+    ref, left, right = (features[triplets.rows[:, i]] for i in range(3))
+    dist = np.stack([(1 - (ref * x).sum(1)).numpy() for x in (left, right)], 1)
+    return Choices(dist, triplets.vote, triplets.split)
+
+
+def metrics(choices: Choices) -> dict[str, float]:
+    """twoafc (majority, half credit at ties), twoafc_soft (share of people), ceiling, n; by split too."""
+    credit, soft = choices.credit(), choices.soft_credit()
+    ceiling = np.maximum(choices.vote, 1 - choices.vote)
+    out: dict[str, float] = {}
+    splits = sorted(set(choices.split.tolist()))
+    for name in ["", *(splits if len(splits) > 1 else [])]:
+        rows = np.ones(len(credit), bool) if not name else choices.split == name
+        end = f"@{name}" if name else ""
+        counted = rows & ~np.isnan(credit)
+        if counted.any():
+            out[f"twoafc{end}"] = float(credit[counted].mean())
+        out[f"twoafc_soft{end}"] = float(soft[rows].mean())
+        out[f"ceiling{end}"] = float(ceiling[rows].mean())
+        out[f"triplets{end}"] = int(rows.sum())
+    return out

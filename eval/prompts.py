@@ -1,0 +1,124 @@
+"""Class names and prompt templates of a zero-shot set.
+
+Files beside the data win (clip-benchmark's `classnames.txt` and
+`zeroshot_classification_templates.txt`); else the field's own, from `prompts.json` and
+open_clip.  Two published profiles differ for SVHN: `clip_benchmark` spells the digits,
+`datacomp` uses MNIST's names and prompt; every result names the profile it used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+PROFILES = ("datacomp", "clip_benchmark")
+BESIDE = "beside the data"
+CLASSNAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """K class names, T templates with `{c}`; `profile` says whose they are."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    profile: str
+
+    def texts(self) -> list[str]:
+        """K × T prompts, class by class."""
+        # str.replace would also fill a "{c}" inside a class name; format does not.
+        return [t.format(c=c) for c in self.classes for t in self.templates]
+
+
+@cache
+def packaged() -> dict:
+    """prompts.json: `classnames`, `templates`, `imagenet_wnids` (1000), `imagenet_subsets` (indices)."""
+    return json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
+
+
+def known_classnames(name: str, profile: str = PROFILES[0]) -> tuple[str, ...] | None:
+    """The field's class names of a set (catalog `prompts` name), None where the data themselves hold them."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    data = packaged()
+    if name == "svhn" and profile == "datacomp":
+        name = "mnist"
+    if name in ("imagenet1k", "imagenetv2", "imagenet_sketch"):
+        return tuple(IMAGENET_CLASSNAMES)
+    if name in data["imagenet_subsets"]:
+        return tuple(IMAGENET_CLASSNAMES[i] for i in data["imagenet_subsets"][name])
+    names = data["classnames"].get(name)
+    return None if names is None else tuple(names)
+
+
+def known_templates(name: str, profile: str = PROFILES[0]) -> tuple[str, ...]:
+    """The field's templates; ImageNet's 80 for a set that has none, as clip-benchmark does."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    if name == "svhn" and profile == "datacomp":
+        name = "mnist"
+    found = packaged()["templates"].get(name)
+    return tuple(found) if found else tuple(t("{c}") for t in OPENAI_IMAGENET_TEMPLATES)
+
+
+def read_lines(path: Path) -> tuple[str, ...] | None:
+    """A file's lines, stripped; blank ones count (CLEVR has an empty class name); None if absent."""
+    if not path.is_file():
+        return None
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...]:
+    """Templates whose only field is `{c}`; open_clip's `{}` is taken too.  ValueError names the bad line."""
+    if not templates:
+        raise ValueError(f"{where}: no template; one a line is expected, with {{c}} for the class name")
+    out = []
+    for number, template in enumerate(templates, 1):
+        template = template.replace("{}", "{c}")
+        try:
+            filled = template.format(c="\0")
+        except (KeyError, IndexError, ValueError):
+            filled = ""
+        if "\0" not in filled:
+            raise ValueError(f"{where}, line {number}: {template!r} is no template with {{c}} in it")
+        out.append(template)
+    return tuple(out)
+
+
+def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: str | None) -> Prompts:
+    """Prompts of the set `name` (catalog `prompts` name) whose data lie in `folder`.
+
+    profile None: the files beside the data where they are, else the field's (datacomp's).
+    own_classes: what the data set itself calls its classes.
+    """
+    beside_classes = read_lines(folder / CLASSNAMES_FILE) if profile is None else None
+    beside_templates = read_lines(folder / TEMPLATES_FILE) if profile is None else None
+    fallback = profile or PROFILES[0]
+    classes = beside_classes or known_classnames(name, fallback) or own_classes
+    if classes is None and profile is not None:  # the profile has no names of its own for this set
+        classes = read_lines(folder / CLASSNAMES_FILE)
+    if not classes:
+        raise ValueError(f"{folder}: no class names; {CLASSNAMES_FILE} with one name a line is expected")
+    if beside_templates is None:
+        templates = known_templates(name, fallback)
+    else:
+        templates = checked_templates(beside_templates, folder / TEMPLATES_FILE)
+    prompts = Prompts(tuple(classes), templates, fallback)
+    if beside_classes is None and beside_templates is None:
+        return prompts
+    return Prompts(prompts.classes, templates, _recognised(name, prompts))
+
+
+def _recognised(name: str, prompts: Prompts) -> str:
+    """`beside the data`, and which published profile the files equal, if one."""
+    for profile in PROFILES:
+        same = known_classnames(name, profile) == prompts.classes
+        if same and known_templates(name, profile) == prompts.templates:
+            return f"{BESIDE} (equal to {profile})"
+    return BESIDE

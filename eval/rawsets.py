@@ -1,0 +1,140 @@
+"""torchvision's raw data sets, ObjectNet and PASCAL VOC 2007's single objects, as they lie on disk.
+
+torchvision's own classes find and check the files; here they only give up their file lists or
+arrays, so that images are decoded once and by our threads.  PCAM's HDF5 files are not read
+(take the tars), and the sets whose test split exists only as tars (EuroSAT, RESISC45,
+Caltech-101, CLEVR, KITTI) are not guessed at.
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import catalog, prompts
+from eval.catalog import CLASSIFICATION_TASK
+from eval.evalset import ArrayImages, CroppedImages, EvalSet, FileImages, pictures
+
+# catalog key → (torchvision class, its arguments for the test split, the folder it makes under its root)
+TORCHVISION: dict[str, tuple[str, dict[str, Any], str]] = {
+    "cifar10": ("CIFAR10", {"train": False}, "cifar-10-batches-py"),
+    "vtab/cifar100": ("CIFAR100", {"train": False}, "cifar-100-python"),
+    "vtab/dtd": ("DTD", {"split": "test", "partition": 1}, "dtd"),
+    "vtab/flowers": ("Flowers102", {"split": "test"}, "flowers-102"),
+    "vtab/pets": ("OxfordIIITPet", {"split": "test"}, "oxford-iiit-pet"),
+    "vtab/svhn": ("SVHN", {"split": "test"}, "test_32x32.mat"),
+    "cars": ("StanfordCars", {"split": "test"}, "stanford_cars"),
+    "food101": ("Food101", {"split": "test"}, "food-101"),
+    "fgvc_aircraft": ("FGVCAircraft", {"split": "test"}, "fgvc-aircraft-2013b"),
+    "country211": ("Country211", {"split": "test"}, "country211"),
+    "gtsrb": ("GTSRB", {"split": "test"}, "gtsrb"),
+    "renderedsst2": ("RenderedSST2", {"split": "test"}, "rendered-sst2"),
+    "stl10": ("STL10", {"split": "test"}, "stl10_binary"),
+}
+
+
+def _contents(dataset: Any) -> tuple[Any, np.ndarray]:
+    """(list of files, or uint8 images (N, H, W, 3)) and labels (N,) of a torchvision set."""
+    for files, labels in (("_image_files", "_labels"), ("_images", "_labels")):
+        if hasattr(dataset, files):
+            return [Path(f) for f in getattr(dataset, files)], np.asarray(getattr(dataset, labels), np.int64)
+    for pairs in ("samples", "_samples"):
+        if hasattr(dataset, pairs):
+            rows = getattr(dataset, pairs)
+            return [Path(f) for f, _ in rows], np.array([label for _, label in rows], np.int64)
+    images = np.asarray(dataset.data)
+    if images.ndim == 4 and images.shape[1] == 3:  # SVHN and STL-10 hold planes
+        images = images.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.asarray(
+        dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64
+    )
+
+
+def _read_torchvision(key: str, folder: Path, profile: str | None) -> EvalSet | None:
+    from torchvision import datasets
+
+    cls, arguments, inside = TORCHVISION[key]
+    root = next((r for r in (folder, folder.parent) if (r / inside).exists()), None)
+    if root is None:
+        return None
+    try:
+        dataset = getattr(datasets, cls)(str(root), download=False, **arguments)
+    except (RuntimeError, OSError, ImportError, KeyError) as error:
+        raise ValueError(f"{root / inside}: torchvision cannot read it as {cls} ({error})") from None
+    contents, labels = _contents(dataset)
+    images = (
+        FileImages([(f, 0, -1, f.name) for f in contents])
+        if isinstance(contents, list)
+        else ArrayImages(contents, root / inside)
+    )
+    entry = catalog.find(key)
+    own = getattr(dataset, "classes", None)
+    if own is not None and key == "food101":
+        own = [c.replace("_", " ") for c in own]
+    loaded = prompts.load(entry.prompts, folder, own, profile)
+    return EvalSet(entry, folder, f"torchvision {cls}", images, labels, loaded)
+
+
+def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
+    """ObjectNet's 113 classes that ImageNet shares, labelled as clip-benchmark does."""
+    names_file = folder / "folder_to_objectnet_label.json"
+    shared_file = folder / "objectnet_to_imagenet_1k.json"
+    place = folder / "objectnet-1.0" / "images"
+    if not (names_file.is_file() and shared_file.is_file() and place.is_dir()):
+        return None
+    names = json.loads(names_file.read_text())
+    folder_of = {name: sub for sub, name in names.items()}
+    used = sorted(folder_of[name] for name in json.loads(shared_file.read_text()))
+    members, labels = [], []
+    for label, sub in enumerate(used):
+        files = pictures(place / sub)
+        members += [(p, 0, -1, p.name) for p in files]
+        labels += [label] * len(files)
+    own = [names[sub].lower() for sub in used]
+    loaded = prompts.load("objectnet", folder, own, profile)
+    entry = catalog.find("objectnet")
+    return EvalSet(entry, folder, "objectnet", FileImages(members), np.array(labels, np.int64), loaded)
+
+
+def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
+    """Each object of VOC 2007's test images cut out by its box; crops of one image form a group."""
+    base = folder / "VOC2007" if (folder / "VOC2007").is_dir() else folder / "VOCdevkit" / "VOC2007"
+    listing = base / "ImageSets" / "Main" / "aeroplane_test.txt"
+    if not listing.is_file():
+        return None
+    number = {c: i for i, c in enumerate(prompts.known_classnames("voc2007"))}
+    paths, boxes, labels, groups = [], [], [], []
+    for group, line in enumerate(listing.read_text().split("\n")):
+        if not line.strip():
+            continue
+        name = line.split()[0]
+        for thing in ElementTree.parse(base / "Annotations" / f"{name}.xml").findall("object"):
+            box = thing.find("bndbox")
+            paths.append(base / "JPEGImages" / f"{name}.jpg")
+            boxes.append(tuple(int(box[i].text) for i in range(4)))
+            labels.append(number[thing.find("name").text])
+            groups.append(group)
+    loaded = prompts.load("voc2007", folder, None, profile)
+    images = CroppedImages(paths, boxes)
+    entry = catalog.entry_for("voc2007", CLASSIFICATION_TASK)
+    return EvalSet(entry, folder, "VOCdevkit", images, np.array(labels, np.int64), loaded,
+                   groups=np.array(groups, np.int64))  # fmt: skip
+
+
+def read(folder: Path, profile: str | None = None) -> EvalSet | None:
+    """The raw set in this folder, or None when the folder is none of them.
+
+    Raises ValueError when torchvision finds the folder but not a whole set in it.
+    """
+    entry = catalog.find(folder.name)
+    key = entry.key if entry is not None else None
+    if key is None:
+        key = next((k for k, (_, _, inside) in TORCHVISION.items() if folder.name == inside), None)
+    found = _read_torchvision(key, folder, profile) if key in TORCHVISION else None
+    if found is not None:
+        return found
+    return _read_objectnet(folder, profile) or _read_voc2007(folder, profile)

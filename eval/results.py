@@ -1,0 +1,235 @@
+"""What an evaluation leaves on disk, and reading it back.
+
+    OUT/results.json                   everything, the report's input
+    OUT/predictions/KEY.npz            per-sample outcomes, the statistics' input
+    OUT/clip_benchmark/*.json          one a set, for `clip_benchmark build`
+    OUT/eval_results.jsonl             DataComp's, one line a set
+    OUT/results.csv                    open_clip's wide form, one row
+
+Written after everything is computed, each file to a temporary name first, results.json last: where
+it exists the evaluation is whole.  A `samples` key is the number of training samples seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from eval import catalog
+from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
+from eval.crops import replace_into
+from eval.suite import Outcome, SetResult
+
+RESULTS, PREDICTIONS = "results.json", "predictions"
+SCHEMA = 1
+
+
+def _file_name(key: str) -> str:
+    return key.replace("/", "-")
+
+
+def _set_record(result: SetResult) -> dict:
+    one = result.one
+    record = {
+        "name": one.entry.name,
+        "family": one.entry.family,
+        "task": one.entry.task,
+        "near_chance": one.entry.near_chance,
+        "samples": len(result.arrays["index"]),
+        "main_metric": one.entry.main_metric,
+        "metrics": result.metrics,
+        "source": one.source,
+        "path": str(one.path.resolve()),
+        "predictions": f"{PREDICTIONS}/{_file_name(one.entry.key)}.npz",
+        "crops": result.crops,
+        "seconds": round(result.seconds, 3),
+    }
+    if result.unreadable:
+        record["unreadable"] = result.unreadable
+    if one.prompts is not None:
+        record["classes"] = len(one.prompts.classes)
+        record["classnames"] = list(one.prompts.classes)
+        record["templates"] = list(one.prompts.templates)
+        record["prompts"] = one.prompts.profile
+    else:
+        record["captions"] = one.captions
+    return record
+
+
+def headline(outcome: Outcome) -> dict[str, float]:
+    """The demo's summary figures, as far as its sets were evaluated."""
+    out = {}
+    for result in outcome.sets:
+        for name, metric in result.one.entry.headline:
+            if metric in result.metrics:
+                out[name] = result.metrics[metric]
+    if outcome.triplets is not None and "twoafc" in outcome.triplets.metrics:
+        out["twoafc"] = outcome.triplets.metrics["twoafc"]
+    return out
+
+
+def _triplet_record(outcome: Outcome) -> dict | None:
+    if outcome.triplets is None:
+        return None
+    result = outcome.triplets
+    return {
+        "path": str(result.triplets.path.resolve()),
+        "votes": result.triplets.votes_are,
+        "metrics": result.metrics,
+        "predictions": f"{PREDICTIONS}/triplets.npz",
+        "crops": result.crops,
+    }
+
+
+def _missing(outcome: Outcome) -> list[str]:
+    here = {r.one.entry.key for r in outcome.sets}
+    return [e.key for e in catalog.CLASSIFICATION + catalog.CAPTIONS if e.key not in here]
+
+
+def _json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    replace_into(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def save(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    replace_into(path, save)
+
+
+# -- the field's own formats ------------------------------------------------------------------
+
+
+def clip_benchmark_record(result: SetResult, model: str, pretrained: str) -> dict:
+    """One set as `clip_benchmark eval` dumps it (acc5 absent where clip-benchmark writes NaN)."""
+    names = ("acc1", "acc5", "mean_per_class_recall")
+    if result.one.entry.task == RETRIEVAL_TASK:
+        names = tuple(m for m in result.metrics if "recall@" in m)
+    return {
+        "dataset": f"wds/{result.one.entry.key}",
+        "model": model,
+        "pretrained": pretrained,
+        "task": result.one.entry.task,
+        "metrics": {n: result.metrics[n] for n in names if n in result.metrics},
+        "language": "en",
+    }
+
+
+def datacomp_record(result: SetResult) -> dict:
+    """One line of DataComp's eval_results.jsonl, with its names and its main metric."""
+    metrics = dict(clip_benchmark_record(result, "", "")["metrics"])
+    if result.one.entry.task == RETRIEVAL_TASK:
+        recalls = [metrics["image_retrieval_recall@1"], metrics["text_retrieval_recall@1"]]
+        metrics["mean_recall@1"] = sum(recalls) / 2
+        metrics["main_metric"] = metrics["mean_recall@1"]
+    else:
+        metrics["main_metric"] = metrics[result.one.entry.main_metric]
+    return {"key": result.one.entry.key, "dataset": result.one.entry.name, "metrics": metrics}
+
+
+def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | float]:
+    """open_clip's openclip_results.csv: name, pretrained, the mean, then one column a set (main metrics)."""
+    values = {r.one.entry.name: datacomp_record(r)["metrics"]["main_metric"] for r in outcome.sets}
+    classified = [v for r, v in zip(outcome.sets, values.values()) if r.one.entry.task == CLASSIFICATION_TASK]
+    mean = {}
+    if classified:
+        mean = {"Average perf. on the classification sets here": sum(classified) / len(classified)}
+    rounded = {k: round(v, 4) for k, v in (mean | values).items()}
+    return {"name": model, "pretrained": pretrained, **rounded}
+
+
+def _csv_text(row: dict) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row))
+    writer.writeheader()
+    writer.writerow(row)
+    return text.getvalue()
+
+
+def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dict:
+    """Write every file; returns the contents of results.json.
+
+    about: `checkpoint` (with `model`, `pretrained`), `recipe`, `settings`, `versions`.
+    """
+    model, pretrained = about["checkpoint"]["model"], about["checkpoint"]["pretrained"]
+    slug = pretrained.replace("/", "_")
+    for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
+        old.unlink()  # of an earlier evaluation of another selection
+    for result in outcome.sets:
+        _npz(out / PREDICTIONS / f"{_file_name(result.one.entry.key)}.npz", result.arrays)
+        record = clip_benchmark_record(result, model, pretrained)
+        key = result.one.entry.key.replace("/", "_")
+        _json(out / "clip_benchmark" / f"{key}_{slug}_{model}_en_{record['task']}.json", record)
+    if outcome.triplets is not None:
+        _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
+    lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
+    replace_into(out / "eval_results.jsonl", lambda p: p.write_text(lines, encoding="utf-8"))
+    row = _csv_text(wide_row(outcome, model, pretrained))
+    replace_into(out / "results.csv", lambda p: p.write_text(row, encoding="utf-8"))
+    contents = {
+        "schema": SCHEMA,
+        **about,
+        "headline": headline(outcome),
+        "datasets": {r.one.entry.key: _set_record(r) for r in outcome.sets},
+        "triplets": _triplet_record(outcome),
+        "missing": _missing(outcome) if missing else [],
+        "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
+    }
+    _json(out / RESULTS, contents)
+    return contents
+
+
+# -- reading back -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One results.json and what lies beside it."""
+
+    folder: Path
+    data: dict
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        path = folder / RESULTS
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            raise ValueError(f"{path}: not there; python -m eval.run --checkpoint … makes it") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not whole JSON ({error}); evaluate again") from None
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: of another version of this project; evaluate again")
+        return cls(folder, data)
+
+    @property
+    def datasets(self) -> dict[str, dict]:
+        return self.data["datasets"]
+
+    @property
+    def samples(self) -> int | None:
+        """Training samples seen by the checkpoint, where the run tells."""
+        return self.data["checkpoint"].get("samples")
+
+    @cached_property
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        return {}
+
+    def arrays(self, key: str) -> dict[str, np.ndarray]:
+        """Per-sample outcomes of a set (or of `triplets`)."""
+        if key not in self._arrays:
+            record = self.data["triplets"] if key == "triplets" else self.datasets[key]
+            path = self.folder / record["predictions"]
+            if not path.is_file():
+                raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
+            with np.load(path) as file:
+                self._arrays[key] = {name: file[name] for name in file.files}
+        return self._arrays[key]

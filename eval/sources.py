@@ -1,0 +1,316 @@
+"""Reading evaluation sets from disk, whatever form a user holds them in; nothing is downloaded.
+
+Under a root, each sub-folder (or the root itself) may be
+  - a clip-benchmark webdataset folder: `test/{nshards.txt, 0.tar, …}` with image and `.cls` or `.txt`;
+  - MNIST-format files: `t10k-images-idx3-ubyte(.gz)` and labels;
+  - one of torchvision's raw sets (`eval/rawsets.py`);
+  - captions: Karpathy's files of COCO and Flickr30k, or `captions.json`;
+  - one folder a class, holding pictures.
+`discover` returns what it read and, for what it could not read, the reason: a missing set is
+listed, never fatal; a damaged one is an error (ValueError naming file and member).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from eval import catalog, prompts, rawsets
+from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
+from eval.evalset import IMAGE_SUFFIXES, ArrayImages, EvalSet, FileImages, pictures
+
+# -- clip-benchmark's webdataset folders ------------------------------------------------------
+
+
+def _shards(folder: Path) -> list[Path]:
+    count_file = folder / "test" / "nshards.txt"
+    text = count_file.read_text().strip()
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{count_file}: {text!r} is no number of shards")
+    shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
+    for shard in shards:
+        if not shard.is_file():
+            raise ValueError(f"{shard}: missing, {count_file} announces {len(shards)} shard(s)")
+    return shards
+
+
+def _grouped_members(shard: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """[(key, {extension: member})] in file order; a key ends at the first dot of the base name."""
+    samples: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, {}))
+                samples[-1][1][extension.lower()] = member
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{shard}: not a whole tar file ({error})") from None
+    return samples
+
+
+def _sample_bytes(file, member: tarfile.TarInfo, shard: Path) -> bytes:
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise ValueError(f"{shard}, member {member.name}: cut short")
+    return data
+
+
+def _read_shard(shard: Path, extension: str) -> tuple[list, list[bytes]]:
+    """Image members [(file, offset, size, name)] and the bytes of their `.cls` or `.txt`."""
+    images, targets = [], []
+    with open(shard, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for key, parts in _grouped_members(shard):
+            picture = next((parts[s] for s in IMAGE_SUFFIXES if s in parts), None)
+            if picture is None or extension not in parts:
+                missing = "an image" if picture is None else f".{extension}"
+                raise ValueError(f"{shard}, sample {key}: {missing} is missing (it has {sorted(parts)})")
+            if picture.offset_data + picture.size > size:
+                raise ValueError(f"{shard}, member {picture.name}: cut short")
+            images.append((shard, picture.offset_data, picture.size, picture.name))
+            targets.append(_sample_bytes(file, parts[extension], shard))
+    return images, targets
+
+
+def _label(raw: bytes, name: str) -> int:
+    try:
+        return int(raw.decode("ascii").strip())
+    except (UnicodeDecodeError, ValueError):
+        raise ValueError(f"{name}: its .cls holds {raw[:20]!r}, a class number is expected") from None
+
+
+def caption_list(raw: bytes, name: str) -> list[str]:
+    """The lines of a `.txt` member; ValueError when none of them has a letter."""
+    try:
+        captions = raw.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: its captions are not UTF-8 text") from None
+    if not any(c.strip() for c in captions):
+        raise ValueError(f"{name}: its caption file is empty")
+    return captions
+
+
+def read_webdataset(folder: Path, profile: str | None = None) -> EvalSet:
+    """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
+    kind_file = folder / "dataset_type.txt"
+    kind = kind_file.read_text().strip().lower() if kind_file.is_file() else "classification"
+    if kind == "multilabel":
+        raise ValueError(f"{folder}: a multilabel set; single labels and captions are what is evaluated")
+    if kind not in ("retrieval", "classification"):
+        raise ValueError(f"{kind_file}: {kind!r}, expected classification or retrieval")
+    extension = "txt" if kind == "retrieval" else "cls"
+    images, targets = [], []
+    for shard in _shards(folder):
+        more_images, more_targets = _read_shard(shard, extension)
+        images += more_images
+        targets += more_targets
+    files = FileImages(images)
+    if kind == "retrieval":
+        captions = [caption_list(t, files.name(i)) for i, t in enumerate(targets)]
+        entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
+        return EvalSet(entry, folder, "webdataset", files, captions=captions)
+    labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
+    entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
+    loaded = prompts.load(entry.prompts, folder, None, profile)
+    return EvalSet(entry, folder, "webdataset", files, labels, loaded)
+
+
+# -- MNIST's format -----------------------------------------------------------------------------
+
+_IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+def _idx(folder: Path, name: str) -> np.ndarray:
+    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not readable ({error})") from None
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path}: not in MNIST's idx format")
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if body.size != int(np.prod(shape)):
+        raise ValueError(f"{path}: holds {body.size} bytes where its header announces {shape}")
+    return body.reshape(shape)
+
+
+def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
+    """The test split of MNIST or Fashion-MNIST; the folder's name says which (`raw`: the parent's)."""
+    named = folder.parent if folder.name == "raw" else folder
+    entry = catalog.entry_for(named.name, CLASSIFICATION_TASK)
+    images, labels = _idx(folder, _IDX_IMAGES), _idx(folder, _IDX_LABELS)
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels")
+    loaded = prompts.load(entry.prompts, folder, None, profile)
+    return EvalSet(entry, folder, "idx", ArrayImages(images, folder), labels.astype(np.int64), loaded)
+
+
+# -- captions -----------------------------------------------------------------------------------
+
+
+def _from_coco(data: dict) -> list[tuple[str, list[str]]]:
+    """COCO's annotation format, as clip-benchmark's `coco_test_karpathy.json` has it."""
+    names = {i["id"]: i["file_name"] for i in data["images"]}
+    captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
+    for a in data["annotations"]:
+        captions[a["image_id"]].append(a["caption"])
+    return [(names[i], c) for i, c in captions.items()]
+
+
+def _from_karpathy(data: dict) -> list[tuple[str, list[str]]]:
+    """Karpathy's own `dataset_coco.json`, `dataset_flickr30k.json`: the rows whose split is `test`."""
+    return [
+        (os.path.join(i.get("filepath", ""), i["filename"]), [s["raw"] for s in i["sentences"]])
+        for i in data["images"]
+        if i["split"] == "test"
+    ]
+
+
+def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
+    """clip-benchmark's `flickr30k_test_karpathy.txt`: a header, then `NAME.jpg,CAPTION` lines."""
+    rows: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines()[1:], 2):
+        if not line.strip():
+            continue
+        name, mark, caption = line.strip().partition(".jpg,")
+        if not mark:
+            raise ValueError(f"{path}, line {number}: NAME.jpg,CAPTION is expected")
+        rows.setdefault(f"{name}.jpg", []).append(caption)
+    return list(rows.items())
+
+
+def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return _from_lines(text, path)
+    try:
+        data = json.loads(text)
+        if isinstance(data, list):
+            return [(row["file"], list(row["captions"])) for row in data]
+        return _from_coco(data) if "annotations" in data else _from_karpathy(data)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
+
+
+def _caption_file(folder: Path) -> Path | None:
+    patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
+    return next((f for pattern in patterns for f in sorted(folder.glob(pattern))), None)
+
+
+def read_captions(folder: Path, file: Path) -> EvalSet:
+    """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
+    rows = _caption_rows(file)
+    places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
+    members, captions = [], []
+    for name, texts in rows:
+        found = next((p / name for p in places if (p / name).is_file()), None)
+        if found is None:
+            raise ValueError(f"{file}: {name} is in no folder under {folder}")
+        if not any(t.strip() for t in texts):
+            raise ValueError(f"{file}: {name} has no caption")
+        members.append((found, 0, -1, name))
+        captions.append(texts)
+    entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
+    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions)
+
+
+# -- a folder a class -----------------------------------------------------------------------------
+
+
+def class_folders(folder: Path) -> tuple[Path, list[Path]] | None:
+    """(where they are, the class folders in label order), looking also into `val` and `test`; or None."""
+    for place in (folder, folder / "val", folder / "test"):
+        if place.is_dir():
+            found = [d for d in sorted(place.iterdir()) if d.is_dir() and not d.name.startswith(".")]
+            if len(found) >= 2 and all(any(pictures(d)) for d in found[:3]):
+                if all(d.name.isdigit() for d in found):
+                    found.sort(key=lambda d: int(d.name))
+                return place, found
+    return None
+
+
+def read_class_folders(folder: Path, found: list[Path], profile: str | None = None) -> EvalSet:
+    """Labels by the folders' order (numbers: by value); names: see `prompts.load`."""
+    entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
+    own = tuple(d.name.replace("_", " ") for d in found)
+    loaded = prompts.load(entry.prompts, folder, own, profile)
+    if len(loaded.classes) != len(found):
+        raise ValueError(f"{folder}: {len(found)} class folders but {len(loaded.classes)} class names")
+    members, labels = [], []
+    for label, place in enumerate(found):
+        files = pictures(place)
+        members += [(p, 0, -1, p.name) for p in files]
+        labels += [label] * len(files)
+    images = FileImages(members)
+    return EvalSet(entry, folder, "class folders", images, np.array(labels, np.int64), loaded)
+
+
+# -- finding them -----------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path, profile: str | None = None) -> EvalSet | None:
+    """The set in this very folder, or None when it is in none of the known forms."""
+    if (folder / "test" / "nshards.txt").is_file():
+        return read_webdataset(folder, profile)
+    for place in (folder, folder / "raw"):
+        if any((place / f"{_IDX_IMAGES}{end}").is_file() for end in ("", ".gz")):
+            return read_idx(place, profile)
+    if (found := rawsets.read(folder, profile)) is not None:
+        return found
+    if (file := _caption_file(folder)) is not None:
+        return read_captions(folder, file)
+    if (classes := class_folders(folder)) is not None:
+        return read_class_folders(folder, classes[1], profile)
+    return None
+
+
+def discover(root: Path, wanted: set[str] | None = None, profile: str | None = None) -> list[EvalSet]:
+    """Every set under `root`, in the catalog's order, then by name.
+
+    wanted: keys to read; the others are not opened.  Raises ValueError when the root holds none, or a
+    set is damaged, or two folders hold the same set.
+    """
+    if not root.is_dir():
+        raise ValueError(f"--data {root}: no such folder")
+    found: dict[str, EvalSet] = {}
+    folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    for folder in folders:
+        if wanted is not None and not _may_be(folder, wanted):
+            continue
+        one = read_folder(folder, profile)
+        if one is None or (wanted is not None and one.entry.key not in wanted):
+            continue
+        if one.entry.key in found:
+            other = found[one.entry.key].path
+            raise ValueError(f"{folder} and {other} both hold {one.entry.key}; keep one under the root")
+        found[one.entry.key] = one
+        if folder == root:
+            break  # the root itself is the set: its sub-folders are its parts
+    if not found:
+        raise ValueError(
+            f"--data {root}: no evaluation set in it"
+            + (f" among {', '.join(sorted(wanted))}" if wanted else "")
+            + "; expected clip-benchmark folders (wds_NAME/test/0.tar), torchvision's raw sets, one folder"
+            " a class, or Karpathy's caption files"
+        )
+    order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
+    return sorted(found.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))
+
+
+def _may_be(folder: Path, wanted: set[str]) -> bool:
+    """False only for a folder whose name is another set's: it need not be opened."""
+    known = catalog.find(folder.name)
+    return known is None or known.key in wanted

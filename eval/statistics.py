@@ -1,0 +1,214 @@
+"""How sure a difference between two models is.
+
+Two sources of chance, kept apart: which test images there happen to be (bootstrap over images,
+McNemar; images that belong together are drawn together), and which training run one happens to
+have (paired seeds: BCa bootstrap, sign-flip permutation).  One run of each model says nothing
+about the second, whatever its p-value.
+
+N images, k seeds.  Intervals are two-sided at level 1 − ALPHA.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ALPHA = 0.05
+RESAMPLES = 10_000
+_DRAWN_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its interval; low and high are None where nothing can be said."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __contains__(self, x: float) -> bool:
+        return self.low is not None and self.low <= x <= self.high
+
+
+def _cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """(clusters, 2): sum of d and number of images in each cluster."""
+    if groups is None:
+        return np.stack([d, np.ones_like(d)], 1)
+    _, number = np.unique(groups, return_inverse=True)
+    return np.stack([np.bincount(number, d), np.bincount(number).astype(float)], 1)
+
+
+def _resampled_means(clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, columns / 2): ratio of sums over clusters, rows (sum, size, …), drawn with replacement.
+
+    Equal clusters are counted, not drawn one by one: for 0/1 outcomes there are three kinds, so the
+    bootstrap distribution is a multinomial and 50,000 images cost what 50 do.
+    """
+    kinds, counts = np.unique(clusters, axis=0, return_counts=True)
+    sums, sizes = kinds[:, 0::2], kinds[:, 1::2]
+    out = np.empty((resamples, sums.shape[1]))
+    block = max(1, _DRAWN_AT_ONCE // len(kinds))
+    for start in range(0, resamples, block):
+        rows = slice(start, min(start + block, resamples))
+        drawn = rng.multinomial(len(clusters), counts / len(clusters), size=rows.stop - rows.start)
+        out[rows] = (drawn @ sums) / (drawn @ sizes)
+    return out
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean of a − b (N,), per-image outcomes of two models, with a percentile interval over images.
+
+    groups (N,): images (or queries) with the same number are drawn together.
+    """
+    d = np.asarray(a, float) - np.asarray(b, float)
+    samples = _resampled_means(_cluster_sums(d, groups), resamples, np.random.default_rng(seed))[:, 0]
+    low, high = np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(float(d.mean()), float(low), float(high))
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Two-sided p of "both models are right equally often", from the images they disagree on.
+
+    Exact binomial; with groups, Obuchowski's clustered form (Statistics in Medicine 17, 1998): the
+    square of the summed differences over the sum of squared cluster differences, χ² with 1 degree.
+    """
+    from scipy import stats
+
+    d = np.asarray(a, float) - np.asarray(b, float)
+    if groups is not None:
+        sums = _cluster_sums(d, groups)[:, 0]
+        spread = float((sums**2).sum())
+        return 1.0 if spread == 0 else float(stats.chi2.sf(sums.sum() ** 2 / spread, 1))
+    better, worse = int((d > 0).sum()), int((d < 0).sum())
+    return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse).pvalue)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One set's per-image outcomes under two models; sets with equal `pictures` show the same images."""
+
+    a: np.ndarray
+    b: np.ndarray
+    groups: np.ndarray | None = None
+    pictures: str | None = None
+
+
+def mean_of_sets(sets: Sequence[Outcomes], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean over sets of the mean of a − b, interval over images; sets over the same pictures share draws."""
+    rng = np.random.default_rng(seed)
+    shared: dict[object, list[np.ndarray]] = {}
+    for number, one in enumerate(sets):
+        d = np.asarray(one.a, float) - np.asarray(one.b, float)
+        key = (one.pictures, len(d)) if one.pictures and one.groups is None else number
+        shared.setdefault(key, []).append(_cluster_sums(d, one.groups))
+    total = np.zeros(resamples)
+    for parts in shared.values():
+        total += _resampled_means(np.concatenate(parts, 1), resamples, rng).sum(1)
+    value = float(np.mean([np.mean(np.asarray(s.a, float) - np.asarray(s.b, float)) for s in sets]))
+    low, high = np.quantile(total / len(sets), [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(value, float(low), float(high))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjusted p-values: reject where they are ≤ ALPHA, at family-wise error ALPHA."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    out = np.empty_like(p)
+    out[order] = np.minimum(stepped, 1)
+    return out
+
+
+# -- seeds ------------------------------------------------------------------------------------------
+
+
+def smallest_p(seeds: int) -> float:
+    """The least two-sided p a sign-flip test over k paired seeds can reach: 2 / 2^k."""
+    return 2 / 2**seeds
+
+
+def sign_flip(d: Sequence[float]) -> float:
+    """Two-sided p of "the differences are symmetric about 0", over all 2^k signs (drawn above k = 16)."""
+    d = np.asarray(d, float)
+    if len(d) <= 16:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(d))))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), size=(1 << 16, len(d)))
+        signs[0] = 1  # the observed pattern is one of them, so p is never 0
+    means = np.abs(signs @ d)
+    return float(np.mean(means >= means[0] * (1 - 1e-12)))
+
+
+def bca(d: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean of k values with Efron's BCa interval; None below 3 values, too narrow below about 10."""
+    from scipy import stats
+
+    d = np.asarray(d, float)
+    if len(d) < 3 or np.ptp(d) == 0:
+        return Interval(float(d.mean()), None, None)
+    found = stats.bootstrap(
+        (d,), np.mean, n_resamples=resamples, confidence_level=1 - ALPHA, rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Interval(float(d.mean()), float(found.low), float(found.high))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """k paired differences between training runs: mean with BCa interval, sign-flip p, its least value."""
+
+    count: int
+    mean: Interval
+    p: float
+    least_p: float
+
+
+def paired_seeds(a: Sequence[float], b: Sequence[float]) -> Seeds:
+    """a, b: one figure a seed, of two models, in the same order of seeds."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} runs cannot be paired by seed; give as many of each")
+    d = np.asarray(a, float) - np.asarray(b, float)
+    return Seeds(len(d), bca(d), sign_flip(d), smallest_p(len(d)))
+
+
+# -- scaling ------------------------------------------------------------------------------------------
+
+
+def slope(samples: Sequence[float], accuracy: Sequence[float]) -> float:
+    """β: least-squares slope of log10(accuracy) against log10(samples) (paper, Figures 3 and 4).
+
+    Points with accuracy 0 have no logarithm and are left out; NaN with fewer than two points.
+    """
+    x, y = np.asarray(samples, float), np.asarray(accuracy, float)
+    keep = (x > 0) & (y > 0)
+    if keep.sum() < 2 or np.ptp(x[keep]) == 0:
+        return math.nan
+    return float(np.polyfit(np.log10(x[keep]), np.log10(y[keep]), 1)[0])
+
+
+def scaling(samples: Sequence[float], curves: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """β of a family's mean accuracy, with an interval over seeds and over the family's sets.
+
+    curves (seeds, sets, points).  The points of one run are serially correlated, so they are never
+    resampled: β is fitted per seed and averaged.  No interval from one seed of one set.
+    """
+    curves = np.asarray(curves, float)
+    seeds, sets, _ = curves.shape
+    value = float(np.mean([slope(samples, c.mean(0)) for c in curves]))
+    if seeds * sets < 2:
+        return Interval(value, None, None)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        chosen = curves[rng.integers(seeds, size=seeds)][:, rng.integers(sets, size=sets)]
+        found.append(np.mean([slope(samples, c.mean(0)) for c in chosen]))
+    found = np.asarray(found)[~np.isnan(found)]
+    if not len(found):
+        return Interval(value, None, None)
+    low, high = np.quantile(found, [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(value, float(low), float(high))
