@@ -1,0 +1,226 @@
+"""Checkpoints: whole or absent, checked when read, written while training goes on.
+
+    RUN/checkpoints/step-000200/weights.safetensors     open_clip's names and layout
+                                optimizer.safetensors   first and second moments by parameter name
+                                recipe.json
+                                state.json              step, samples, bytes and CRC-32 of each file
+    RUN/latest                                          the newest one's name
+
+Every rank holds the same parameters and moments, so rank 0 writes alone and any number of ranks can
+read.  The loader's state is the number of samples and all randomness is a function of the seed, so
+there is nothing else to save.  torch.distributed.checkpoint is not used: its metadata is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS, OPTIMIZER, STATE, RECIPE = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "recipe.json",
+)
+_CHUNK = 1 << 24
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a run continues from, besides the tensors."""
+
+    step: int = 0
+    samples: int = 0
+    keep: bool = False
+    """Never remove this checkpoint."""
+    frozen: int | None = None
+    """CRC-32 of the parameters that must never change, if there are any."""
+    files: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+# -- writing --------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` at `path`, or what was there before."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_CHUNK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Write a checkpoint under another name, then rename it and point `latest` to it; returns its bytes.
+
+    groups: tensors by name, by file name.  Raises OSError when the disk is full.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / RECIPE).write_text(json.dumps(recipe, indent=1))
+    try:
+        for name, tensors in groups.items():
+            save_file(dict(tensors), part / name)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: could not be written: {error}") from None
+    for file in sorted(part.iterdir()):
+        _sync(file)
+        state.files[file.name] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}
+    write_atomically(part / STATE, json.dumps(vars(state), indent=1).encode())
+    if folder.exists():  # a damaged one of the same step
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+    _sync(folder.parent)
+    write_atomically(folder.parents[1] / "latest", f"{folder.name}\n".encode())
+    return sum(file["bytes"] for file in state.files.values())
+
+
+class Saver:
+    """Writes a run's checkpoints in the background and removes old ones; for rank 0 only."""
+
+    def __init__(self, run: Path, recipe: dict, keep: int, say: Callable[[str], None]):
+        self.folder, self.recipe, self.keep, self.say = run / "checkpoints", recipe, keep, say
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: State, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Copy the tensors and return; they are written in the background.
+
+        Waits for the checkpoint before; raises OSError if that one could not be written.
+        """
+        start = time.perf_counter()
+        self.wait()
+        groups = {
+            name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
+            for name, group in ((WEIGHTS, weights), (OPTIMIZER, moments))
+        }
+        waited = time.perf_counter() - start
+        self._thread = threading.Thread(target=self._write, args=(state, groups, waited))
+        self._thread.start()
+
+    def _write(self, state: State, groups: dict, waited: float) -> None:
+        try:
+            start = time.perf_counter()
+            folder = self.folder / f"step-{state.step:06d}"
+            size = write(folder, state, self.recipe, groups)
+            passing = [old for old in folders(self.folder.parent) if not _state(old).keep]
+            for old in passing[self.keep :]:
+                shutil.rmtree(old)
+            self.say(
+                f"checkpoint {folder.name}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.2f} s, "
+                f"training waited {waited:.2f} s"
+            )
+        except BaseException as error:  # wait() raises it in the training loop
+            self._error = error
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong there."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def folders(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first, sound or not."""
+    return sorted((run / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def _state(folder: Path) -> State:
+    try:
+        return State(**json.loads((folder / STATE).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: damaged: {STATE}: {error}") from None
+
+
+def check(folder: Path) -> State:
+    """The state of a sound checkpoint; ValueError names what is damaged."""
+    state = _state(folder)
+    for name, expected in state.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            raise ValueError(f"{folder}: damaged: {name} is missing or not {expected['bytes']} bytes long")
+        if _crc32(file) != expected["crc32"]:
+            raise ValueError(f"{folder}: damaged: {name} has other contents than were written")
+    if not {WEIGHTS, OPTIMIZER, RECIPE} <= state.files.keys():
+        raise ValueError(f"{folder}: damaged: {STATE} does not name all files")
+    return state
+
+
+def latest(run: Path | str, say: Callable[[str], None] | None = None) -> Path | None:
+    """The newest sound checkpoint of a run, or None; each damaged one is named to `say` and passed over."""
+    for folder in folders(Path(run)):
+        try:
+            check(folder)
+            return folder
+        except ValueError as error:
+            if say is not None:
+                say(f"{error}; using the one before")
+    return None
+
+
+def find(path: Path | str) -> Path:
+    """The checkpoint that `path` means: itself, or a run's newest; ValueError if there is none."""
+    path = Path(path)
+    if (path / STATE).is_file():
+        check(path)
+        return path
+    found = latest(path)
+    if found is None:
+        raise ValueError(
+            f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
+        )
+    return found
+
+
+def weights(path: Path | str) -> dict[str, Tensor]:
+    """Parameters and buffers by open_clip's names, from a .safetensors file, a checkpoint or a run."""
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else find(path) / WEIGHTS
+    return _load(file)
+
+
+def moments(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's tensors of a checkpoint."""
+    return _load(folder / OPTIMIZER)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file: {error}") from None

@@ -1,0 +1,261 @@
+"""What a run is: two frozen dataclasses, one a stage, and the checks across their fields.
+
+A recipe says everything that decides the numbers of a run, and nothing about machines: those are
+`train/launch.py`'s options.  Values live in `train/recipes.py`.  Nothing here imports torch, so that
+`--help`, `--dry-run` and every message about a wrong field come at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Augmentation = Literal["none", "eval", "clip", "paper", "demo"]
+Precision = Literal["fp32", "bf16"]
+Recompute = Literal["none", "pointwise", "blocks"]
+Prior = Literal["nights", "bapps", "things", "demo"]
+
+MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's clamp of the log scale
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which file, and what is done to its images."""
+
+    data: Path | None = None
+    """The training split, a .beton."""
+    val: Path | None = None
+    """A held-out split of the same kind; it is never augmented."""
+    augment: Augmentation = "paper"
+    """Name of a set of draws in pipeline.augment."""
+    fraction: float = 1.0
+    """Train on this share of the samples (a fixed draw by the seed; smaller ones lie inside larger ones)."""
+    crop_scale: tuple[float, float] | None = None
+    """Replaces the range of crop areas that --augment has."""
+    engine: Literal["ffcv", "dali"] = "ffcv"
+    """Decode on the CPU or on the GPU; both deliver the same batches."""
+    workers: int = 4
+    """Decoding threads a process."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.fraction <= 1, f"--fraction {self.fraction}: must lie in (0, 1]")
+        _require(self.workers >= 1, f"--workers {self.workers}: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW; the schedule counts optimizer steps, never micro-batches."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Of matrices and convolutions; gains, biases and the logit scale are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine to 0 at the last step, or the peak."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 leaves gradients as they are."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"--lr {self.lr}: must be positive")
+        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
+        _require(all(0 <= b < 1 for b in self.betas), f"--betas {self.betas}: both must lie in [0, 1)")
+        _require(self.eps > 0, f"--eps {self.eps}: must be positive")
+        _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: must not be negative")
+        _require(self.clip >= 0, f"--clip {self.clip}: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the same mathematics is computed."""
+
+    precision: Precision = "bf16"
+    """bf16: autocast with fp32 parameters and fp32 losses."""
+    compile: bool = False
+    """torch.compile of the towers."""
+    recompute: Recompute = "none"
+    """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks."""
+    micro: int = 0
+    """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate."""
+    threads: int = 0
+    """torch threads a process on a CPU; 0: the machine's cores shared among its ranks."""
+    nonfinite: int = 0
+    """How many updates with a non-finite gradient may be skipped before the run stops."""
+
+    def __post_init__(self) -> None:
+        _require(self.micro >= 0, f"--micro {self.micro}: must not be negative")
+        _require(self.threads >= 0, f"--threads {self.threads}: must not be negative")
+        _require(self.nonfinite >= 0, f"--nonfinite {self.nonfinite}: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What the run folder records, and how often (in optimizer steps)."""
+
+    save_every: int = 1000
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_epochs: int = 0
+    """Also keep, for good, the first checkpoint after every this many epochs; 0: none."""
+    log_every: int = 20
+    """Steps a line of metrics.jsonl stands for."""
+    val_every: int = 0
+    """Steps between validations; 0: only at the end (if --val is given)."""
+    tensorboard: bool = True
+    """Write TensorBoard events too."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_epochs", "val_every"):
+            value = getattr(self, name)
+            _require(value >= 0, f"--{name.replace('_', '-')} {value}: must not be negative")
+        _require(self.keep >= 1, f"--keep {self.keep}: at least 1")
+        _require(self.log_every >= 1, f"--log-every {self.log_every}: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What both stages have; only `Stage1` and `Stage2` are run."""
+
+    name: tyro.conf.Fixed[str] = "debug"
+    stage: tyro.conf.Fixed[int] = 0
+    model: str = "ViT-B-32"
+    """An open_clip model, or one of train/model_configs."""
+    init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Warm start from this run's (or checkpoint's) weights."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The run's folder; an unfinished run there is continued."""
+    seed: int = 0
+    """Of everything: parameters, order of samples, augmentation."""
+    batch: int = 256
+    """Samples an optimizer step, over all ranks."""
+    epochs: float = 32
+    """Length in passes over the data."""
+    steps: int = 0
+    """Length in optimizer steps; if given, it replaces --epochs."""
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    compute: Compute = field(default_factory=Compute)
+    saving: Saving = field(default_factory=Saving)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"--seed {self.seed}: must not be negative")
+        _require(self.batch >= 1, f"--batch {self.batch}: at least 1")
+        _require(self.steps >= 0, f"--steps {self.steps}: must not be negative")
+        _require(self.steps > 0 or self.epochs > 0, "--epochs and --steps: one of them must be positive")
+        if self.steps:
+            self._check_warmup(self.steps)
+
+    def _check_warmup(self, steps: int) -> None:
+        _require(
+            self.optim.warmup_steps < steps,
+            f"--warmup-steps {self.optim.warmup_steps}: must be below the {steps} steps of the run",
+        )
+
+    def samples(self, in_file: int) -> int:
+        """How many of the file's samples the run uses."""
+        used = max(1, round(in_file * self.data.fraction))
+        _require(
+            used >= self.batch,
+            f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used",
+        )
+        return used
+
+    def total_steps(self, in_file: int) -> int:
+        """Optimizer steps of the run over a file of `in_file` samples (the last epoch is rounded up)."""
+        used = self.samples(in_file)
+        steps = self.steps or math.ceil(self.epochs * used / self.batch)
+        self._check_warmup(steps)
+        return steps
+
+    def rank_batch(self, world_size: int) -> int:
+        """Samples a rank takes a step; ValueError if the batch does not divide evenly."""
+        _require(
+            self.batch % world_size == 0,
+            f"--batch {self.batch}: not divisible by {world_size} ranks",
+        )
+        share = self.batch // world_size
+        micro = self.compute.micro or share
+        _require(
+            share % micro == 0,
+            f"--micro {micro}: does not divide a rank's {share} samples "
+            f"(--batch {self.batch} over {world_size} ranks)",
+        )
+        return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1(Recipe):
+    """Perceptual stage: triplets train the image tower with the paper's equations (1) and (2)."""
+
+    stage: tyro.conf.Fixed[int] = 1
+    prior: Prior = "nights"
+    """Whose judgements: decides only where the data is looked for when --data is not given."""
+    margin: float = 0.05
+    """The hinge's margin m."""
+    trainable: Literal["image", "qkv", "qkv+bias"] = "image"
+    """The whole image tower, or only its blocks' query, key and value projections."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.margin >= 0, f"--margin {self.margin}: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2(Recipe):
+    """Contrastive stage: pairs train both towers and the logit scale with equation (3)."""
+
+    stage: tyro.conf.Fixed[int] = 2
+    negatives: Literal["global", "micro"] = "global"
+    """global: the whole batch, exactly, however it is split. micro: only the micro-batch over all ranks."""
+    scale_init: float = math.log(1 / 0.07)
+    """Initial log of the logit scale."""
+    scale_max: float = MAX_LOGIT_SCALE
+    """The log scale is clamped to [0, this] after every step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            0 <= self.scale_init <= self.scale_max + 1e-6,
+            f"--scale-init {self.scale_init:.4f}: must lie in [0, --scale-max {self.scale_max:.4f}]",
+        )
+
+
+# What may differ when a run is continued: it changes where, how fast and how often, not the numbers.
+FREE_TO_CHANGE = {"run", "init", "data.data", "data.val", "data.engine", "data.workers", "compute.compile",
+                  "compute.recompute", "compute.threads", "compute.nonfinite", "saving.save_every",
+                  "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
+                  "saving.tensorboard"}  # fmt: skip
+
+
+def to_dict(recipe: Recipe) -> dict:
+    """The recipe as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+
+
+def differences(saved: dict, wanted: dict, prefix: str = "") -> list[str]:
+    """`field: saved → wanted` for each field that decides a run's numbers and differs."""
+    found = []
+    for key in sorted(saved.keys() | wanted.keys()):
+        old, new, name = saved.get(key), wanted.get(key), prefix + key
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, name + ".")
+        elif old != new and name not in FREE_TO_CHANGE:
+            found.append(f"{key} was {old}, now {new}")
+    return found

@@ -1,0 +1,92 @@
+"""The recipe's data as a loader: file, augmentation, share of the samples, rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.augment import AUGMENTS, Augment
+from pipeline.fields import Beton
+from pipeline.order import Order
+from pipeline.stream import StreamLoader
+from train.config import Recipe
+from train.distributed import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Order):
+    """The order of a fixed draw of `samples` out of a file's `total` samples.
+
+    The draw is the head of a permutation by `seed`, so a smaller share lies inside a larger one.
+    """
+
+    samples: int
+    total: int
+    seed: int
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """(samples,) int64, in increasing order."""
+        _, index = Order().locate(self.seed, self.total, np.arange(self.samples))
+        return np.sort(index)
+
+    def locate(self, seed: int, samples: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epoch, position = super().locate(seed, self.samples, t)
+        return epoch, self.members[position]
+
+
+def augmentation(recipe: Recipe) -> Augment:
+    """The recipe's preset, with its own crop range if it has one."""
+    preset = AUGMENTS[recipe.data.augment]
+    if recipe.data.crop_scale is None:
+        return preset
+    return dataclasses.replace(preset, crop="random", scale=recipe.data.crop_scale)
+
+
+def _engine(recipe: Recipe):
+    """(the engine's loader, its one-pass `once`)."""
+    if recipe.data.engine == "ffcv":
+        from pipeline.ffcv_loader import FFCVLoader, once
+
+        return FFCVLoader, once
+    from pipeline.dali_loader import DALILoader, once
+
+    return DALILoader, once
+
+
+def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed: int) -> StreamLoader:
+    """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on."""
+    used, order = recipe.samples(len(file)), Order()
+    if used < len(file):
+        order = Share(samples=used, total=len(file), seed=recipe.seed)
+    loader, _ = _engine(recipe)
+    return loader(
+        file,
+        batch_size=recipe.rank_batch(world.size),
+        image_size=image_size,
+        augment=augmentation(recipe),
+        seed=recipe.seed,
+        order=order,
+        rank=world.rank,
+        world_size=world.size,
+        consumed=consumed,
+        workers=recipe.data.workers,
+    )
+
+
+def held_out(recipe: Recipe, file: Beton, world: World, image_size: int, batch_size: int) -> Iterator:
+    """One pass over this rank's share of a held-out split, not augmented."""
+    _, once = _engine(recipe)
+    return once(
+        file,
+        batch_size=batch_size,
+        image_size=image_size,
+        augment=AUGMENTS["eval"],
+        rank=world.rank,
+        world_size=world.size,
+        workers=recipe.data.workers,
+    )

@@ -1,0 +1,153 @@
+"""The ranks of a run: who am I, and the few things that all ranks do together.
+
+Ranks come from torchrun's variables, from a submitit job, or there is one.  NCCL with CUDA, gloo
+without; a second, gloo, group carries the loop's decisions so that they never wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(minutes=30)  # a checkpoint of a big model on a slow disk stays well below
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers; `control` is None when it is alone."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, value: int) -> int:
+        """The largest `value` any rank has."""
+        if self.control is None:
+            return value
+        seen = torch.tensor([value])
+        dist.all_reduce(seen, dist.ReduceOp.MAX, group=self.control)
+        return int(seen)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over the ranks, on the CPU."""
+        values = values.detach().cpu()
+        if self.control is not None:
+            dist.all_reduce(values, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+
+def coordinates() -> dict[str, int]:
+    """rank, size, local_rank, local_size from the environment; one process without any."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        return dict(
+            rank=int(env["RANK"]),
+            size=int(env["WORLD_SIZE"]),
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+        )
+    if "SUBMITIT_EXECUTOR" in env:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        return dict(
+            rank=job.global_rank,
+            size=job.num_tasks,
+            local_rank=job.local_rank,
+            local_size=job.num_tasks // job.num_nodes,
+        )
+    return dict(rank=0, size=1, local_rank=0, local_size=1)
+
+
+def rendezvous() -> str:
+    """Where the ranks meet: torchrun's or the launcher's MASTER_ADDR, else the job's first node."""
+    if "MASTER_ADDR" in os.environ:
+        return f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    import submitit
+
+    job = submitit.JobEnvironment()
+    return f"tcp://{job.hostnames[0]}:{20_000 + int(job.raw_job_id) % 40_000}"
+
+
+@contextmanager
+def join(threads: int) -> Iterator[World]:
+    """This process's World, with torch's device and threads set; the groups are left at the end."""
+    at = coordinates()
+    cuda = torch.cuda.is_available()
+    if cuda and at["local_size"] > torch.cuda.device_count():
+        raise ValueError(f"--ngpus {at['local_size']}: this node shows {torch.cuda.device_count()} GPUs")
+    device = torch.device("cuda", at["local_rank"]) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // at["local_size"]))
+    if at["size"] == 1:
+        yield World(**at, device=device)
+        return
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method="env://" if "RANK" in os.environ else rendezvous(),
+        rank=at["rank"],
+        world_size=at["size"],
+        timeout=TIMEOUT,
+    )
+    try:
+        yield World(**at, device=device, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A module whose gradients are averaged over the ranks in its backward pass."""
+
+    module: torch.nn.Module
+
+    def synchronised(self, last: bool) -> AbstractContextManager:
+        """Around forward and backward of a micro-batch: only the last one's backward communicates."""
+        if last or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return self.module.no_sync()
+
+
+def replicate(module: torch.nn.Module, world: World) -> Replica:
+    """`module` under DistributedDataParallel, starting from rank 0's parameters; alone as it is.
+
+    Buffers (running statistics) stay each rank's own until `share_buffers`.
+    """
+    if world.size == 1:
+        return Replica(module)
+    devices = [world.device] if world.device.type == "cuda" else None
+    return Replica(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
+
+
+def share_buffers(module: torch.nn.Module, world: World) -> None:
+    """Every rank takes rank 0's running statistics: what is validated is what is saved."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def micro_batches(batch, size: int) -> Iterator[tuple]:
+    """(part, whether it is the last) for consecutive parts of `size` samples of a pipeline batch."""
+    for start in range(0, len(batch), size):
+        parts = {f.name: getattr(batch, f.name)[start : start + size] for f in fields(batch)}
+        yield replace(batch, **parts), start + size >= len(batch)

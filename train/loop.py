@@ -1,0 +1,328 @@
+"""The training loop of both stages: build or continue, step, record, save, stop.
+
+What a run starts from, in this order (later wins): open_clip's initialisation from the recipe's seed;
+the recipe's logit scale; `--init`; the newest sound checkpoint in the run's folder, with its optimizer
+state, step and number of samples.  DistributedDataParallel then gives every rank rank 0's parameters.
+All other state of a run is a function of (seed, samples): `train/checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+import subprocess
+import time
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train import checkpoint, data
+from train import model as models
+from train.config import Recipe, to_dict
+from train.distributed import World, share_buffers
+from train.metrics import LibraryWarnings, Log, Metrics, Window
+from train.optim import Optimizer, learning_rate
+from train.recipes import open_split
+from train.signals import INTERRUPT, NONE, Stop
+from train.stage1 import PerceptualStage
+from train.stage2 import ContrastiveStage
+
+STAGES = {1: PerceptualStage, 2: ContrastiveStage}
+PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "numpy",
+    "ffcv",
+    "nvidia-dali-cuda120",
+    "triton",
+    "submitit",
+    "safetensors",
+)
+VALIDATION_BATCH = 256
+MAX_REJECTED = 0.01  # share of samples that may fail to decode before the run stops
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on (its numbers are not finite, its data is broken); the message says where."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `train` ended: `step` of `steps` done; `asked` is the signal that ended it early."""
+
+    step: int
+    steps: int
+    asked: int = NONE
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.steps
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on, and the git commit of this code."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return found | {"git": commit or "unknown"}
+
+
+def prepare_folder(run: Path, recipe: Recipe) -> None:
+    """Write what the run is, once; leftovers of checkpoints that were being written are removed."""
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for part in (run / "checkpoints").glob(".*.part"):
+        shutil.rmtree(part)
+    if not (run / "recipe.json").is_file():
+        checkpoint.write_atomically(run / "recipe.json", json.dumps(to_dict(recipe), indent=1).encode())
+        checkpoint.write_atomically(run / "versions.json", json.dumps(versions(), indent=1).encode())
+
+
+def frozen_digest(clip: nn.Module) -> int | None:
+    """CRC-32 of all parameters that are not trained; None if every one is."""
+    frozen = [(n, p) for n, p in clip.named_parameters() if not p.requires_grad]
+    value = 0
+    for name, parameter in frozen:
+        value = zlib.crc32(
+            parameter.detach().cpu().contiguous().view(-1).numpy().view("u1"),
+            zlib.crc32(name.encode(), value),
+        )
+    return value if frozen else None
+
+
+def train(recipe: Recipe, world: World, stop: Stop) -> Outcome:
+    """Run the recipe to its end, or until asked to stop; every way out leaves a sound run folder.
+
+    Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
+    cannot be written.
+    """
+    run = recipe.run
+    assert run is not None
+    if world.main:
+        prepare_folder(run, recipe)
+    world.barrier()
+    with ExitStack() as stack:
+        log = Log(run, world.main)
+        stack.callback(log.close)
+        handler = LibraryWarnings(log)
+        logging.getLogger("pipeline").addHandler(handler)
+        stack.callback(logging.getLogger("pipeline").removeHandler, handler)
+        return _Run(recipe, world, stop, log, stack).go()
+
+
+class _Run:
+    """The objects of one run."""
+
+    def __init__(self, recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack):
+        self.recipe, self.world, self.stop, self.log = recipe, world, stop, log
+        self.file = open_split(recipe.data.data, recipe.stage)
+        self.val = open_split(recipe.data.val, recipe.stage) if recipe.data.val else None
+        self.steps = recipe.total_steps(len(self.file))
+        self.clip = models.build(recipe)
+        models.set_trainable(self.clip, recipe)
+        self.clip.to(world.device)
+        self.optimizer = Optimizer(self.clip, recipe.optim)
+        self.state = self._restore()
+        self.stage = STAGES[recipe.stage](recipe, self.clip, world)
+        self.image_size = _side(self.clip.visual.image_size)
+        self.skipped = 0
+        if self.done:
+            return
+        self.loader = stack.enter_context(
+            data.stream(recipe, self.file, world, self.image_size, self.state.samples)
+        )
+        self.saver = self.metrics = None
+        if world.main:
+            self.saver = checkpoint.Saver(recipe.run, to_dict(recipe), recipe.saving.keep, log)
+            stack.callback(self.saver.wait)
+            self.metrics = Metrics(recipe.run, self.state.step, recipe.saving.tensorboard)
+            stack.callback(self.metrics.close)
+
+    @property
+    def done(self) -> bool:
+        return self.state.step == self.steps
+
+    def _restore(self) -> checkpoint.State:
+        """4 of train/model.py's list; every rank reads the same files."""
+        folder = checkpoint.latest(self.recipe.run, self.log)
+        if folder is None:
+            return checkpoint.State(frozen=frozen_digest(self.clip))
+        state = checkpoint.check(folder)
+        self.clip.load_state_dict(checkpoint.weights(folder))
+        self.optimizer.load(checkpoint.moments(folder))
+        self.log(f"continuing {self.recipe.run} from {folder.name}")
+        return state
+
+    # -- steps --------------------------------------------------------------------------
+
+    def go(self) -> Outcome:
+        if self.done:
+            self.log(f"{self.recipe.run}: complete ({self.steps} steps); nothing to do")
+            return Outcome(self.state.step, self.steps)
+        self.log(
+            f"stage {self.recipe.stage} ({self.recipe.name}), {self.recipe.model}: "
+            f"steps {self.state.step} to {self.steps} of {self.recipe.batch} {self.stage.unit} "
+            f"on {self.world.size} rank(s), {self.world.device}"
+        )
+        self.clip.train()
+        self.window = Window((*self.stage.measures, "grad_norm", "logit_scale", "skipped"))
+        batches = iter(self.loader)
+        asked = NONE
+        while not self.done and asked == NONE:
+            self._step(batches)
+            asked = self.world.agree(self.stop.asked)
+            self._after_step(asked != NONE)
+        return self._finish(asked)
+
+    def _step(self, batches) -> None:
+        start = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - start
+        batch = batch.to(self.world.device)
+        self.optimizer.zero_grad()
+        measured = self.stage.gradients(batch)
+        lr = learning_rate(self.recipe.optim, self.state.step, self.steps)
+        norm, bad = self.optimizer.step(lr)
+        scale = self.clip.logit_scale
+        if self.recipe.stage == 2:
+            with torch.no_grad():
+                scale.clamp_(0, self.recipe.scale_max)
+        self.window.add([measured, norm, scale.exp(), bad], waited)
+        self.state.step += 1
+        self.state.samples += self.recipe.batch
+
+    def _after_step(self, stopping: bool) -> None:
+        saving, step = self.recipe.saving, self.state.step
+        validating = self.val and (self.done or (saving.val_every and step % saving.val_every == 0))
+        if stopping or self.done or validating or step % saving.log_every == 0:
+            self._record()
+        if validating:
+            self._validate()
+        keep = self._keeps()
+        if stopping or self.done or keep or (saving.save_every and step % saving.save_every == 0):
+            self._save(keep)
+
+    def _keeps(self) -> bool:
+        """Whether this step is the first at or after another `keep_epochs` epochs."""
+        if not self.recipe.saving.keep_epochs:
+            return False
+        span = self.recipe.saving.keep_epochs * self.recipe.samples(len(self.file))
+        before = self.state.samples - self.recipe.batch
+        return self.state.samples // span > before // span
+
+    # -- records ------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        """Write the mean of the steps since the last line; the only place that reads the device."""
+        values = self.window.read().double()
+        steps, now = len(values), time.perf_counter()
+        bad = values[:, -1] > 0
+        self._count_skipped(bad)
+        kept = values[~bad] if not bad.all() else values
+        measures = len(self.stage.measures)
+        sums = self.world.total(torch.cat([kept[:, :measures].mean(0), torch.tensor([self.window.waited])]))
+        means = (sums / self.world.size).tolist()
+        seconds = now - self.window.start
+        rate = steps * self.recipe.batch / seconds
+        line = {
+            "step": self.state.step,
+            "samples": self.state.samples,
+            "seconds": seconds,
+            **dict(zip(self.stage.measures, means)),
+            "lr": learning_rate(self.recipe.optim, self.state.step - 1, self.steps),
+            "logit_scale": float(values[-1, -2]),
+            "grad_norm": float(kept[:, -3].mean()),
+            f"{self.stage.unit}_per_s": rate,
+            "data_wait": means[-1] / seconds,
+            "epoch": self.state.samples / self.recipe.samples(len(self.file)),
+        }
+        self._check_rejected()
+        if self.world.main:
+            self.metrics.write({k: v for k, v in line.items() if math.isfinite(v)})
+            left = (self.steps - self.state.step) * seconds / steps
+            shown = "  ".join(f"{name} {line[name]:.4f}" for name in self.stage.measures)
+            self.log.progress(
+                f"step {self.state.step}/{self.steps}  {shown}  {rate:.0f} {self.stage.unit}/s  "
+                f"waiting for data {line['data_wait']:.0%}  {_clock(left)} left"
+            )
+        self.window.clear()
+
+    def _count_skipped(self, bad: torch.Tensor) -> None:
+        first = self.state.step - len(bad) + 1
+        numbers = [first + i for i in torch.nonzero(bad).flatten().tolist()]
+        if not numbers:
+            return
+        self.skipped += len(numbers)
+        limit = self.recipe.compute.nonfinite
+        named = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+        text = (
+            f"step {named}: the gradient is not finite, update left out ({self.skipped} of at most {limit})"
+        )
+        if self.skipped > limit:
+            raise TrainingStopped(f"{text}; lower --lr or set --clip, or allow more with --nonfinite")
+        self.log(text)
+
+    def _check_rejected(self) -> None:
+        share = float(self.world.total(torch.tensor([float(self.loader.rejected)]))) / self.state.samples
+        if share > MAX_REJECTED:
+            raise TrainingStopped(
+                f"{self.recipe.data.data}: {share:.1%} of the samples do not decode "
+                f"(limit {MAX_REJECTED:.0%}); log.txt names them"
+            )
+
+    def _validate(self) -> None:
+        share_buffers(self.clip, self.world)
+        self.clip.eval()
+        batches = data.held_out(self.recipe, self.val, self.world, self.image_size, VALIDATION_BATCH)
+        found = self.stage.validate(batches)
+        self.clip.train()
+        if self.world.main:
+            self.metrics.write({"step": self.state.step, **found})
+            self.log(f"step {self.state.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        self.window.clear()
+
+    # -- ends ---------------------------------------------------------------------------
+
+    def _save(self, keep: bool) -> None:
+        if self.saver is not None:
+            state = dataclasses.replace(self.state, keep=keep, files={})
+            self.saver.save(state, self.clip.state_dict(), self.optimizer.state())
+
+    def _finish(self, asked: int) -> Outcome:
+        if self.saver is not None:
+            self.saver.wait()
+        self.world.barrier()
+        if frozen_digest(self.clip) != self.state.frozen:
+            raise TrainingStopped(
+                "a parameter that must not change did change: this is a mistake of the program"
+            )
+        outcome = Outcome(self.state.step, self.steps, NONE if self.done else asked)
+        if not outcome.done:
+            why = "interrupted" if asked == INTERRUPT else "asked to make room"
+            self.log(f"{why} after step {self.state.step} of {self.steps}; the same command continues")
+        return outcome
+
+
+def _side(image_size) -> int:
+    return int(image_size[0] if isinstance(image_size, (tuple, list)) else image_size)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,158 @@
+"""Models: open_clip's, by name, with the parameters a recipe asks for; and reading a run's weights.
+
+Where a parameter's value comes from, later lines win:
+
+1. open_clip's own initialisation, drawn from the recipe's seed alone: the same on every rank, for every
+   batch size, and for the text tower the same whatever becomes of the image tower;
+2. the recipe's initial logit scale (stage 2);
+3. `--init`: stage 2 takes the image tower from another run, stage 1 takes the whole model;
+4. a checkpoint in the run's own folder (`train/loop.py`): the run is continued, 1–3 have no effect.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kernels.towers import TowerSettings, encode_image, encode_text
+from train import checkpoint
+from train.config import Recipe, Stage1
+from train.recipes import CONFIGS, check_model_name
+
+QKV = ("attn.in_proj_weight",)  # open_clip keeps a block's W_q, W_k, W_v stacked in one parameter
+QKV_BIAS = ("attn.in_proj_weight", "attn.in_proj_bias")
+
+
+@contextmanager
+def _quiet():
+    """open_clip warns that a model without pretrained weights is random, which is what is asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def create(name: str, device: str | torch.device = "cpu") -> nn.Module:
+    """An open_clip model, fp32, with open_clip's random initialisation; ValueError for an unknown name."""
+    check_model_name(name)
+    import open_clip
+
+    if name not in open_clip.list_models():
+        open_clip.add_model_config(CONFIGS)
+    with _quiet(), torch.device(device):
+        return open_clip.create_model(name, device=device, pretrained_text=False)
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The recipe's model at its first step (1–3 of this module's list), on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = create(recipe.model)
+    if recipe.stage == 2:
+        nn.init.constant_(model.logit_scale, recipe.scale_init)
+    if recipe.init is not None:
+        warm_start(model, recipe)
+    return model
+
+
+def warm_start(model: nn.Module, recipe: Recipe) -> None:
+    """Put the weights of `recipe.init` into `model`: the image tower (stage 2) or everything (stage 1)."""
+    taken = _fitting_weights(model, recipe)
+    model.load_state_dict(taken, strict=recipe.stage == 1)
+
+
+def _fitting_weights(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    part = "visual." if recipe.stage == 2 else ""
+    taken = {n: value for n, value in checkpoint.weights(recipe.init).items() if n.startswith(part)}
+    _check_fit(model.state_dict(), taken, part, f"--init {recipe.init}: not a {recipe.model}")
+    return taken
+
+
+def _check_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor], part: str, complaint: str) -> None:
+    for name in sorted(own.keys() | other.keys()):
+        if not name.startswith(part):
+            continue
+        shapes = [tuple(side[name].shape) if name in side else "absent" for side in (own, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{complaint}: {name} is {shapes[1]} there, expected {shapes[0]}")
+
+
+def check(recipe: Recipe) -> None:
+    """ValueError unless `--init` holds a model that fits and there is something to train."""
+    skeleton = create(recipe.model, "meta")
+    set_trainable(skeleton, recipe)
+    if recipe.init is not None:
+        _fitting_weights(skeleton, recipe)
+
+
+def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[nn.Module, dict]:
+    """(open_clip model in eval mode, recipe as a dict) of a run's newest checkpoint, or of a checkpoint.
+
+    Raises ValueError if there is none or it is damaged.
+    """
+    folder = checkpoint.find(path)
+    config = json.loads((folder / "recipe.json").read_text())
+    model = create(config["model"])
+    weights = checkpoint.weights(folder)
+    _check_fit(model.state_dict(), weights, "", f"{folder}: not a {config['model']}")
+    model.load_state_dict(weights)
+    return model.to(device).eval(), config
+
+
+def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Freeze what the stage does not train; returns the names of the trainable parameters.
+
+    Stage 2 trains everything.  Stage 1 trains the image tower, or with `trainable="qkv"` the stacked
+    query, key and value matrices of its blocks (`qkv+bias`: their biases too).
+    ValueError for an image tower without such blocks.
+    """
+
+    def wanted(name: str) -> bool:
+        if not isinstance(recipe, Stage1):
+            return True
+        ends = {"image": ("",), "qkv": QKV, "qkv+bias": QKV_BIAS}[recipe.trainable]
+        return name.startswith("visual.") and name.endswith(ends)
+
+    trained = [name for name, _ in model.named_parameters() if wanted(name)]
+    if not trained:
+        raise ValueError(
+            f"--trainable {recipe.trainable}: the image tower of {recipe.model} has no attention blocks"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return trained
+
+
+def fit_context(tokens: Tensor, length: int) -> Tensor:
+    """tokens (B, T) for a tower of `length` positions: longer captions end early, in their end token."""
+    if tokens.shape[1] <= length:
+        return tokens
+    last = torch.where(tokens[:, length] != 0, tokens.amax(1), tokens[:, length - 1])
+    return torch.cat([tokens[:, : length - 1], last[:, None]], 1)
+
+
+class Towers(nn.Module):
+    """The features a stage asks for, in one forward pass that DistributedDataParallel can wrap."""
+
+    def __init__(self, clip: nn.Module, recipe: Recipe):
+        super().__init__()
+        self.clip = clip
+        self.settings = TowerSettings(recompute=recipe.compute.recompute)
+        self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
+
+    def forward(self, images: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """images (B, 3, S, S), tokens (C, 77) → fp32 features (B, D), (C, D), not normalised."""
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
+            image = encode_image(self.clip, images, self.settings)
+            text = None
+            if tokens is not None:
+                text = encode_text(self.clip, fit_context(tokens, self.clip.context_length), self.settings)
+        return image.float(), None if text is None else text.float()

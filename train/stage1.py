@@ -1,0 +1,58 @@
+"""Stage 1: one step of the perceptual objective, equations (1) and (2), and its validation.
+
+B triplets of a rank, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kernels.triplet import triplet_loss
+from pipeline.batch import Triplet
+from train.config import Stage1
+from train.distributed import World, micro_batches, replicate
+from train.model import Towers
+
+
+class PerceptualStage:
+    """Gradients and validation of stage 1; `measures` names what `gradients` returns."""
+
+    unit = "triplets"
+    measures = ("loss", "2afc")
+
+    def __init__(self, recipe: Stage1, clip: nn.Module, world: World):
+        self.recipe, self.world = recipe, world
+        self.towers = Towers(clip, recipe)
+        self.replica = replicate(self.towers, world)
+        self.micro = recipe.compute.micro or recipe.rank_batch(world.size)
+
+    def _losses(self, towers: nn.Module, batch: Triplet) -> tuple[Tensor, Tensor]:
+        """Loss and hits of each triplet, (B,); 0 for one whose images did not decode."""
+        images = torch.cat([batch.ref, batch.left, batch.right])
+        features, _ = towers(images)
+        losses, hits = triplet_loss(*features.chunk(3), batch.vote, self.recipe.margin, reduction="none")
+        return losses * batch.valid, hits * batch.valid
+
+    def gradients(self, batch: Triplet) -> Tensor:
+        """Add this step's gradient to the parameters; returns this rank's (mean loss, share of hits)."""
+        total = torch.zeros(2, device=batch.vote.device)
+        for part, last in micro_batches(batch, self.micro):
+            with self.replica.synchronised(last):
+                losses, hits = self._losses(self.replica.module, part)
+                (losses.sum() / len(batch)).backward()
+            total += torch.stack([losses.detach().sum(), hits.sum()])
+        return total / len(batch)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Triplet]) -> dict[str, float]:
+        """2AFC score and mean loss over a held-out split that is spread over the ranks."""
+        total = torch.zeros(3, dtype=torch.float64)
+        for batch in batches:
+            batch = batch.to(self.world.device)
+            losses, hits = self._losses(self.towers, batch)
+            total += torch.stack([losses.sum(), hits.sum(), batch.valid.sum()]).double().cpu()
+        loss, hits, count = self.world.total(total).tolist()
+        return {"val_loss": loss / count, "val_2afc": hits / count}
