@@ -1,12 +1,16 @@
 """The pixel operations of the FFCV engine, compiled once and cached on disk.
 
 `process` takes samples from JPEG bytes to normalised values without Python in between, so
-threads run it side by side.  It decodes with FFCV's compiled decoder (`ffcv.libffcv`'s
-`imdecode`, called by address), and unlike FFCV it looks at the result.
+threads run it side by side.  It drives the decoder FFCV is built on (libturbojpeg, through FFCV's
+extension), but looks at the result, which FFCV does not, and asks for the accurate transform:
+its `imdecode` has the fast one wired in, which is 1 level off on average and no faster today.
+The pixels are those of PIL and DALI to the bit.
 
 Resizing is PIL's: antialiased bicubic (a = -0.5), horizontal pass first, rounded and clipped
 after each pass.  FFCV's own resize (OpenCV INTER_AREA) becomes bilinear when it enlarges.
 Does not read files, draw numbers or know about batches.
+
+S side of the result, H x W stored image.  Images are (rows, columns, 3) uint8, colours interleaved.
 """
 
 from __future__ import annotations
@@ -18,21 +22,30 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-_imdecode = types.ExternalFunction(
-    "perceptual_initialization_imdecode",
-    types.int32(types.intp, types.uint64, types.uint32, types.uint32, types.intp, types.uint32,
-                types.uint32, types.uint32, types.uint32, types.uint32, types.uint32, types.uint32,
-                types.uint32),
+_FAST = {"contract", "nnan", "ninf", "nsz"}  # no reassociation: the same sums on every machine
+_ROWS = 4  # rows that share the horizontal weights
+_MAX_RADIUS = 30  # of the blur: ceil(3 sigma) for the largest sigma `Augment` takes
+_PREFIX = "perceptual_initialization_"
+
+_init = types.ExternalFunction(_PREFIX + "tjInitDecompress", types.intp())
+_destroy = types.ExternalFunction(_PREFIX + "tjDestroy", types.int32(types.intp))
+_decompress = types.ExternalFunction(
+    _PREFIX + "tjDecompress2",
+    types.int32(types.intp, types.intp, types.uint64, types.intp, types.int32, types.int32,
+                types.int32, types.int32, types.int32),
 )  # fmt: skip
 
 
 @cache
 def load_decoder() -> None:
-    """Makes FFCV's decoder known to compiled code; before the first call of `process` or `decode`.
+    """Makes the decoder known to compiled code; before the first call of `process`.
 
-    Loads the shared object alone: importing the package costs seconds and is not needed.
+    Loads FFCV's shared object alone: importing the package costs seconds and is not needed.
     Raises ValueError when ffcv is not installed.
     """
     spec = importlib.util.find_spec("ffcv")
@@ -41,8 +54,8 @@ def load_decoder() -> None:
     if not objects:
         raise ValueError("ffcv is not installed (its _libffcv was not found): run `make setup`")
     library = ctypes.CDLL(str(objects[0]))
-    address = ctypes.cast(library.imdecode, ctypes.c_void_p).value
-    llvm.add_symbol("perceptual_initialization_imdecode", address)
+    for name in ("tjInitDecompress", "tjDestroy", "tjDecompress2"):
+        llvm.add_symbol(_PREFIX + name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
 
 
 @njit(nogil=True, cache=True)
@@ -65,16 +78,16 @@ def jpeg_size(data):
 
 
 @njit(nogil=True, cache=True)
-def decode(data, height, width, out):
+def decode(decoder, data, height, width, out):
     """Decodes a JPEG of this size to out (>= height * width * 3,) uint8; whether it went well.
 
-    The size is compared first: the decoder would silently fill a smaller rectangle.
+    A warning counts as a fault (part of the picture is missing).  The size is compared first: the
+    decoder would silently fill a smaller rectangle.
     """
     h, w = jpeg_size(data)
-    if h != height or w != width:
+    if h == 0 or h != height or w != width:
         return False
-    return _imdecode(data.ctypes.data, len(data), height, width, out.ctypes.data,
-                     height, width, 0, 0, 1, 1, 0, 0) == 0  # fmt: skip
+    return _decompress(decoder, data.ctypes.data, len(data), out.ctypes.data, width, 0, height, 0, 0) == 0
 
 
 @njit(nogil=True, cache=True)
@@ -89,76 +102,152 @@ def _cubic(x):
 
 @njit(nogil=True, cache=True)
 def filter_taps(size, side):
-    """PIL's bicubic weights, `size` pixels → `side`: first (side,), count (side,), weights (side, taps)."""
+    """PIL's bicubic weights, `size` pixels → `side`: first (side,) int64, weights (side, K >= 4) float32.
+
+    All rows have the same number of weights, padded with zeros; the reader clamps or pads pixels.
+    """
     scale = size / side
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
-    first, count = np.empty(side, np.int64), np.empty(side, np.int64)
-    weights = np.zeros((side, int(np.ceil(support)) * 2 + 1), np.float32)
-    values = np.empty(weights.shape[1])
+    first, values = np.empty(side, np.int64), np.zeros((side, int(np.ceil(support)) * 2 + 1))
+    most = 4
     for x in range(side):
         centre = (x + 0.5) * scale
         low = max(0, int(centre - support + 0.5))
         high = min(size, int(centre + support + 0.5))
         total = 0.0
         for k in range(high - low):
-            values[k] = _cubic((k + low - centre + 0.5) / stretch)
-            total += values[k]
-        for k in range(high - low):
-            weights[x, k] = values[k] / total
-        first[x], count[x] = low, high - low
-    return first, count, weights
+            values[x, k] = _cubic((k + low - centre + 0.5) / stretch)
+            total += values[x, k]
+        values[x] /= total
+        first[x] = low
+        most = max(most, high - low)
+    return first, values[:, :most].astype(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
-def _squeeze_row(pixels, row, first, count, weights, out):
-    """Horizontal pass of one row: pixels (3w,) uint8 → out (3S + 1,) float32; row (3w + 1,) is scratch."""
-    for i in range(len(pixels)):
-        row[i] = np.float32(pixels[i])
-    for x in range(len(first)):
-        at = first[x] * 3
-        r = g = b = spare = np.float32(0)  # four lanes make one vector; the fourth is overwritten next
-        for k in range(count[x]):
-            weight = weights[x, k]
-            r += weight * row[at]
-            g += weight * row[at + 1]
-            b += weight * row[at + 2]
-            spare += weight * row[at + 3]
-            at += 3
-        out[3 * x] = r
-        out[3 * x + 1] = g
-        out[3 * x + 2] = b
-        out[3 * x + 3] = spare
+@intrinsic
+def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
+    """One output pixel of `_ROWS` rows: out[r] = sum over k of weights[k] * row[r][3k : 3k + 4].
+
+    Pointers and steps in bytes, float32.  Four lanes (red, green, blue and the next red) make one
+    vector; the fourth is overwritten by the next pixel.  By hand because LLVM finds no vectors
+    here, and this loop is half of the resize.
+    """
+
+    def generate(context, builder, signature, args):
+        row, row_step, weights, count, out, out_step = args
+        word, lane = row.type, ir.IntType(32)
+        vector = ir.VectorType(ir.FloatType(), 4)
+        empty, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, 4), [0] * 4)
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * 4)) for _ in range(_ROWS)]
+        with cgutils.for_range(builder, count) as loop:
+            at = builder.add(weights, builder.mul(loop.index, ir.Constant(word, 4)))
+            weight = builder.load(builder.inttoptr(at, ir.FloatType().as_pointer()))
+            weight = builder.insert_element(empty, weight, ir.Constant(lane, 0))
+            weight = builder.shuffle_vector(weight, empty, everywhere)
+            at = builder.add(row, builder.mul(loop.index, ir.Constant(word, 12)))
+            for total in sums:
+                pixel = builder.load(builder.inttoptr(at, vector.as_pointer()))
+                pixel.align = 4
+                product = builder.fmul(pixel, weight, flags=["contract"])
+                builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+                at = builder.add(at, row_step)
+        for total in sums:
+            store = builder.store(builder.load(total), builder.inttoptr(out, vector.as_pointer()))
+            store.align = 4
+            out = builder.add(out, out_step)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _to_levels(values, out):
+    """values (n,) float32, clipped and rounded to out (n,) uint8."""
     for i in range(len(out)):
-        out[i] = np.rint(min(max(out[i], np.float32(0)), np.float32(255)))
+        out[i] = np.uint8(np.rint(min(max(values[i], np.float32(0)), np.float32(255))))
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
-def resize(image, top, left, height, width, out):
-    """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8."""
-    side = out.shape[0]
-    first_x, count_x, weights_x = filter_taps(width, side)
-    first_y, count_y, weights_y = filter_taps(height, side)
-    rows = np.empty((height, 3 * side + 1), np.float32)
-    scratch = np.zeros(3 * width + 1, np.float32)
-    total = np.empty(3 * side, np.float32)
-    flat, lines = image.reshape(image.shape[0], -1), out.reshape(side, -1)
-    for y in range(height):
-        _squeeze_row(
-            flat[top + y, 3 * left : 3 * (left + width)], scratch, first_x, count_x, weights_x, rows[y]
-        )
-    for y in range(side):
-        total[:] = 0
-        for k in range(count_y[y]):
-            weight, row = weights_y[y, k], rows[first_y[y] + k]
-            for i in range(len(total)):
-                total[i] += weight * row[i]
-        line = lines[y]
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _round_levels(values):
+    """`_to_levels` in place; a function of its own, as LLVM gives up vectors where arguments overlap."""
+    for i in range(len(values)):
+        values[i] = np.rint(min(max(values[i], np.float32(0)), np.float32(255)))
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _scale(weight, a, out):
+    for i in range(len(out)):
+        out[i] = weight * a[i]
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _add_pair(weight, a, b, out):
+    for i in range(len(out)):
+        out[i] += weight * (a[i] + b[i])
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _squeeze(image, top, left, height, width, first, weights, lines, rows):
+    """Horizontal pass: a box of image (H, 3W) → rows (height + _ROWS, 3S + 1) float32.
+
+    lines (_ROWS, >= 3 (width + K) + 1) float32 is scratch; past the box its pixels meet zero weights.
+    """
+    lines[:, 3 * width :] = 0
+    for y in range(0, height, _ROWS):
+        block = min(_ROWS, height - y)
+        for r in range(block):
+            pixels, line = image[top + y + r, 3 * left : 3 * (left + width)], lines[r]
+            for i in range(len(pixels)):
+                line[i] = np.float32(pixels[i])
+        for x in range(len(first)):
+            _weigh_pixel(lines.ctypes.data + 12 * first[x], lines.strides[0], weights[x].ctypes.data,
+                         weights.shape[1], rows[y].ctypes.data + 12 * x, rows.strides[0])  # fmt: skip
+        for r in range(block):
+            _round_levels(rows[y + r])
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _stack(rows, height, first, weights, total, out):
+    """Vertical pass: rows (>= height, 3S + 1) float32 → out (S, 3S) uint8; total (3S,) is scratch."""
+    last = height - 1
+    for y in range(len(out)):
+        w, at = weights[y], first[y]
+        a, b = rows[at], rows[min(at + 1, last)]
+        c, d = rows[min(at + 2, last)], rows[min(at + 3, last)]
         for i in range(len(total)):
-            line[i] = np.uint8(np.rint(min(max(total[i], np.float32(0)), np.float32(255))))
+            total[i] = w[0] * a[i] + w[1] * b[i] + w[2] * c[i] + w[3] * d[i]
+        for k in range(4, len(w)):
+            weight, a = w[k], rows[min(at + k, last)]
+            for i in range(len(total)):
+                total[i] += weight * a[i]
+        _to_levels(total, out[y])
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
+@njit(nogil=True, cache=True)
+def scratch_size(height, width, side):
+    """How many float32 `resize` and `blur` need for images up to this size."""
+    taps = 4 * max(height, width) // side + 8
+    resize = (height + _ROWS) * (3 * side + 1) + _ROWS * (3 * (width + taps) + 4) + 3 * side
+    return max(resize, 3 * side * side + 6 * side + 6 * _MAX_RADIUS)
+
+
+@njit(nogil=True, cache=True)
+def resize(image, top, left, height, width, scratch, out):
+    """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8."""
+    side = len(out)
+    first_x, weights_x = filter_taps(width, side)
+    first_y, weights_y = filter_taps(height, side)
+    line = 3 * (width + weights_x.shape[1]) + 4
+    stop = (height + _ROWS) * (3 * side + 1)
+    rows = scratch[:stop].reshape(height + _ROWS, 3 * side + 1)
+    lines = scratch[stop : stop + _ROWS * line].reshape(_ROWS, line)
+    total = scratch[stop + _ROWS * line :][: 3 * side]
+    _squeeze(image.reshape(len(image), -1), top, left, height, width, first_x, weights_x, lines, rows)
+    _stack(rows, height, first_y, weights_y, total, out.reshape(side, -1))
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def recolour(image, m):
     """image (S, S, 3) uint8, in place: each pixel times the 3x4 matrix m."""
     flat = image.reshape(-1)
@@ -180,52 +269,53 @@ def _mirrored(i, n):
     return i if i < n else 2 * (n - 1) - i
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "nnan", "ninf", "nsz"})
-def blur(image, sigma):
-    """image (S, S, 3) uint8, in place: Gaussian of window 2 ceil(3 sigma) + 1, edges reflected."""
-    side = image.shape[0]
-    radius = min(int(np.ceil(np.float32(3) * sigma)), side - 1)
-    if radius == 0:
-        return
+@njit(nogil=True, cache=True)
+def _gaussian(sigma, radius):
+    """The middle and one wing of the normalised window: (radius + 1,) float32."""
     weights = np.empty(radius + 1, np.float64)
     for k in range(radius + 1):
         weights[k] = np.exp(-0.5 * (k / sigma) ** 2)
-    taps = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
-    width, pad = 3 * side, 3 * radius
+    return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _pad_line(line, radius, out):
+    """line (3S,) uint8 → out (3S + 6 radius,) float32, reflected at both ends."""
+    width, pad = len(line), 3 * radius
+    middle = out[pad : pad + width]
+    for i in range(width):
+        middle[i] = np.float32(line[i])
+    for k in range(3, pad + 3, 3):
+        for c in range(3):
+            out[pad - k + c] = out[pad + k + c]
+            out[pad + width - 3 + k + c] = out[pad + width - 3 - k + c]
+
+
+@njit(nogil=True, cache=True)
+def blur(image, sigma, scratch):
+    """image (S, S, 3) uint8, in place: Gaussian of window 2 ceil(3 sigma) + 1, edges reflected."""
+    side, width = len(image), 3 * len(image)
+    radius = min(int(np.ceil(np.float32(3) * sigma)), side - 1)
+    taps, pad = _gaussian(sigma, radius), 3 * radius
     lines = image.reshape(side, width)
-    rows, padded = np.empty((side, width), np.float32), np.empty(width + 2 * pad, np.float32)
+    rows, total = scratch[: side * width].reshape(side, width), scratch[side * width :][:width]
+    padded = scratch[side * width + width :][: width + 2 * pad]
     for y in range(side):
-        line, row = lines[y], rows[y]
-        for i in range(width):
-            padded[pad + i] = np.float32(line[i])
+        _pad_line(lines[y], radius, padded)
+        _scale(taps[0], padded[pad:], rows[y])
         for k in range(1, radius + 1):
-            for c in range(3):
-                padded[pad - 3 * k + c] = padded[pad + 3 * _mirrored(-k, side) + c]
-                padded[pad + 3 * (side - 1 + k) + c] = padded[pad + 3 * _mirrored(side - 1 + k, side) + c]
-        for i in range(width):
-            row[i] = taps[0] * padded[pad + i]
-        for k in range(1, radius + 1):
-            tap = taps[k]
-            before, after = padded[pad - 3 * k :], padded[pad + 3 * k :]
-            for i in range(width):
-                row[i] += tap * (before[i] + after[i])
-    total = np.empty(width, np.float32)
+            _add_pair(taps[k], padded[pad - 3 * k :], padded[pad + 3 * k :], rows[y])
     for y in range(side):
-        middle, line = rows[y], lines[y]
-        for i in range(width):
-            total[i] = taps[0] * middle[i]
+        _scale(taps[0], rows[y], total)
         for k in range(1, radius + 1):
-            tap, above, below = taps[k], rows[_mirrored(y - k, side)], rows[_mirrored(y + k, side)]
-            for i in range(width):
-                total[i] += tap * (above[i] + below[i])
-        for i in range(width):
-            line[i] = np.uint8(np.rint(min(max(total[i], np.float32(0)), np.float32(255))))
+            _add_pair(taps[k], rows[_mirrored(y - k, side)], rows[_mirrored(y + k, side)], total)
+        _to_levels(total, lines[y])
 
 
 @njit(nogil=True, cache=True)
 def normalise(image, flip, table, out):
     """image (S, S, 3) uint8 → out (S, S, 3) by `table` (3, 256) of the same dtype, mirrored on request."""
-    side = image.shape[0]
+    side = len(image)
     red, green, blue = table[0], table[1], table[2]
     for y in range(side):
         for x in range(side):
@@ -242,21 +332,24 @@ def process(data, start, size, height, width, box, matrix, colour, sigma, flip, 
     data: the whole file, uint8.  start, size, height, width: (N,) int64 of the stored JPEGs.
     box (N, 4) int32, matrix (N, 3, 4), colour (N,), sigma (N,), flip (N,): see `augment.Draws`.
     table (3, 256) and out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that
-    does not decode becomes `table`'s zero, the mean colour.
+    does not decode becomes zeros, the mean colour.
     """
     side = out.shape[1]
-    pixels = np.empty(max(np.max(height * width) * 3, 1), np.uint8)
+    pixels = np.empty(np.max(height * width) * 3 + 1, np.uint8)
+    scratch = np.empty(scratch_size(np.max(height), np.max(width), side), np.float32)
     small = np.empty((side, side, 3), np.uint8)
+    decoder = _init()
     for n in range(len(start)):
         h, w = height[n], width[n]
-        valid[n] = decode(data[start[n] : start[n] + size[n]], h, w, pixels)
+        valid[n] = decode(decoder, data[start[n] : start[n] + size[n]], h, w, pixels)
         if not valid[n]:
             out[n] = 0
             continue
         image = pixels[: h * w * 3].reshape(h, w, 3)
-        resize(image, box[n, 0], box[n, 1], box[n, 2], box[n, 3], small)
+        resize(image, box[n, 0], box[n, 1], box[n, 2], box[n, 3], scratch, small)
         if colour[n]:
             recolour(small, matrix[n])
         if sigma[n] > 0:
-            blur(small, sigma[n])
+            blur(small, sigma[n], scratch)
         normalise(small, flip[n], table, out[n])
+    _destroy(decoder)
