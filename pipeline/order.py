@@ -9,7 +9,7 @@ blocks of consecutive samples in random order, shuffled within a window of some 
 that the disk sees sequential reads of `block` samples and memory needs to hold one window.
 `file` keeps the file's order.
 
-The bijection is a Feistel network over the next power of two, walked until it falls below N
+The bijection is a Feistel network over a power of two, walked until it falls below N
 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 """
 
@@ -85,7 +85,7 @@ def _mix(half, key):
 @njit(nogil=True, cache=True)
 def _permute(n, x, keys):
     """Place x of 0 … n-1 under the bijection of `keys`."""
-    bits = 2
+    bits = 8  # fewer would not mix within the rounds
     while (1 << bits) < n:
         bits += 1
     low_bits = np.uint64(bits // 2)

@@ -1,0 +1,107 @@
+"""The order of samples: a bijection for every size, seed and epoch, the same for any world size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.order import Order
+from pipeline.philox import blocks
+
+SEEDS = st.integers(0, 2**64 - 1)
+ORDERS = st.builds(
+    Order,
+    kind=st.sampled_from(["random", "block", "file"]),
+    block=st.integers(1, 40),
+    window=st.integers(1, 6),
+)
+
+
+def test_philox_known_answers():
+    """Random123's kat_vectors for philox4x32-10."""
+    vectors = [
+        (0, [0] * 4, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (2**64 - 1, [2**32 - 1] * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (0x299F31D0_A4093822, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ]  # fmt: skip
+    for key, counters, expected in vectors:
+        got = blocks(np.uint64(key), np.array([counters], np.uint32))[0]
+        assert " ".join(f"{word:08x}" for word in got) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(order=ORDERS, samples=st.integers(1, 500), seed=SEEDS, epoch=st.integers(0, 10**6))
+def test_an_epoch_visits_every_sample_once(order, samples, seed, epoch):
+    epochs, index = order.locate(seed, samples, epoch * samples + np.arange(samples))
+    assert (epochs == epoch).all()
+    assert (np.sort(index) == np.arange(samples)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(order=ORDERS, samples=st.integers(1, 300), seed=SEEDS, data=st.data())
+def test_any_position_is_found_alone(order, samples, seed, data):
+    t = np.arange(3 * samples)
+    epochs, index = order.locate(seed, samples, t)
+    some = np.array(data.draw(st.lists(st.integers(0, 3 * samples - 1), min_size=1, max_size=20)))
+    assert np.array_equal(order.locate(seed, samples, some), (epochs[some], index[some]))
+
+
+def test_block_order_reads_windows_of_whole_blocks():
+    order, samples = Order(kind="block", block=16, window=4), 1000
+    _, index = order.locate(3, samples, np.arange(samples))
+    at = 0
+    while at < samples:
+        ranges = order.reads(3, samples, at)
+        length = sum(stop - first for first, stop in ranges)
+        members = np.concatenate([np.arange(first, stop) for first, stop in ranges])
+        assert (np.sort(index[at : at + length]) == np.sort(members)).all()
+        assert all(first % 16 == 0 for first, _ in ranges) and len(ranges) <= 4
+        assert not (index[at : at + length] == members).all(), "a window is shuffled"
+        at += length
+
+
+@pytest.mark.parametrize("samples", [5, 64, 100])
+def test_places_are_uniform(samples):
+    """Every sample is equally likely at every place, over seeds and over epochs (chi-square)."""
+    from scipy.stats import chi2
+
+    for vary in ("seed", "epoch"):
+        counts, runs = np.zeros((samples, samples)), 3000
+        for k in range(runs):
+            seed, epoch = (k, 0) if vary == "seed" else (1, k)
+            _, index = Order().locate(seed, samples, epoch * samples + np.arange(samples))
+            counts[np.arange(samples), index] += 1
+        expected = runs / samples
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        assert statistic < chi2.ppf(1 - 1e-4, (samples - 1) ** 2)
+
+
+def test_neighbours_are_independent():
+    """The step from one place to the next is as random as numpy's own shuffle makes it."""
+    samples = 4096
+    _, index = Order().locate(7, samples, np.arange(samples))
+    ours = np.corrcoef(index[:-1], index[1:])[0, 1]
+    assert abs(ours) < 4 / np.sqrt(samples)
+    _, other = Order().locate(7, samples, samples + np.arange(samples))
+    assert abs(np.corrcoef(index, other)[0, 1]) < 4 / np.sqrt(samples)
+
+
+def test_fifteen_million_samples_without_a_list():
+    samples = 15_000_000
+    for kind in ("random", "block"):
+        t = np.array([0, samples - 1, samples, 40 * samples + 123])
+        epoch, index = Order(kind=kind).locate(1, samples, t)
+        assert epoch.tolist() == [0, 0, 1, 40]
+        assert ((index >= 0) & (index < samples)).all()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="'shuffled' is none of random, block, file"):
+        Order(kind="shuffled")
+    with pytest.raises(ValueError, match="at least 1"):
+        Order(kind="block", block=0)
+    with pytest.raises(ValueError, match="without samples"):
+        Order().locate(0, 0, np.arange(2))
