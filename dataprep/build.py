@@ -1,0 +1,342 @@
+"""Turns a source into one .beton: shards in parallel, resumable, then joined.
+
+A source lists its tasks, the same ones every time; a task becomes one shard in the folder
+OUT.parts, each file of it renamed into place whole.  So whatever is killed, at most the shards in
+work are lost, and the same command goes on.  The order of samples is the source's own whatever the
+number of processes, and memory does not grow with the number of samples (with `dedup`: 16 bytes and
+the sorting of them a sample).
+
+Not here: how a sample is converted and a shard written (`shard.py`), processes (`pool.py`), SLURM
+(`cluster.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from dataprep.convert import Rejected, convert
+from dataprep.pool import Progress, run
+from dataprep.shard import Bad, Pair, SampleSettings, Source, Tally, Task, read_image, write_shard
+from dataprep.writer import join, replacing
+from pipeline.fields import Beton
+
+FORMAT = 1  # raised when the same settings come to mean another file
+_PACKAGES = (
+    "perceptual-initialization numpy pillow simplejpeg torch ftfy tokenizers regex open_clip_torch".split()
+)
+_ENOUGH = 1000  # samples seen before a build may end early for its rejects
+
+
+class TooManyRejects(Exception):
+    """The share of samples not taken is above the limit; the command line's exit code is 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a build runs; nothing here changes what is written."""
+
+    workers: int = 0
+    """Processes; 0 takes every core this process may use."""
+    max_rejects: float | None = None
+    """Share of samples that may be rejected, past which the build ends. Default 0.05; 0 for triplets."""
+    restart: bool = False
+    """Throw away the finished file and finished shards first."""
+    disk_check: bool = True
+    """Estimate the space needed from the first images, and stop before the disk is full."""
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (all cores) or more, not {self.workers}")
+        if self.max_rejects is not None and not 0 <= self.max_rejects <= 1:
+            raise ValueError(f"max_rejects is a share from 0 to 1, not {self.max_rejects}")
+
+    @property
+    def processes(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def build(
+    source: Source, out: str | os.PathLike, settings: SampleSettings, how: RunSettings, runner=None
+) -> dict:
+    """Write `out`, its JSON and its rejects; returns the JSON.
+
+    `runner(job, unfinished tasks)` replaces this machine's processes (SLURM).
+    Raises ValueError for a user's mistake, OSError for a full disk, TooManyRejects, RuntimeError when
+    a process died.
+    """
+    job = Job(source, Path(out), settings, how)
+    info = job.up_to_date()
+    if info is not None:
+        print(f"{job.out}: up to date, {info['samples']:,} samples; nothing to do")
+        return info
+    with job.lock():
+        left = job.unfinished()
+        if how.disk_check:
+            job.check_disk(left)
+        (runner or run_here)(job, left)
+        return job.finish()
+
+
+def run_here(job: Job, left: list[int]) -> None:
+    """Write the shards of the tasks `left` with this machine's processes."""
+    weights = [task.weight for task in job.tasks]
+    done = sum(weights) - sum(weights[number] for number in left)
+    progress = Progress(job.out.name, sum(weights), done)
+    run(job.write, left, weights, job.how.processes, progress, job.check_rejects)
+
+
+class Job:
+    """One build: the source, where it goes, and which of its shards are finished."""
+
+    def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
+        if out.suffix != ".beton":
+            raise ValueError(f"{out}: the name of the file to write must end in .beton")
+        self.source, self.out, self.settings, self.how = source, out, settings, how
+        self.tasks: list[Task] = source.tasks()
+        self.parts = out.with_name(out.name + ".parts")
+        known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
+        self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __getstate__(self):
+        return vars(self) | {"_lock": None}
+
+    @property
+    def limit(self) -> float:
+        """The share of rejects that is allowed; a triplet set is a curated whole, so none unless asked."""
+        if self.how.max_rejects is not None:
+            return self.how.max_rejects
+        return 0.05 if self.source.kind == "pairs" else 0.0
+
+    def stem(self, number: int) -> Path:
+        """Path of shard `number` without its suffix."""
+        return self.parts / f"{number:06d}"
+
+    def write(self, number: int, step) -> None:
+        """Write one shard."""
+        write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+
+    # -- before -----------------------------------------------------------------------------
+
+    def up_to_date(self) -> dict | None:
+        """The JSON of the finished file, if it is what this build would write."""
+        if self.how.restart or not self.out.is_file():
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            info = json.loads(self.out.with_suffix(".json").read_text())
+            if info["fingerprint"] == self.fingerprint and info["bytes"] == self.out.stat().st_size:
+                return info
+        return None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the folder of parts; afterwards it is gone unless it holds shards worth keeping."""
+        self.parts.parent.mkdir(parents=True, exist_ok=True)
+        self.parts.mkdir(exist_ok=True)
+        with open(self.parts / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.parts}: another build of {self.out.name} is running") from None
+            self._claim()
+            try:
+                yield
+            finally:
+                if not any(self.parts.glob("*.json")):
+                    shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _claim(self) -> None:
+        """See that finished shards belong to this very build, and remove what killed workers left."""
+        plan = self.parts / "plan"
+        if self.how.restart or not any(self.parts.glob("*.json")):
+            for path in self.parts.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+        elif not plan.is_file() or plan.read_text() != self.fingerprint:
+            raise ValueError(
+                f"{self.parts}: begun with other settings or another state of the source; "
+                "--restart throws those shards away"
+            )
+        for path in self.parts.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+        plan.write_text(self.fingerprint)
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the tasks without a finished shard."""
+        left = [n for n in range(len(self.tasks)) if not self.stem(n).with_suffix(".json").is_file()]
+        if len(left) < len(self.tasks):
+            print(
+                f"{self.out.name}: {len(self.tasks) - len(left):,} of {len(self.tasks):,} shards are finished"
+            )
+        return left
+
+    def check_disk(self, left: list[int]) -> None:
+        """ValueError if the free space is clearly less than the shards still to write and the joined file.
+
+        Estimated from the stored sizes of the first images of the first task.
+        """
+        sizes = []
+        for raw in islice(self.source.read(self.tasks[0]), 32):
+            for image in _images(raw):
+                with contextlib.suppress(Rejected):
+                    data = read_image(image, self.settings.images)
+                    sizes.append((len(convert(data, self.settings.images).jpeg.data), len(data)))
+        if not sizes:
+            return
+        stored, given = np.mean(sizes, 0)
+        images = self.source.images()
+        whole = images * stored if images is not None else stored / given * sum(t.weight for t in self.tasks)
+        whole *= self.settings.fraction
+        need = whole * (len(left) / len(self.tasks) + (len(self.tasks) > 1))
+        free = shutil.disk_usage(self.parts).free
+        if need > free:
+            raise ValueError(
+                f"{self.parts.parent}: about {need / 1e9:,.1f} GB are needed (shards and the joined file), "
+                f"{free / 1e9:,.1f} GB are free; make room, choose another --out, or --no-disk-check"
+            )
+
+    # -- during and after -------------------------------------------------------------------
+
+    def tally(self) -> Tally:
+        """The counts of all finished shards."""
+        total = Tally()
+        for path in sorted(self.parts.glob("*.json")):
+            total += Tally.from_json(json.loads(path.read_text()))
+        return total
+
+    def check_rejects(self, at_end: bool = False) -> None:
+        """End the build if more samples were rejected than is allowed."""
+        total = self.tally()
+        rejected = sum(total.rejected.values())
+        if not rejected or not (at_end or self.limit == 0 or total.seen >= _ENOUGH):
+            return
+        first = self._first_reject()
+        if self.limit == 0 and self.how.max_rejects is None:
+            shutil.rmtree(self.parts)
+            raise ValueError(f"{first}; mend it, or skip such samples with --max-rejects 0.05")
+        if rejected / total.seen > self.limit:
+            raise TooManyRejects(
+                f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
+                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl"
+            )
+        if at_end and not total.samples:
+            shutil.rmtree(self.parts)
+            raise ValueError(f"no sample could be taken; the first: {first}")
+
+    def _first_reject(self) -> str:
+        for path in sorted(self.parts.glob("*.rejects.jsonl")):
+            with open(path) as file:
+                for line in file:
+                    row = json.loads(line)
+                    detail = f": {row['detail']}" if row["detail"] else ""
+                    return f"{row['source']}: {row['key']}: {row['reason']}{detail}"
+        raise AssertionError("rejects were counted but none is written")
+
+    def finish(self) -> dict:
+        """Join the shards into the file, write its JSON and rejects, remove the parts."""
+        self.check_rejects(at_end=True)
+        total = self.tally()
+        if not total.samples:
+            raise ValueError(f"{self.source.describe()['path']}: it has no samples")
+        stems = [self.stem(n) for n in range(len(self.tasks))]
+        shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
+        keep, duplicates = _first_copies(shards) if self.settings.dedup else ([], [])
+        with replacing(self.out.with_suffix(".rejects.jsonl")) as name, open(name, "wb") as file:
+            for stem in stems:
+                with open(stem.with_suffix(".rejects.jsonl"), "rb") as part:
+                    shutil.copyfileobj(part, file)
+            for key, shard in duplicates:
+                row = {
+                    "source": self.tasks[int(shard.stem)].path,
+                    "key": key,
+                    "reason": "duplicate",
+                    "detail": "",
+                }
+                file.write((json.dumps(row) + "\n").encode())
+        if duplicates:
+            total.rejected["duplicate"] = len(duplicates)
+        if len(shards) == 1 and not duplicates:
+            os.replace(shards[0], self.out)
+        else:
+            join(shards, self.out, keep)
+        info = self._info(total)
+        with replacing(self.out.with_suffix(".json")) as name:
+            name.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+        shutil.rmtree(self.parts)
+        _report(self.out, info)
+        return info
+
+    def _info(self, total: Tally) -> dict:
+        """The JSON beside the file: the same for the same source, settings and versions."""
+        lengths, described = total.caption_lengths, self.source.describe()
+        info = {
+            "kind": self.source.kind,
+            "source": described,
+            "samples": len(Beton(self.out)),
+            "bytes": self.out.stat().st_size,
+            "seen": total.seen,
+            "images_kept_byte_for_byte": total.passed,
+            "rejected": dict(sorted(total.rejected.items())),
+            "settings": asdict(self.settings),
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "fingerprint": self.fingerprint,
+        }
+        if self.source.kind == "pairs":
+            count = int(lengths.sum())
+            info["captions"] = {
+                "per_image": self.source.captions,
+                "count": count,
+                "left_out": total.captions_left_out,
+                "mean_tokens": round(float(lengths @ np.arange(len(lengths)) / count), 3),
+                "lengths": lengths.tolist(),
+            }
+        else:
+            info["votes"] = self.source.votes
+        return info
+
+
+def _images(raw: Pair | Bad) -> list:
+    if isinstance(raw, Bad):
+        return []
+    return [raw.image] if isinstance(raw, Pair) else [raw.ref, raw.left, raw.right]
+
+
+def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str, Path]]]:
+    """Which samples of each shard are the first with their bytes; (key, shard) of the others."""
+    hashes = [np.load(shard.with_suffix(".hashes.npy")) for shard in shards]
+    borders = np.cumsum([len(h) for h in hashes])
+    everything = np.concatenate(hashes)
+    order = np.lexsort((everything[:, 1], everything[:, 0]))  # stable: the first copy comes first
+    repeated = (everything[order[1:]] == everything[order[:-1]]).all(1)
+    first = np.ones(len(everything), bool)
+    first[order[1:][repeated]] = False
+    keep = np.split(first, borders[:-1])
+    duplicates = []
+    for shard, kept in zip(shards, keep):
+        beton = Beton(shard)
+        duplicates += [(beton.text("key", i), shard) for i in np.flatnonzero(~kept)]
+    return keep, duplicates
+
+
+def _report(out: Path, info: dict) -> None:
+    print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
+    for reason, count in sorted(info["rejected"].items(), key=lambda item: -item[1]):
+        print(f"  rejected {count:,}: {reason}")
+    left_out = info.get("captions", {}).get("left_out")
+    if left_out:
+        print(
+            f"  {left_out:,} captions did not fit {info['captions']['per_image']} an image: --captions keeps more"
+        )
+    if info["rejected"]:
+        print(f"  listed in {out.with_suffix('.rejects.jsonl')}")

@@ -1,0 +1,187 @@
+"""Runs the unfinished tasks of a build in processes, shows progress, and never waits for the dead.
+
+A task that fails, a process that is killed (memory), Ctrl-C: all processes end, and one line tells
+why.  If this process is killed, its workers die with it (Linux's parent-death signal).
+
+Not here: what a task is (`shard.py`), which ones are left (`build.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+
+_DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
+_LINE_EVERY = 30.0  # seconds between lines in a log
+
+
+class Progress:
+    """`done` of `total` weight and the samples seen so far, as a line on stderr."""
+
+    def __init__(self, name: str, total: int, done: int = 0):
+        self.name, self.total, self.done, self.samples = name, total, done, 0
+        self._fresh = 0  # weight done by this run: rates do not count what an earlier run did
+        self._started = self._shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def finished(self, weight: int) -> None:
+        """A task of this weight is complete."""
+        self.done += weight
+        self._fresh += weight
+
+    def show(self, samples: int, inside: float = 0.0, force: bool = False) -> None:
+        """`samples` seen by this run, `inside` weight within tasks that are not complete."""
+        now = time.monotonic()
+        if not force and now - self._shown < (0.5 if self._terminal else _LINE_EVERY):
+            return
+        self._shown, seconds = now, max(now - self._started, 1e-9)
+        share = min((self.done + inside) / max(self.total, 1), 1.0)
+        fresh = min(self._fresh + inside, self.total)
+        left = (self.total - self.done - inside) / fresh * seconds if fresh > 0 else float("nan")
+        line = f"{self.name}: {share:6.1%}  {samples:,} samples  {samples / seconds:,.0f}/s  {_left(left)}"
+        print(
+            f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr
+        )
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the terminal's line."""
+        if self._terminal:
+            print(file=sys.stderr)
+
+
+def _left(seconds: float) -> str:
+    if seconds != seconds:
+        return "time left unknown"
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left"
+
+
+def run(
+    work: Callable[[int, Callable[[int], None]], None],
+    tasks: Sequence[int],
+    weights: Sequence[int],
+    workers: int,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `work(task, step)` for every task; in this process if one worker suffices.
+
+    `work` must be picklable.  `check` is called after each finished task and may raise to end all.
+    Raises the ValueError or OSError of a task, RuntimeError when a process died.
+    """
+    workers = min(workers, len(tasks))
+    if workers > 1:
+        _Pool(work, tasks, weights, workers, progress, check).run()
+        return
+    seen = 0
+
+    def step(samples: int) -> None:
+        nonlocal seen
+        seen += samples
+        progress.show(seen)
+
+    for task in tasks:
+        work(task, step)
+        progress.finished(weights[task])
+        check()
+    progress.show(seen, force=True)
+    progress.end()
+
+
+class _Pool:
+    def __init__(self, work, tasks, weights, workers, progress, check):
+        self.weights, self.progress, self.check = weights, progress, check
+        context = get_context("spawn")  # the parent may have threads (pyarrow, torch)
+        self.seen = context.Value("q", 0)
+        self.next = context.Value("q", 0)
+        self.left, self.pipes, self.processes = len(tasks), [], []
+        for _ in range(workers):
+            here, there = context.Pipe(duplex=False)
+            arguments = (work, list(tasks), self.next, self.seen, there, os.getpid())
+            self.processes.append(context.Process(target=_worker, args=arguments, daemon=True))
+            self.pipes.append(here)
+            self.processes[-1].start()
+            there.close()
+
+    def run(self) -> None:
+        try:
+            while self.left:
+                self._listen()
+                self.progress.show(self.seen.value)
+            self.progress.show(self.seen.value, force=True)
+        finally:
+            for process in self.processes:
+                process.kill()
+            for process in self.processes:
+                process.join()
+            self.progress.end()
+
+    def _listen(self) -> None:
+        """Take what the workers report; an end of file is a death or a worker without more work."""
+        for pipe in wait(self.pipes, timeout=0.5):
+            try:
+                task, error = pipe.recv()
+            except EOFError:
+                self._buried(self.pipes.index(pipe))
+                continue
+            if error is not None:
+                raise error
+            self.left -= 1
+            self.progress.finished(self.weights[task])
+            self.check()
+
+    def _buried(self, number: int) -> None:
+        process = self.processes[number]
+        process.join()
+        if process.exitcode:
+            cause = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else "it failed to start"
+            hint = " (out of memory? use fewer --workers)" if process.exitcode == -signal.SIGKILL else ""
+            raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
+        del self.pipes[number], self.processes[number]
+
+
+def _worker(work, tasks, following, seen, pipe, parent) -> None:
+    """Main of a worker: take the next task until none is left."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        return  # it died before the call above
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    one_thread()
+
+    def step(samples: int) -> None:
+        with seen.get_lock():
+            seen.value += samples
+
+    while True:
+        with following.get_lock():
+            number = following.value
+            following.value += 1
+        if number >= len(tasks):
+            return
+        try:
+            work(tasks[number], step)
+            error = None
+        except (ValueError, OSError) as caught:
+            error = caught
+        pipe.send((tasks[number], error))
+        if error is not None:
+            return
+
+
+def one_thread() -> None:
+    """A worker is one thread: parallelism comes from processes.  PIL's warnings are answered by checks."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    warnings.simplefilter("ignore")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,294 @@
+"""What a source delivers, and how one task of it becomes one shard.
+
+A shard is three or four files in the folder of parts, each renamed into place whole:
+N.beton (absent if nothing was taken), N.rejects.jsonl, with `dedup` N.hashes.npy, and last N.json,
+which tells that the shard is finished.
+
+Not here: which tasks there are (the sources), in which process they run (`pool.py`).
+
+N samples, K captions of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dataprep.convert import Converted, ImageSettings, Rejected, convert
+from dataprep.writer import replacing, writing
+from pipeline import text
+from pipeline.fields import CONTEXT_LENGTH, Field, pairs_schema, triplets_schema
+
+_BATCH = 256  # pairs converted before their captions are tokenised together
+_CACHE_BYTES = 256 << 20  # converted images of triplets that are kept for the next triplets
+
+
+class Task(NamedTuple):
+    """A piece of a source that becomes one shard; `start` and `stop` are the source's own measure."""
+
+    path: str
+    start: int
+    stop: int
+    most: int  # as many samples at the most
+    weight: int  # its share of the work: samples, or bytes where samples cannot be counted
+
+
+class Pair(NamedTuple):
+    """An image, as bytes or as a file's path, and its captions, as strings or as (K, 77) token ids."""
+
+    key: str
+    image: bytes | Path
+    captions: list[str] | np.ndarray
+
+
+class Triplet(NamedTuple):
+    """Three images (files, or their bytes), the fraction of `votes` people who preferred `right`."""
+
+    key: str
+    ref: bytes | Path
+    left: bytes | Path
+    right: bytes | Path
+    vote: float
+    votes: int
+
+
+class Bad(NamedTuple):
+    """A sample that the source itself cannot deliver."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+class Source(Protocol):
+    """Where samples come from; a picklable value whose `tasks` are the same every time."""
+
+    kind: str  # pairs or triplets
+    captions: int  # K of the file; 0 for triplets
+
+    def tasks(self) -> list[Task]: ...
+
+    def images(self) -> int | None:
+        """How many images will be stored, to estimate the space; None if that is not known."""
+        ...
+
+    def read(self, task: Task) -> Iterator[Pair | Triplet | Bad]: ...
+
+    def describe(self) -> dict:
+        """What goes into the JSON: enough to tell whether the source changed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How samples are chosen and stored."""
+
+    images: ImageSettings = field(default_factory=ImageSettings)
+    dedup: bool = False
+    """Keep only the first of the samples whose image files are equal to the byte."""
+    fraction: float = 1.0
+    """Take this share of the samples: a seeded choice, in which a smaller share is part of a larger."""
+    seed: int = 0
+    """Seed of the choice."""
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, not {self.fraction}")
+
+
+@dataclass
+class Tally:
+    """Counts of one shard, or of all of them together."""
+
+    samples: int = 0
+    seen: int = 0
+    passed: int = 0  # images kept byte for byte
+    rejected: Counter = field(default_factory=Counter)
+    caption_lengths: np.ndarray = field(default_factory=lambda: np.zeros(CONTEXT_LENGTH + 1, np.int64))
+    captions_left_out: int = 0
+    bytes: int = 0
+
+    def __iadd__(self, other: Tally) -> Tally:
+        for name in ("samples", "seen", "passed", "captions_left_out", "bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rejected += other.rejected
+        self.caption_lengths = self.caption_lengths + other.caption_lengths
+        return self
+
+    def to_json(self) -> dict:
+        """Plain values, for `from_json`."""
+        lengths = self.caption_lengths.tolist()
+        return vars(self) | {"rejected": dict(self.rejected), "caption_lengths": lengths}
+
+    @classmethod
+    def from_json(cls, value: dict) -> Tally:
+        """The inverse of `to_json`."""
+        lengths = np.array(value["caption_lengths"], np.int64)
+        return cls(**value | {"rejected": Counter(value["rejected"]), "caption_lengths": lengths})
+
+
+def schema(source: Source) -> dict[str, Field]:
+    """Columns of the file that `source` becomes."""
+    return pairs_schema(source.captions) if source.kind == "pairs" else triplets_schema()
+
+
+def chosen(key: str, settings: SampleSettings) -> bool:
+    """Whether the sample is in the fraction: its hash, as a number in [0, 1), is below it."""
+    if settings.fraction == 1:
+        return True
+    digest = hashlib.blake2b(f"{settings.seed}:{key}".encode("utf-8", "surrogateescape"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") < settings.fraction * 2**64
+
+
+def write_shard(
+    source: Source, task: Task, stem: Path, settings: SampleSettings, step: Callable[[int], None]
+) -> Tally:
+    """Convert one task into the files `stem`.*; `step(n)` is called for every n samples seen."""
+    return _Shard(source, task, stem, settings, step).write()
+
+
+class _Shard:
+    """The state of one shard while it is written."""
+
+    def __init__(self, source, task, stem, settings, step):
+        self.source, self.task, self.stem, self.settings, self.step = source, task, stem, settings, step
+        self.tally, self.hashes, self.rejects = Tally(), [], None
+        self.cache: dict[bytes | Path, Converted] = {}
+        self.cached = 0
+
+    def write(self) -> Tally:
+        tally, beton = self.tally, self.stem.with_suffix(".beton")
+        samples = self._pairs() if self.source.kind == "pairs" else self._triplets()
+        with replacing(self.stem.with_suffix(".rejects.jsonl")) as name, open(name, "w") as self.rejects:
+            first = next(samples, None)
+            if first is not None:
+                share = self.source.kind == "triplets"
+                with writing(beton, schema(self.source), self.task.most, share=share) as writer:
+                    writer.add(first)
+                    for sample in samples:
+                        writer.add(sample)
+                    tally.samples = writer.samples
+                tally.bytes = beton.stat().st_size
+        self.step(tally.seen % 64)
+        if self.settings.dedup:
+            with replacing(self.stem.with_suffix(".hashes.npy")) as name, open(name, "wb") as file:
+                np.save(file, np.frombuffer(b"".join(self.hashes), np.uint64).reshape(-1, 2))
+        with replacing(self.stem.with_suffix(".json")) as name:
+            name.write_text(json.dumps(tally.to_json()))
+        return tally
+
+    def _reject(self, key: str, error: Rejected) -> None:
+        self.tally.rejected[error.reason] += 1
+        row = {"source": self.task.path, "key": key, "reason": error.reason, "detail": error.detail}
+        self.rejects.write(json.dumps(row) + "\n")
+
+    def _raws(self) -> Iterator[Pair | Triplet]:
+        """The task's chosen samples that the source could deliver."""
+        for raw in self.source.read(self.task):
+            if not chosen(raw.key, self.settings):
+                continue
+            self.tally.seen += 1
+            if self.tally.seen % 64 == 0:
+                self.step(64)
+            if isinstance(raw, Bad):
+                self._reject(raw.key, Rejected(raw.reason, raw.detail))
+            else:
+                yield raw
+
+    # -- pairs ------------------------------------------------------------------------------
+
+    def _pairs(self) -> Iterator[dict]:
+        raws = self._raws()
+        while batch := list(islice(raws, _BATCH)):
+            ready = []
+            for raw, tokens in zip(batch, self._tokens(batch)):
+                try:
+                    if isinstance(tokens, Rejected):
+                        raise tokens
+                    data = read_image(raw.image, self.settings.images)
+                    ready.append((raw.key, convert(data, self.settings.images), tokens))
+                except Rejected as error:
+                    self._reject(raw.key, error)
+                    continue
+                if self.settings.dedup:
+                    self.hashes.append(hashlib.blake2b(data, digest_size=16).digest())
+            for key, image, tokens in ready:
+                self.tally.passed += image.passed
+                self.tally.caption_lengths += np.bincount(
+                    text.lengths(tokens[tokens[:, 0] != 0]), minlength=CONTEXT_LENGTH + 1
+                )
+                name = key.encode("utf-8", "surrogateescape")
+                yield {"image": image.jpeg, "tokens": tokens, "luma": image.luma, "key": name}
+
+    def _tokens(self, batch: list[Pair]) -> list[np.ndarray | Rejected]:
+        """(K, 77) ids of each pair's captions, all tokenised at once; Rejected where none is left."""
+        counts = [len(raw.captions) if isinstance(raw.captions, list) else 0 for raw in batch]
+        strings = [c for raw in batch if isinstance(raw.captions, list) for c in raw.captions]
+        rows = np.split(text.tokenize(strings), np.cumsum(counts)[:-1])
+        out = []
+        for raw, ids in zip(batch, rows):
+            ids = ids if isinstance(raw.captions, list) else raw.captions
+            ids = ids[text.lengths(ids) > 2] if len(ids) else ids  # start and end alone: nothing said
+            if not len(ids):
+                out.append(Rejected("empty caption"))
+                continue
+            self.tally.captions_left_out += max(0, len(ids) - self.source.captions)
+            table = np.zeros((self.source.captions, CONTEXT_LENGTH), np.int32)
+            table[: len(ids)] = ids[: len(table)]
+            out.append(table)
+        return out
+
+    # -- triplets ---------------------------------------------------------------------------
+
+    def _triplets(self) -> Iterator[dict]:
+        for raw in self._raws():
+            try:
+                images = [self._cached(path) for path in (raw.ref, raw.left, raw.right)]
+            except Rejected as error:
+                self._reject(raw.key, error)
+                continue
+            self.tally.passed += sum(image.passed for image in images)
+            ref, left, right = (image.jpeg for image in images)
+            luma = np.array([image.luma for image in images], np.float32)
+            key = raw.key.encode("utf-8", "surrogateescape")
+            yield {
+                "ref": ref, "left": left, "right": right, "vote": raw.vote, "votes": raw.votes,
+                "luma": luma, "key": key,
+            }  # fmt: skip
+
+    def _cached(self, path: bytes | Path) -> Converted:
+        """The converted image, remembered for the next triplets within a limit of bytes."""
+        if path not in self.cache:
+            try:
+                image = convert(read_image(path, self.settings.images), self.settings.images)
+            except Rejected as error:
+                if isinstance(path, bytes) or str(path) in error.detail:
+                    raise
+                raise Rejected(error.reason, f"{path}: {error.detail}".removesuffix(": ")) from None
+            self.cached += len(image.jpeg.data)
+            self.cache[path] = image
+            while self.cached > _CACHE_BYTES and len(self.cache) > 1:
+                self.cached -= len(self.cache.pop(next(iter(self.cache))).jpeg.data)
+        return self.cache[path]
+
+
+def read_image(image: bytes | Path, settings: ImageSettings) -> bytes:
+    """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        with open(image, "rb") as file:
+            data = file.read(settings.max_bytes + 1)
+    except FileNotFoundError:
+        raise Rejected("missing file", str(image)) from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that cannot be
+        raise Rejected("unreadable file", f"{image}: {error}") from None
+    return data
