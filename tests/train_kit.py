@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 from dataprep.writer import Jpeg, writing
 from pipeline.fields import pairs_schema, triplets_schema
+from train import recipes
 
 REPOSITORY = Path(__file__).parents[1]
 START, END = 49406, 49407
@@ -69,3 +73,63 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
 
 def launch(*args: object, **kwargs) -> tuple[int, str]:
     return finish(start(*args, **kwargs))
+
+
+def fork_server() -> str:
+    """The start method for processes that find torch, open_clip and the train room imported already."""
+    multiprocessing.set_forkserver_preload(["open_clip", "train.loop", "train_kit"])
+    return "forkserver"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Asked:
+    """Stands for `train.signals.Stop`: asks for `what` once `after` steps were taken."""
+
+    def __init__(self, after: int = 1 << 60, what: int = 1):
+        self.left, self.what = after, what
+
+    @property
+    def asked(self) -> int:
+        self.left -= 1
+        return self.what if self.left <= 0 else 0
+
+
+def train(recipe, stop: Asked | None = None):
+    """Run a recipe in this process, alone; its `Outcome`."""
+    from train import loop
+    from train.distributed import World
+
+    return loop.train(recipe, World(), stop or Asked())
+
+
+def debug(stage: int, data: Path, run: Path, **changes):
+    """The debug recipe of a stage; changes reach the groups they belong to (lr=…, save_every=…)."""
+    recipe = recipes.RECIPES[stage]["debug"]
+    groups = {}
+    for group in ("data", "optim", "compute", "saving"):
+        names = {f.name for f in fields(getattr(recipe, group))}
+        own = {k: changes.pop(k) for k in list(changes) if k in names}
+        groups[group] = replace(getattr(recipe, group), **own)
+    groups["data"] = replace(groups["data"], data=data)
+    groups["saving"] = replace(groups["saving"], tensorboard=False)
+    return replace(recipe, run=run, **groups, **changes)
+
+
+def tensors(run: Path) -> dict:
+    """Weights and optimizer state of a run's newest checkpoint."""
+    from train import checkpoint
+
+    folder = checkpoint.find(run)
+    return checkpoint.weights(folder) | checkpoint.moments(folder)
+
+
+def assert_same(left: dict, right: dict) -> None:
+    """Bit-equality of two sets of tensors; names the first difference."""
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].equal(right[name]), name

@@ -50,6 +50,8 @@ class Data:
 
     def __post_init__(self) -> None:
         _require(0 < self.fraction <= 1, f"--fraction {self.fraction}: must lie in (0, 1]")
+        low, high = self.crop_scale or (1.0, 1.0)
+        _require(0 < low <= high <= 1, f"--crop-scale {low} {high}: must be 0 < LOW <= HIGH <= 1")
         _require(self.workers >= 1, f"--workers {self.workers}: at least 1")
 
 

@@ -132,7 +132,6 @@ def launch(command: Command) -> int:
     cluster = command.launch.cluster
     if cluster == "auto":
         cluster = "slurm" if shutil.which("sbatch") else "local"
-        print(f"cluster: {cluster} (--cluster auto)", file=sys.stderr)
     recipe, ranks = command.recipe, command.launch.ngpus or gpus_here() or 1
     if cluster != "slurm" and command.launch.nodes > 1:
         raise ValueError(f"--nodes {command.launch.nodes}: --cluster {cluster} is this machine alone")
@@ -142,6 +141,8 @@ def launch(command: Command) -> int:
     if command.launch.dry_run:
         print(json.dumps(to_dict(recipe), indent=1))
         return 0
+    if command.launch.cluster == "auto":
+        print(f"--cluster auto: {cluster}", file=sys.stderr)
     if cluster == "debug":
         return 0 if run(recipe).done else 130
     return run_local(recipe, ranks)
