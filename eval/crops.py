@@ -63,7 +63,7 @@ class Preprocess:
 
     def tensor(self, crops: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """(B, S, S, 3) uint8 → (B, 3, S, S) float32, as torchvision's ToTensor and Normalize compute it."""
-        batch = torch.from_numpy(np.ascontiguousarray(crops)).to(device)
+        batch = torch.from_numpy(np.array(crops)).to(device)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div(255)
         mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=device).view(-1, 1, 1)

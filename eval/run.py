@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,23 +229,11 @@ def _cache_folder(options: Evaluate) -> Path:
     return folder
 
 
-def command(run, arguments: list[str] | None = None) -> int:
-    """Run a command line's function; what a user did wrong becomes one line and exit code 2."""
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> None:
     evaluate(tyro.cli(Evaluate, args=arguments))
 
 
 if __name__ == "__main__":
+    from eval.cli import command
+
     raise SystemExit(command(main))

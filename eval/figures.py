@@ -1,0 +1,196 @@
+"""The report's charts: one drawing, three uses (inline SVG that follows the page's theme, SVG file, PNG).
+
+Colours are the page's light ones; inline, each becomes the CSS variable of the same role, so a
+chart turns dark with the page.  Every panel is its own small figure, so a phone can stack them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
+ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: x, y (n,); colour is an index into ARM_COLOURS."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    marks: bool = False
+
+
+@dataclass
+class Figure:
+    """A finished drawing; `name` is its file name and the salt of its SVG ids."""
+
+    name: str
+    drawing: object
+    title: str
+    alt: str = field(default="")
+
+    def _svg(self) -> str:
+        import matplotlib
+
+        text = io.StringIO()
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
+            self.drawing.savefig(
+                text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            )
+        return text.getvalue()
+
+    def inline(self) -> str:
+        """An <svg> element without fixed size whose colours and font are the page's."""
+        text = self._svg()
+        text = text[text.index("<svg") :]
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+        for colour, variable in _VARIABLES.items():
+            text = text.replace(colour, f"var({variable})")
+        text = re.sub(r"font: ([^;\"]*?)px [^;\"]*", r"font-size: \1px; font-family: inherit", text)
+        text = text.replace("bold ", "").replace(
+            "<svg ", f'<svg role="img" aria-label="{self.alt or self.title}" ', 1
+        )
+        # ids are unique only within one matplotlib figure
+        text = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', text)
+        text = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\1{self.name}-\2", text)
+        return text
+
+    def save(self, folder: Path) -> list[Path]:
+        """NAME.svg and NAME.png (200 dpi, white)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        svg, png = folder / f"{self.name}.svg", folder / f"{self.name}.png"
+        svg.write_text(self._svg(), encoding="utf-8")
+        self.drawing.savefig(png, dpi=200, facecolor="white", metadata={"Software": None})
+        return [svg, png]
+
+
+def _new(width: float, height: float):
+    from matplotlib.figure import Figure as Drawing
+
+    drawing = Drawing(figsize=(width, height))
+    return drawing, drawing.add_subplot()
+
+
+def _thousands(value: float, _=None) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _styled(draw):
+    """Draw with the report's style, leaving the caller's matplotlib settings alone."""
+
+    def wrapped(*args, **kwargs):
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def smoothed(y: Sequence[float], span: int) -> np.ndarray:
+    """Centred moving mean over `span` points, shorter at the ends."""
+    y = np.asarray(y, float)
+    if len(y) < 3 or span < 2:
+        return y
+    ones = np.ones(span)
+    return np.convolve(y, ones, "same") / np.convolve(np.ones(len(y)), ones, "same")
+
+
+@_styled
+def lines(
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    xlabel: str,
+    log: bool = False,
+    percent: bool = False,
+) -> Figure:
+    """Curves of the arms over one x; percent: y are fractions."""
+    drawing, axes = _new(4.3, 2.75)
+    scale = 100 if percent else 1
+    for s in series:
+        y, marker = np.asarray(s.y, float) * scale, "o" if s.marks else None
+        colour = ARM_COLOURS[s.colour % len(ARM_COLOURS)]
+        axes.plot(s.x, y, color=colour, label=s.label, linewidth=1.8, marker=marker, markersize=3.5)
+    if log:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.set_xlabel(xlabel)
+    axes.set_title(title)
+    axes.margins(x=0.02)
+    if len(series) > 1:
+        axes.legend(loc="best", handlelength=1.4)
+    described = "; ".join(f"{s.label} ends at {s.y[-1] * scale:.3g}" for s in series if len(s.y))
+    return Figure(name, drawing, title, f"{title}: {described}")
+
+
+@_styled
+def bars(
+    name: str,
+    title: str,
+    groups: Sequence[str],
+    values: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    deltas: Sequence[str],
+) -> Figure:
+    """Grouped bars (Figure 2): values[arm][group] fractions, the difference written above each group."""
+    drawing, axes = _new(max(4.3, 1.25 * len(groups) + 1), 3.0)
+    width = 0.8 / len(values)
+    x = np.arange(len(groups))
+    for arm, heights in enumerate(values):
+        axes.bar(
+            x + (arm - (len(values) - 1) / 2) * width, 100 * np.asarray(heights), width * 0.92,
+            color=ARM_COLOURS[arm % 4], label=labels[arm],
+        )  # fmt: skip
+    tops = 100 * np.max(np.asarray(values), 0)
+    for at, top, text in zip(x, tops, deltas):
+        axes.annotate(text, (at, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xticks(x, [g.replace(" & ", " &\n").replace(" / ", " /\n") for g in groups])
+    axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
+    axes.set_title(title)
+    axes.legend(loc="upper right", ncols=len(labels), bbox_to_anchor=(1, 1.14), handlelength=1)
+    return Figure(name, drawing, title, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))

@@ -1,0 +1,362 @@
+"""One page that says what an evaluation found: tables, curves, pictures, settings, and how sure it is.
+
+    python -m eval.report runs/demo/pi runs/demo/baseline --out runs/demo/report
+    python -m eval.report PI=runs/pi-0 PI=runs/pi-1 Baseline=runs/base-0 Baseline=runs/base-1 --out report
+
+Runs with one label are seeds of one arm.  The last label is the baseline that the others are set
+against.  The page is one file without any reference to the network; charts also go to OUT/figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eval import beside_paper, catalog, compare, curves, figures, page, panels, statistics
+from eval.catalog import RETRIEVAL_TASK
+from eval.compare import Arm, Comparison, Row
+from eval.crops import replace_into
+from eval.figures import Figure
+from eval.page import cell, pct, signed, span, spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the report of evaluated runs."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[LABEL=]RUN")]
+    """Evaluated runs, the baseline last; one label for all seeds of an arm."""
+    out: Path
+    """The report's folder."""
+    title: str = ""
+    """The page's heading."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name at least one evaluated run")
+
+
+# -- what it comes to -------------------------------------------------------------------------------
+
+
+def verdict(found: Comparison) -> str:
+    """What the comparison says, in one sentence that is plain also when it is against us."""
+    a, b = escape(found.a.label), escape(found.b.label)
+    row = found.primary or (found.triplets[0] if found.triplets else None)
+    if row is None:
+        return f"{a} and {b} share no classification set; see the tables."
+    what = f"mean top-1 over {row.samples} sets" if found.primary else "2AFC"
+    if found.primary and row.samples == 1:
+        what = "top-1 on one set"
+    figure = (
+        f"{signed(row.delta.value)} points of {what} ({pct(row.a)} against {pct(row.b)} %), "
+        f"95 % interval {spread(row.delta)}"
+    )
+    if row.delta.value == 0:
+        return f"{a} is not better than {b} here: no difference in {what} ({pct(row.a)} %)."
+    if row.delta.low > 0:
+        return f"{a} is better than {b} here: {figure}."
+    if row.delta.high < 0:
+        return f"{a} is worse than {b} here: {figure}."
+    return f"{a} is not shown to be better than {b} here: {figure}, which includes 0."
+
+
+def caution(found: Comparison) -> str:
+    """What the interval does not cover: training luck, as far as there are seeds to tell."""
+    seeds = found.primary.seeds if found.primary else None
+    if seeds is None:
+        return (
+            "There is one training run of each, so the interval covers the choice of test images only: "
+            "with another random seed it may come out the other way."
+        )
+    text = f"Over {seeds.count} paired seeds the mean difference is {signed(seeds.mean.value)} points"
+    if seeds.mean.low is not None:
+        text += f", BCa interval {spread(seeds.mean)}"
+    text += f", sign-flip p = {seeds.p:.3f}"
+    if seeds.least_p > statistics.ALPHA:
+        text += (
+            f". With {seeds.count} seeds that p cannot fall below {seeds.least_p:.3f}, "
+            "so no test over seeds can be significant here"
+        )
+    return text + "."
+
+
+def _key_rows(found: Comparison) -> list[tuple[str, Row]]:
+    families = [r for r in found.families if r.family in catalog.FAMILIES and r.measure == "top-1"]
+    rows = families or [r for r in found.rows if r.measure == "top-1"][:6]
+    rows = rows + [r for r in found.rows if r.measure.endswith("R@1")][:4]
+    named = [(f"{escape(r.name)}, {page.tied(r.measure)}", r) for r in rows]
+    return named + [(escape(r.name), r) for r in found.triplets[-1:]]
+
+
+def key_figures(found: Comparison) -> str:
+    """The strip under the heading."""
+    cells = []
+    for title, row in _key_rows(found):
+        way = "up" if row.sure and row.delta.value > 0 else "down" if row.sure else "quiet"
+        value = span(f"{pct(row.a)} {span(signed(row.delta.value), way)}", "value")
+        against = span(f"{escape(found.b.label)} {pct(row.b)}", "against")
+        cells.append(f"<div>{span(title, 'what')}{value}{against}</div>")
+    return f'<div class="figures">{"".join(cells)}</div>'
+
+
+# -- tables -------------------------------------------------------------------------------------------
+
+
+def _heads(found: Comparison) -> list[tuple[str, str]]:
+    return [
+        ("Set", ""), ("", ""), (page.arm_name(found.a.label, 0), "n"), (page.arm_name(found.b.label, 1), "n"),
+        ("Δ", "n"), ("95 % interval", "n wide-only"), ("", "plot wide-only"),
+        (f"p {span('(Holm)', 'sub')}", "n wide-only"),
+    ]  # fmt: skip
+
+
+def _row(row: Row, name: str, limit: float) -> str:
+    """name: the first cell, or empty where a cell above spans this row."""
+    a, b = (f"<strong>{pct(x)}</strong>" if x > y else pct(x) for x, y in ((row.a, row.b), (row.b, row.a)))
+    p = page.p_value(row.p)
+    if row.adjusted is not None:
+        p += " " + span(f"({page.p_value(row.adjusted)})", "sub")
+    delta = signed(row.delta.value) + span(f"<br>{span(spread(row.delta), 'sub')}", "narrow-only")
+    measure = "" if row.measure == row.family else page.tied(row.measure)
+    return page.row(
+        (name, cell(measure), cell(a, "n"), cell(b, "n"),
+         cell(delta, "n"), cell(spread(row.delta), "n wide-only"),
+         cell(page.whisker(row.delta, limit), "plot wide-only"), cell(p, "n wide-only"))
+    )  # fmt: skip
+
+
+def _limit(rows: Sequence[Row]) -> float:
+    return max((max(abs(r.delta.low), abs(r.delta.high)) for r in rows), default=0.0)
+
+
+def _set_rows(found: Comparison, key: str, limit: float) -> str:
+    """A set's figures; its name spans them, or on a narrow screen stands above them."""
+    rows = found.of(key)
+    record = found.a.runs[0].final.datasets[key]
+    about = f"{record['samples']:,} images"
+    if "classes" in record:
+        about += f", {record['classes']:,} classes"
+    if rows[0].near_chance:
+        about += ", near chance"
+    above = f"{escape(rows[0].name)} {span(about, 'sub')}"
+    name = cell(f"{escape(rows[0].name)}<br>{span(about, 'sub')}", "wide-only", len(rows))
+    body = f'<tr class="narrow-row"><td colspan="4">{above}</td></tr>'
+    return body + "".join(_row(r, name if i == 0 else "", limit) for i, r in enumerate(rows))
+
+
+def results_table(found: Comparison) -> str:
+    """The paper's Tables 1 and 2 for whatever was evaluated, by family."""
+    limit = _limit(found.rows)
+    parts, family = [], None
+    for key in dict.fromkeys(r.key for r in found.rows):
+        if found.of(key)[0].family != family:
+            family = found.of(key)[0].family
+            parts.append(f'<tbody><tr class="family"><td colspan="8">{escape(family)}</td></tr></tbody>')
+        parts.append(f'<tbody class="set">{_set_rows(found, key, limit)}</tbody>')
+    note = (
+        f"Percent; Δ in points, {escape(found.a.label)} minus {escape(found.b.label)}, with its "
+        "interval over test images (paired bootstrap; the captions of one image are drawn together). I → T: "
+        "pictures as queries, any of their captions right; T → I the reverse. Top-5 does not exist below "
+        "five classes."
+    )
+    wide = (
+        " p: McNemar's test, in brackets after Holm's correction over the top-1 and R@1 rows. Lines: the "
+        f"interval on one axis from {signed(-limit)} to {signed(limit)}, in colour where it leaves out 0."
+    )
+    note = f'<p class="note">{note}{span(wide, "wide-only")}</p>'
+    heads = [("Set", "wide-only"), *_heads(found)[1:]]
+    return f"<h2>Results</h2>{page.table(heads, ''.join(parts))}{note}"
+
+
+def family_section(found: Comparison) -> tuple[str, list[Figure]]:
+    """Figure 2: means of the families; empty when only one family was evaluated."""
+    if len({r.family for r in found.families}) < 2:
+        return "", []
+    drawn = []
+    for measure in ("top-1", "top-5"):
+        rows = [r for r in found.families if r.measure == measure]
+        drawn.append(
+            figures.bars(
+                f"families-{measure}", f"Mean {measure} accuracy by family, %", [r.name for r in rows],
+                [[r.a for r in rows], [r.b for r in rows]], [found.a.label, found.b.label],
+                [signed(r.delta.value) for r in rows],
+            )
+        )  # fmt: skip
+    limit = _limit(found.families)
+    rows = [
+        _row(r, cell(f"{escape(r.name)}<br>{span(f'{r.samples} sets', 'sub')}"), limit)
+        for r in found.families
+    ]
+    table = page.table(_heads(found), "".join(rows))
+    return f"<h2>Families</h2>{page.charts(drawn, wide=True)}{table}", drawn
+
+
+def triplet_section(found: Comparison) -> str:
+    """2AFC with pictures; says whose votes these are."""
+    if not found.triplets:
+        return ""
+    record = found.a.runs[0].final.data["triplets"]
+    votes, ceiling = record["votes"], record["metrics"]["ceiling"]
+    label = page.votes_label(votes)
+    about = "Which of two pictures is closer to a reference, by the image tower's cosine; a tie counts half."
+    if votes == page.CONSTRUCTED:
+        about += (
+            " These triplets were built from the data: the same concept against a neighbouring one. Nobody "
+            "was asked, so the figure does not measure agreement with people."
+        )
+    elif ceiling < 1:
+        about += f" Always answering with the majority would agree with {pct(ceiling)} % of the people."
+    limit = _limit(found.triplets)
+    rows = [
+        _row(r, cell(f"{escape(r.name)}<br>{span(f'{r.samples:,} triplets', 'sub')}"), limit)
+        for r in found.triplets
+    ]
+    framed = "constructed answer" if votes == page.CONSTRUCTED else "picture that people chose"
+    note = (
+        f"Framed: the {framed}. Beneath: distance to the reference, {page.arm_name(found.a.label, 0)} above "
+        f"{page.arm_name(found.b.label, 1)}. Drawn at random from each kind of outcome. {label}"
+    )
+    table, panel = page.table(_heads(found), "".join(rows)), panels.triplet_panel((found.a, found.b))
+    head = f"<h2>Two-alternative forced choice</h2><p>{about} {label}</p>"
+    return f'{head}{table}{panel}<p class="note">{note}</p>'
+
+
+def retrieval_section(found: Comparison) -> str:
+    """Figure 5 for every retrieval set."""
+    datasets = found.a.runs[0].final.datasets
+    out = []
+    for key in dict.fromkeys(r.key for r in found.rows):
+        if datasets[key]["task"] != RETRIEVAL_TASK:
+            continue
+        panel = panels.RetrievalPanel(key, (found.a, found.b))
+        for way, title in (("i2t", "picture to text"), ("t2i", "text to picture")):
+            out.append(f"<h3>{escape(datasets[key]['name'])}: {title}</h3>{panel.html(way)}")
+    if not out:
+        return ""
+    about = (
+        "Queries are drawn at random (seed 0) from each kind of outcome, not picked. Scores are cosines; "
+        "two models need not share their scale. The margin is the right answer's score minus the best wrong "
+        "one's."
+    )
+    return f'<h2>Retrieval, looked at</h2><p class="note">{about}</p>{"".join(out)}'
+
+
+def single_table(arm: Arm) -> str:
+    """One arm alone: its figures without a comparison."""
+    one = arm.runs[0].final
+    rows = []
+    for record in one.datasets.values():
+        for m in compare.measures(record):
+            value = pct(record["metrics"][m.metric])
+            rows.append(page.row((cell(escape(record["name"])), cell(page.tied(m.title)), cell(value, "n"))))
+    if one.data.get("triplets"):
+        record = one.data["triplets"]
+        value = pct(record["metrics"].get("twoafc", float("nan")))
+        rows.append(page.row((cell(f"2AFC {page.votes_label(record['votes'])}"), cell(""), cell(value, "n"))))
+    return page.table([("Set", ""), ("", ""), (page.arm_name(arm.label, 0), "n")], "".join(rows))
+
+
+# -- with what ------------------------------------------------------------------------------------------
+
+
+def _set_about(record: dict) -> str:
+    about = f"{record['samples']:,} images"
+    if "classes" in record:
+        templates = record["templates"]
+        more = f" and {len(templates) - 1} more" if len(templates) > 1 else ""
+        shown = f"{escape(record['prompts'])}: {page.code(templates[0])}{more}"
+        about += f", {record['classes']:,} classes; prompts {shown}"
+    else:
+        about += f", {sum(map(len, record['captions'])):,} captions"
+    if record.get("unreadable"):
+        about += f"; {len(record['unreadable'])} unreadable images left out"
+    return f"{about}<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
+
+
+def data_section(arms: Sequence[Arm]) -> str:
+    one = arms[0].runs[0].final.data
+    rows = [(record["name"], _set_about(record)) for record in one["datasets"].values()]
+    if one.get("triplets"):
+        record = one["triplets"]
+        about = f"{record['metrics']['triplets']:,} triplets {page.votes_label(record['votes'])}"
+        rows.append(("Triplets", f"{about}<br>{span(escape(record['path']), 'quiet')}"))
+    if one["missing"]:
+        names = ", ".join(one["missing"]) if len(one["missing"]) < 31 else "all"
+        rows.append(("Not here", f"Of the paper's 31 sets: {names}"))
+    return f"<h2>Data</h2>{page.definitions(rows)}"
+
+
+def settings_section(arms: Sequence[Arm]) -> str:
+    """What differs between the runs, then what they share, then how they were evaluated."""
+    heads, checkpoints = [("", "")], [cell("checkpoint")]
+    for number, arm in enumerate(arms):
+        for run in arm.runs:
+            about = run.final.data["checkpoint"]
+            seen = about["source"]
+            if "samples" in about:
+                seen = f"step {about['step']:,}, {about['samples']:,} samples"
+            heads.append((page.arm_name(run.label, number), ""))
+            checkpoints.append(cell(f"{escape(about['model'])}<br>{span(escape(seen), 'sub')}"))
+    differing = compare.differences(arms)
+    rows = [page.row(checkpoints)]
+    rows += [page.row((cell(page.code(n)), *(cell(escape(v)) for v in values))) for n, values in differing]
+    first = arms[0].runs[0].final.data
+    names = {name for name, _ in differing} | {"run"}
+    shared = [(k, page.code(v)) for k, v in compare.flat(first.get("recipe") or {}).items() if k not in names]
+    used = [(k, page.code(v)) for k, v in (compare.flat(first["settings"]) | first["versions"]).items()]
+    out = f"<h2>Settings</h2>{page.table(heads, ''.join(rows))}"
+    if shared:
+        out += '<p class="note">What differs between the runs; everything else in their recipes is equal.</p>'
+        out += page.folded("Settings the runs share", page.definitions(shared))
+    return out + page.folded("How it was evaluated", page.definitions(used))
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+def build(options: Report) -> tuple[str, list[Figure]]:
+    """(the page, its charts).  Raises ValueError for runs that cannot be compared."""
+    arms = compare.arms(options.runs)
+    found = [compare.compare(arm, arms[-1]) for arm in arms[:-1]]
+    names = [escape(a.label) for a in arms]
+    title = f"{' and '.join(names[:-1])} against {names[-1]}" if found else names[0]
+    drawn: list[Figure] = []
+    body = [] if found else [single_table(arms[0])]
+    for one in found:
+        if len(found) > 1:
+            body.append(f"<h2>{escape(one.a.label)} against {escape(one.b.label)}</h2>")
+        body += [
+            f'<p class="verdict">{verdict(one)}</p><p class="quiet">{caution(one)}</p>',
+            key_figures(one),
+        ]
+        families, charts = family_section(one)
+        body += [results_table(one), families, triplet_section(one)]
+        drawn += charts
+    for section, charts in (curves.scaling(arms), curves.learning(arms)):
+        body.append(section)
+        drawn += charts
+    body += [retrieval_section(one) for one in found]
+    body += [beside_paper.section(found[0] if found else None), data_section(arms), settings_section(arms)]
+    return page.document(escape(options.title) or title, "".join(body)), drawn
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = tyro.cli(Report, args=arguments)
+    text, drawn = build(options)
+    for figure in drawn:
+        figure.save(options.out / "figures")
+    path = options.out / "index.html"
+    replace_into(path, lambda p: p.write_text(text, encoding="utf-8"))
+    print(f"{path} ({len(text) / 1e6:.1f} MB, {len(drawn)} charts)")
+
+
+if __name__ == "__main__":
+    from eval.cli import command
+
+    raise SystemExit(command(main))
