@@ -163,16 +163,16 @@ def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _to_levels(values, out):
-    """values (n,) float32, clipped and rounded to out (n,) uint8."""
+    """values (n,) float32, clipped and rounded (halves up, as PIL does) to out (n,) uint8."""
     for i in range(len(out)):
-        out[i] = np.uint8(np.rint(min(max(values[i], np.float32(0)), np.float32(255))))
+        out[i] = np.uint8(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _round_levels(values):
     """`_to_levels` in place; a function of its own, as LLVM gives up vectors where arguments overlap."""
     for i in range(len(values)):
-        values[i] = np.rint(min(max(values[i], np.float32(0)), np.float32(255)))
+        values[i] = np.floor(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
