@@ -33,9 +33,7 @@ from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
 FORMAT = 1  # raised when the same settings come to mean another file
-_PACKAGES = (
-    "perceptual-initialization numpy pillow simplejpeg torch ftfy tokenizers regex open_clip_torch".split()
-)
+_PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
 
@@ -94,7 +92,7 @@ def run_here(job: Job, left: list[int]) -> None:
     weights = [task.weight for task in job.tasks]
     done = sum(weights) - sum(weights[number] for number in left)
     progress = Progress(job.out.name, sum(weights), done)
-    run(job.write, left, weights, job.how.processes, progress, job.check_rejects)
+    run(job.write, left, weights, job.how.processes, progress, job.finished)
 
 
 class Job:
@@ -105,6 +103,7 @@ class Job:
             raise ValueError(f"{out}: the name of the file to write must end in .beton")
         self.source, self.out, self.settings, self.how = source, out, settings, how
         self.tasks: list[Task] = source.tasks()
+        self.total = Tally()  # of the shards finished so far, in this process
         self.parts = out.with_name(out.name + ".parts")
         known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
         self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
@@ -174,7 +173,7 @@ class Job:
 
     def unfinished(self) -> list[int]:
         """Numbers of the tasks without a finished shard."""
-        left = [n for n in range(len(self.tasks)) if not self.stem(n).with_suffix(".json").is_file()]
+        left = [n for n in range(len(self.tasks)) if not self.count(n)]
         if len(left) < len(self.tasks):
             print(
                 f"{self.out.name}: {len(self.tasks) - len(left):,} of {len(self.tasks):,} shards are finished"
@@ -208,16 +207,23 @@ class Job:
 
     # -- during and after -------------------------------------------------------------------
 
-    def tally(self) -> Tally:
-        """The counts of all finished shards."""
-        total = Tally()
-        for path in sorted(self.parts.glob("*.json")):
-            total += Tally.from_json(json.loads(path.read_text()))
-        return total
+    def count(self, number: int) -> bool:
+        """Add a shard's counts to the total; False if it is not finished."""
+        try:
+            counts = self.stem(number).with_suffix(".json").read_text()
+        except FileNotFoundError:
+            return False
+        self.total += Tally.from_json(json.loads(counts))
+        return True
+
+    def finished(self, number: int) -> None:
+        """A shard was written: count it, and see whether the build may go on."""
+        assert self.count(number)
+        self.check_rejects()
 
     def check_rejects(self, at_end: bool = False) -> None:
         """End the build if more samples were rejected than is allowed."""
-        total = self.tally()
+        total = self.total
         rejected = sum(total.rejected.values())
         if not rejected or not (at_end or self.limit == 0 or total.seen >= _ENOUGH):
             return
@@ -246,7 +252,7 @@ class Job:
     def finish(self) -> dict:
         """Join the shards into the file, write its JSON and rejects, remove the parts."""
         self.check_rejects(at_end=True)
-        total = self.tally()
+        total = self.total
         if not total.samples:
             raise ValueError(f"{self.source.describe()['path']}: it has no samples")
         stems = [self.stem(n) for n in range(len(self.tasks))]
@@ -335,8 +341,7 @@ def _report(out: Path, info: dict) -> None:
         print(f"  rejected {count:,}: {reason}")
     left_out = info.get("captions", {}).get("left_out")
     if left_out:
-        print(
-            f"  {left_out:,} captions did not fit {info['captions']['per_image']} an image: --captions keeps more"
-        )
+        kept = info["captions"]["per_image"]
+        print(f"  {left_out:,} captions left out, {kept} an image are kept: --captions N keeps more")
     if info["rejected"]:
         print(f"  listed in {out.with_suffix('.rejects.jsonl')}")

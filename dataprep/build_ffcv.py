@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 if not __package__:  # run by path: import the project's packages, and nothing from this folder by chance
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,7 +21,9 @@ import tyro
 from dataprep import build as building
 from dataprep import emoji, nights
 from dataprep.build import RunSettings, build
+from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
+from dataprep.pairs import Layout, open_pairs
 from dataprep.shard import SampleSettings
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
@@ -79,7 +80,50 @@ class NightsCommand:
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
 
 
-COMMANDS = {"demo": Demo, "nights": NightsCommand}
+@dataclass(kw_only=True)
+class Pairs:
+    """Build images with captions: webdataset tars, parquet, a table with files, or SLIP's zips."""
+
+    source: Path
+    """Folder, tar, parquet, csv, tsv, jsonl or json."""
+    out: Path
+    """The .beton to write; its JSON and list of rejects go beside it."""
+    layout: Layout = "auto"
+    """Force a layout instead of recognising it."""
+    images: Path | None = None
+    """Folder of the images (or zips), if it is not the table's own."""
+    image_column: str = ""
+    """Column (or json field) that names or holds the image; by default the usual names are tried."""
+    caption_columns: tuple[str, ...] = ()
+    """Columns (or json fields; in tars also txt) with captions; all are kept."""
+    captions: int = 0
+    """Captions kept an image; 0 keeps as many as the image with the most has."""
+    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: _flat[RunSettings] = field(default_factory=RunSettings)
+
+    def run(self) -> None:
+        source = open_pairs(
+            self.source,
+            layout=self.layout,
+            images=self.images,
+            choice=Choice(image=self.image_column, captions=self.caption_columns),
+            captions=self.captions,
+            max_bytes=self.settings.images.max_bytes,
+        )
+        told = source.describe()
+        print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
+        build(source, self.out, self.settings, self.how)
+
+
+@dataclass(kw_only=True)
+class Yfcc15m(Pairs):
+    """Build YFCC15M in whichever form you hold it; the same as pairs, with a place to write to."""
+
+    out: Path = Path("data/yfcc15m/pairs-train.beton")
+    """The .beton to write; its JSON and list of rejects go beside it."""
+
+
+COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand}
 
 
 def main(arguments: list[str] | None = None) -> int:

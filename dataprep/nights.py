@@ -104,9 +104,8 @@ class Nights:
 
     def tasks(self) -> list[Task]:
         if not self.rows():
-            raise ValueError(
-                f"{self.folder / 'data.csv'}: no row of split {self.split!r} with at least {self.min_votes} votes"
-            )
+            table = self.folder / "data.csv"
+            raise ValueError(f"{table}: no row of split {self.split!r} with {self.min_votes} votes or more")
         return plan(str(self.folder / "data.csv"), len(self.rows()), self.images() < 3 * len(self.rows()))
 
     def images(self) -> int:

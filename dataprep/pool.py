@@ -72,16 +72,16 @@ def run(
     weights: Sequence[int],
     workers: int,
     progress: Progress,
-    check: Callable[[], None] = lambda: None,
+    finished: Callable[[int], None],
 ) -> None:
     """Call `work(task, step)` for every task; in this process if one worker suffices.
 
-    `work` must be picklable.  `check` is called after each finished task and may raise to end all.
+    `work` must be picklable.  `finished(task)` is called here after each and may raise to end all.
     Raises the ValueError or OSError of a task, RuntimeError when a process died.
     """
     workers = min(workers, len(tasks))
     if workers > 1:
-        _Pool(work, tasks, weights, workers, progress, check).run()
+        _Pool(work, tasks, weights, workers, progress, finished).run()
         return
     seen = 0
 
@@ -93,14 +93,14 @@ def run(
     for task in tasks:
         work(task, step)
         progress.finished(weights[task])
-        check()
+        finished(task)
     progress.show(seen, force=True)
     progress.end()
 
 
 class _Pool:
-    def __init__(self, work, tasks, weights, workers, progress, check):
-        self.weights, self.progress, self.check = weights, progress, check
+    def __init__(self, work, tasks, weights, workers, progress, finished):
+        self.weights, self.progress, self.finished = weights, progress, finished
         context = get_context("spawn")  # the parent may have threads (pyarrow, torch)
         self.seen = context.Value("q", 0)
         self.next = context.Value("q", 0)
@@ -138,14 +138,15 @@ class _Pool:
                 raise error
             self.left -= 1
             self.progress.finished(self.weights[task])
-            self.check()
+            self.finished(task)
 
     def _buried(self, number: int) -> None:
         process = self.processes[number]
         process.join()
         if process.exitcode:
-            cause = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else "it failed to start"
-            hint = " (out of memory? use fewer --workers)" if process.exitcode == -signal.SIGKILL else ""
+            code = process.exitcode
+            cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
+            hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
             raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
         del self.pipes[number], self.processes[number]
 

@@ -1,0 +1,71 @@
+"""Which column holds the image and which hold captions: the names the field uses, or the user's.
+
+Not here: reading tables (`tables.py`, `parquet.py`, `tars.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# In order of preference: open_clip csv, DeCLIP, img2dataset, COCO, RWKV-CLIP, webdataset exports.
+PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "image", "img"]
+BYTES = ["images", "image", "image_bytes", "jpg", "jpeg", "png", "img", "bytes"]
+CAPTIONS = ["captions", "caption", "texts", "text", "txt", "top_caption"]
+PARTS = ["title", "description"]  # taken together, as SLIP does
+MOST_CAPTIONS = 16  # an image with more is an accident of the table; --captions says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The user's names of columns; empty means that the usual names are tried."""
+
+    image: str = ""
+    captions: tuple[str, ...] = ()
+
+    def image_column(self, names: Sequence[str], usual: Sequence[str], where: str) -> str:
+        """The column that holds the image; ValueError names what there is."""
+        return self._find([self.image] if self.image else usual, names, "image", "--image-column", where)
+
+    def caption_columns(self, names: Sequence[str], where: str) -> tuple[str, ...]:
+        """The columns that hold captions; ValueError names what there is."""
+        if self.captions:
+            for name in self.captions:
+                self._find([name], names, "caption", "--caption-columns", where)
+            return self.captions
+        parts = tuple(name for name in PARTS if name in names)
+        if parts and not any(name in names for name in CAPTIONS):
+            return parts
+        return (self._find(CAPTIONS, names, "caption", "--caption-columns", where),)
+
+    @staticmethod
+    def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
+        for name in wanted:
+            if name in names:
+                return name
+        there = ", ".join(map(str, names)) or "none"
+        raise ValueError(
+            f"{where}: no {what} column {' or '.join(wanted)}; it has {there}; name it with {option}"
+        )
+
+
+def strings(value: object) -> list[str]:
+    """Captions of one cell: a string, or a list of strings; anything else is no caption."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [item for item in value if isinstance(item, str)]
+    return []
+
+
+def state_of(files: Sequence[Path]) -> str:
+    """A digest of the names, sizes and times of files: what a resumed build must find unchanged."""
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(
+            f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()[:16]

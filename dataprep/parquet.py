@@ -1,0 +1,183 @@
+"""Parquet files with the images' bytes in a column (bytes, or struct{bytes, path}).
+
+Captions are strings, lists of strings, or, in RWKV-CLIP's YFCC15M, CLIP token ids stored as floats:
+those are taken as they are, after a check.  Row groups, some thousand rows together, are the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dataprep import columns
+from dataprep.shard import Bad, Pair, Task
+from pipeline.fields import CONTEXT_LENGTH
+from pipeline.text import END, START
+
+_ROWS = 4_000  # at least so many rows a shard, unless the file ends
+
+
+class Shape(NamedTuple):
+    """What a file's schema says."""
+
+    image: str
+    captions: tuple[str, ...]
+    tokens: bool  # captions are token ids
+
+
+def shape(path: Path, choice: columns.Choice) -> Shape:
+    """Find the columns of a parquet file; ValueError names what there is."""
+    import pyarrow as arrow
+
+    schema = _open(path).schema_arrow
+    binary = [f.name for f in schema if _is_bytes(f.type)]
+    image = choice.image_column(binary, columns.BYTES + binary, f"{path} (columns of bytes)")
+    others = [f.name for f in schema if f.name != image]
+    captions = choice.caption_columns(others, str(path))
+    kind = schema.field(captions[0]).type
+    while (
+        arrow.types.is_list(kind) or arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)
+    ):
+        kind = kind.value_type
+    tokens = arrow.types.is_floating(kind) or arrow.types.is_integer(kind)
+    if tokens and len(captions) > 1:
+        raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
+    return Shape(image, captions, tokens)
+
+
+def _is_bytes(kind) -> bool:
+    import pyarrow as arrow
+
+    if arrow.types.is_struct(kind):
+        return any(f.name == "bytes" and _is_bytes(f.type) for f in kind)
+    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+
+
+def has_images(path: Path) -> bool:
+    """Whether a parquet file has a column of bytes at all."""
+    return any(_is_bytes(field.type) for field in _open(path).schema_arrow)
+
+
+def _open(path: Path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from None
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """A list of parquet files, in the order of their names."""
+
+    path: Path
+    files: tuple[Path, ...]
+    choice: columns.Choice
+    wanted: int
+    kind = "pairs"
+
+    @property
+    def captions(self) -> int:
+        return self.wanted or min(_most_captions(self), columns.MOST_CAPTIONS)
+
+    def tasks(self) -> list[Task]:
+        return list(_plan(self))
+
+    def images(self) -> int:
+        return sum(task.weight for task in self.tasks())
+
+    def read(self, task: Task) -> Iterator[Pair | Bad]:
+        path = Path(task.path)
+        found = shape(path, self.choice)
+        names = [found.image, *found.captions]
+        file, number = _open(path), 0
+        first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
+        groups = list(range(task.start, task.stop))
+        for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=names):
+            rows = zip(*(batch.column(batch.schema.get_field_index(name)).to_pylist() for name in names))
+            for image, *captions in rows:
+                yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
+                number += 1
+
+    def _sample(self, key: str, image, captions: list, tokens: bool) -> Pair | Bad:
+        image = image.get("bytes") if isinstance(image, dict) else image
+        if not image:
+            return Bad(key, "no image")
+        if not tokens:
+            return Pair(key, image, [text for value in captions for text in columns.strings(value)])
+        try:
+            return Pair(key, image, token_rows(captions[0]))
+        except ValueError as error:
+            return Bad(key, "bad token ids", str(error))
+
+    def describe(self) -> dict:
+        return {
+            "name": "pairs", "layout": "parquet", "path": str(self.path), "files": len(self.files),
+            "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
+        }  # fmt: skip
+
+
+def token_rows(value) -> np.ndarray:
+    """(K, 77) int32 of CLIP token ids stored as numbers, flat or in rows; ValueError if they are none."""
+    if value is None or not len(value):
+        return np.zeros((0, CONTEXT_LENGTH), np.int32)
+    numbers = np.asarray(value, np.float64).reshape(-1)
+    if len(numbers) > CONTEXT_LENGTH and len(numbers) % CONTEXT_LENGTH:
+        raise ValueError(f"{len(numbers)} numbers are no rows of {CONTEXT_LENGTH}")
+    if not (np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()):
+        raise ValueError("not whole numbers")
+    if numbers.min() < 0 or numbers.max() > END:
+        raise ValueError(f"an id outside 0…{END}")
+    ids = np.zeros((-(-len(numbers) // CONTEXT_LENGTH), CONTEXT_LENGTH), np.int32)
+    ids.reshape(-1)[: len(numbers)] = numbers
+    ids = ids[ids.any(1)]  # a row of zeros is no caption
+    if not (ids[:, 0] == START).all() or not (ids == END).any(1).all():
+        raise ValueError(f"a row does not go from {START} to {END}")
+    after = np.arange(CONTEXT_LENGTH) > ids.argmax(1)[:, None]
+    return np.where(after, 0, ids)
+
+
+@cache
+def _plan(source: Parquet) -> tuple[Task, ...]:
+    tasks = []
+    for path in source.files:
+        metadata = _open(path).metadata
+        start = rows = 0
+        for group in range(metadata.num_row_groups):
+            rows += metadata.row_group(group).num_rows
+            if rows >= _ROWS or (rows and group + 1 == metadata.num_row_groups):
+                tasks.append(Task(str(path), start, group + 1, rows, rows))
+                start, rows = group + 1, 0
+    if not tasks:
+        raise ValueError(f"{source.path}: no rows")
+    return tuple(tasks)
+
+
+@cache
+def _most_captions(source: Parquet) -> int:
+    """The most captions of an image: read from the captions' columns, without the images."""
+    found = shape(source.files[0], source.choice)
+    if found.tokens:
+        rows = next(_open(source.files[0]).iter_batches(batch_size=64, columns=[found.captions[0]]))
+        return max(1, *(len(_flat(row)) // CONTEXT_LENGTH for row in rows.column(0).to_pylist()))
+    most = 1
+    for path in source.files:
+        file = _open(path)
+        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in found.captions):
+            most = max(most, len(found.captions))
+            continue
+        for batch in file.iter_batches(columns=list(found.captions)):
+            counts = [[len(columns.strings(v)) for v in column.to_pylist()] for column in batch.columns]
+            most = max(most, int(np.sum(counts, 0).max(initial=1)))
+    return most
+
+
+def _flat(value) -> np.ndarray:
+    return np.asarray(value if value is not None else []).reshape(-1)
