@@ -97,11 +97,19 @@ def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping
         state.files[file.name] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}
     write_atomically(part / STATE, json.dumps(vars(state), indent=1).encode())
     if folder.exists():  # a damaged one of the same step
-        shutil.rmtree(folder)
+        _remove(folder)
     os.replace(part, folder)
     _sync(folder.parent)
     write_atomically(folder.parents[1] / "latest", f"{folder.name}\n".encode())
     return sum(file["bytes"] for file in state.files.values())
+
+
+def _remove(folder: Path) -> None:
+    """Take a checkpoint away whole: killed half-way, it leaves a name that the next start removes."""
+    part = folder.with_name(f".{folder.name}.old.part")
+    shutil.rmtree(part, ignore_errors=True)
+    os.replace(folder, part)
+    shutil.rmtree(part)
 
 
 class Saver:
@@ -132,9 +140,9 @@ class Saver:
             start = time.perf_counter()
             folder = self.folder / f"step-{state.step:06d}"
             size = write(folder, state, self.recipe, groups)
-            passing = [old for old in folders(self.folder.parent) if not _state(old).keep]
+            passing = [old for old in folders(self.folder.parent) if not _stays(old)]
             for old in passing[self.keep :]:
-                shutil.rmtree(old)
+                _remove(old)
             self.say(
                 f"checkpoint {folder.name}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.2f} s, "
                 f"training waited {waited:.2f} s"
@@ -165,6 +173,13 @@ def _state(folder: Path) -> State:
         return State(**json.loads((folder / STATE).read_text()))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: damaged: {STATE}: {error}") from None
+
+
+def _stays(folder: Path) -> bool:
+    try:
+        return _state(folder).keep
+    except ValueError:
+        return False
 
 
 def check(folder: Path) -> State:

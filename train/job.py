@@ -1,7 +1,8 @@
 """What each rank runs: join the others, train, and say how it ended.
 
 `Job` is the small, picklable object that submitit sends to the ranks; torch is imported on the other side.
-`torchrun --nproc-per-node N -m train.job --stage 2 …` starts the same thing with the same flags.
+`torchrun --nproc-per-node N -m train.job -- --stage 2 …` starts the same thing with the same flags (the
+`--` keeps torchrun from reading `--run` as a flag of its own).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def main(args: Sequence[str]) -> int:
     from train import launch
 
     try:
-        recipe = launch.parse(args).recipe
+        recipe = launch.parse([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))
         outcome = run(recipe)
     except (Exception, KeyboardInterrupt) as error:
