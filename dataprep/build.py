@@ -103,7 +103,7 @@ class Job:
             raise ValueError(f"{out}: the name of the file to write must end in .beton")
         self.source, self.out, self.settings, self.how = source, out, settings, how
         self.tasks: list[Task] = source.tasks()
-        self.total = Tally()  # of the shards finished so far, in this process
+        self.total = Tally()  # of the shards finished so far
         self.parts = out.with_name(out.name + ".parts")
         known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
         self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
@@ -122,9 +122,9 @@ class Job:
         """Path of shard `number` without its suffix."""
         return self.parts / f"{number:06d}"
 
-    def write(self, number: int, step) -> None:
-        """Write one shard."""
-        write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+    def write(self, number: int, step) -> Tally:
+        """Write one shard; returns its counts."""
+        return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -216,9 +216,9 @@ class Job:
         self.total += Tally.from_json(json.loads(counts))
         return True
 
-    def finished(self, number: int) -> None:
+    def finished(self, number: int, tally: Tally) -> None:
         """A shard was written: count it, and see whether the build may go on."""
-        assert self.count(number)
+        self.total += tally
         self.check_rejects()
 
     def check_rejects(self, at_end: bool = False) -> None:

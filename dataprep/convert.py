@@ -114,10 +114,11 @@ def encode(pixels: np.ndarray, settings: ImageSettings) -> Converted:
     if max(height, width) > _LONGEST:
         raise Rejected("too long a side", f"{width}×{height}, JPEG ends at {_LONGEST}")
     data = simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", settings.subsampling, fastdct=False)
-    return Converted(Jpeg(data, height, width), _mean_luma(pixels), False)
+    return Converted(Jpeg(data, height, width), mean_luma(pixels), False)
 
 
-def _mean_luma(pixels: np.ndarray) -> float:
+def mean_luma(pixels: np.ndarray) -> float:
+    """Mean luma, 0…255, of (H, W, 3) RGB pixels."""
     rows = pixels.reshape(len(pixels), -1).sum(0, dtype=np.uint32)  # over H first: it vectorises
     return float(rows.reshape(-1, 3).sum(0) @ LUMA / (pixels.size // 3))
 

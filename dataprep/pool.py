@@ -67,16 +67,16 @@ def _left(seconds: float) -> str:
 
 
 def run(
-    work: Callable[[int, Callable[[int], None]], None],
+    work: Callable[[int, Callable[[int], None]], object],
     tasks: Sequence[int],
     weights: Sequence[int],
     workers: int,
     progress: Progress,
-    finished: Callable[[int], None],
+    finished: Callable[[int, object], None],
 ) -> None:
     """Call `work(task, step)` for every task; in this process if one worker suffices.
 
-    `work` must be picklable.  `finished(task)` is called here after each and may raise to end all.
+    `work` must be picklable.  `finished(task, result)` is called here after each and may raise to end all.
     Raises the ValueError or OSError of a task, RuntimeError when a process died.
     """
     workers = min(workers, len(tasks))
@@ -91,9 +91,9 @@ def run(
         progress.show(seen)
 
     for task in tasks:
-        work(task, step)
+        result = work(task, step)
         progress.finished(weights[task])
-        finished(task)
+        finished(task, result)
     progress.show(seen, force=True)
     progress.end()
 
@@ -130,7 +130,7 @@ class _Pool:
         """Take what the workers report; an end of file is a death or a worker without more work."""
         for pipe in wait(self.pipes, timeout=0.5):
             try:
-                task, error = pipe.recv()
+                task, result, error = pipe.recv()
             except EOFError:
                 self._buried(self.pipes.index(pipe))
                 continue
@@ -138,7 +138,7 @@ class _Pool:
                 raise error
             self.left -= 1
             self.progress.finished(self.weights[task])
-            self.finished(task)
+            self.finished(task, result)
 
     def _buried(self, number: int) -> None:
         process = self.processes[number]
@@ -171,11 +171,10 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
         if number >= len(tasks):
             return
         try:
-            work(tasks[number], step)
-            error = None
+            result, error = work(tasks[number], step), None
         except (ValueError, OSError) as caught:
-            error = caught
-        pipe.send((tasks[number], error))
+            result, error = None, caught
+        pipe.send((tasks[number], result, error))
         if error is not None:
             return
 

@@ -113,6 +113,7 @@ class _Words(dict):
         assert len(set(tokens)) == len(tokens) == START
         vocabulary = {token: number for number, token in enumerate(tokens)}
         self._bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+        self.names = tokens
         self._special = {"<start_of_text>": (START,), "<end_of_text>": (END,)}
         super().__init__(self._special)
 
@@ -158,6 +159,15 @@ def tokenize(texts: Sequence[str]) -> np.ndarray:
     out[:, 0] = START
     out[np.arange(len(rows)), counts + 1] = END
     return out
+
+
+def decode(tokens: np.ndarray) -> str:
+    """The caption of one row of ids, (77,), as the tokenizer saw it: cleaned and in lower case."""
+    ids = tokens[1 : int(lengths(tokens)) - 1]
+    letters = "".join([_words().names[number] for number in ids.tolist()])
+    back = {letter: byte for byte, letter in _byte_letters().items()}
+    spaced = letters.replace("</w>", " ").rstrip()
+    return bytes([back.get(letter, 32) for letter in spaced]).decode("utf-8", "replace")
 
 
 def lengths(tokens: np.ndarray) -> np.ndarray:

@@ -1,0 +1,207 @@
+"""Reads a finished .beton back: `verify` looks at every sample, `inspect` describes the file.
+
+Not here: building; what a loader makes of the samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageDraw, ImageFont
+
+from dataprep.convert import mean_luma, read_head
+from dataprep.pool import Progress, run
+from pipeline import fields as f
+from pipeline import text
+
+_CHUNK = 2_000  # samples a task
+_SHOWN = 20  # faults that are named
+_LUMA = 2.0  # of 255: a stored mean was taken before the image was encoded
+
+
+@dataclass
+class Findings:
+    """What `verify` found in some samples."""
+
+    faults: Counter = field(default_factory=Counter)
+    named: list[str] = field(default_factory=list)
+
+    def add(self, index: int, name: str, fault: str, detail: str = "") -> None:
+        self.faults[f"{name}: {fault}"] += 1
+        if len(self.named) < _SHOWN:
+            self.named.append(f"sample {index}: {name}: {fault}{': ' + detail if detail else ''}")
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Checks stretches of samples of one file; picklable."""
+
+    path: Path
+
+    def check(self, task: int, step) -> Findings:
+        """Look at the samples of stretch `task`."""
+        beton, findings = f.Beton(self.path), Findings()
+        indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
+        images = [n for n, column in beton.fields.items() if column.kind == f.IMAGE]
+        lumas = self._lumas(beton, indices, len(images))
+        for column, name in enumerate(images):
+            known: dict[int, tuple] = {}  # a shared image is decoded once a stretch
+            pointers = beton.metadata[name]["data_ptr"][indices].tolist()
+            for index, pointer in zip(indices.tolist(), pointers):
+                if pointer not in known:
+                    known[pointer] = _image(beton, index, name)
+                    step(1 if column == 0 else 0)
+                fault, detail, luma = known[pointer]
+                if fault:
+                    findings.add(index, name, fault, detail)
+                elif abs(luma - lumas[index - indices[0], column]) > _LUMA:
+                    findings.add(index, name, "stored mean luma is wrong", f"the pixels have {luma:.1f}")
+        for index in indices.tolist():
+            if not beton.text("key", index):
+                findings.add(index, "key", "empty")
+        _tokens(beton, indices, findings) if beton.kind == "pairs" else _votes(beton, indices, findings)
+        return findings
+
+    @staticmethod
+    def _lumas(beton: f.Beton, indices: np.ndarray, images: int) -> np.ndarray:
+        if images == 1:
+            return np.asarray(beton.metadata["luma"][indices])[:, None]
+        return beton.arrays("luma", indices)
+
+
+def _image(beton: f.Beton, index: int, name: str) -> tuple[str, str, float]:
+    """(fault, detail, mean luma) of one stored image; decoded in full."""
+    try:
+        data = beton.jpeg(index, name).tobytes()
+        head = read_head(data)
+        if head is None or head.sof != 0xC0 or len(head.components) != 3:
+            return "not a baseline RGB JPEG", "", 0.0
+        pixels = simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        return "cannot decode", str(error), 0.0
+    size = tuple(beton.sizes(name, np.array(index)).tolist())
+    if pixels.shape[:2] != size:
+        return "its size is not the one in the table", f"{pixels.shape[:2]} and {size}", 0.0
+    return "", "", mean_luma(pixels)
+
+
+def _tokens(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
+    tokens = beton.arrays("tokens", indices)  # (N, K, 77)
+    lengths = text.lengths(tokens)
+    used = tokens[..., 0] != 0
+    position = np.arange(f.CONTEXT_LENGTH)
+    begun = tokens[..., 0] == text.START
+    ended = np.take_along_axis(tokens, lengths[..., None] - 1, -1)[..., 0] == text.END
+    zero_after = (np.where(position >= lengths[..., None], tokens, 0) == 0).all(-1)
+    fine = np.where(used, begun & ended & zero_after, ~tokens.any(-1))
+    for row in np.flatnonzero(~used[:, 0]):
+        findings.add(int(indices[row]), "tokens", "no caption")
+    for row in np.flatnonzero(~fine.all(-1)):
+        findings.add(int(indices[row]), "tokens", "not start, words, end, zeros")
+
+
+def _votes(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
+    vote, votes = beton.metadata["vote"][indices], beton.metadata["votes"][indices]
+    for row in np.flatnonzero(~((vote >= 0) & (vote <= 1))):
+        findings.add(int(indices[row]), "vote", "not a fraction", str(vote[row]))
+    for row in np.flatnonzero(votes < 0):
+        findings.add(int(indices[row]), "votes", "negative")
+
+
+def verify(path: Path, workers: int) -> Findings:
+    """Check every sample of `path`, and that its JSON speaks of this file; prints what is wrong."""
+    beton, findings = f.Beton(path), Findings()
+    assert beton.kind  # ValueError for a file with other columns
+    if beton.info.get("samples", len(beton)) != len(beton):
+        findings.add(-1, "json", "speaks of another number of samples", str(beton.info["samples"]))
+    if beton.info.get("bytes", beton.bytes.size) != beton.bytes.size:
+        findings.add(-1, "json", "speaks of another length of the file", str(beton.info["bytes"]))
+    tasks = range(-(-len(beton) // _CHUNK))
+    weights = [min(_CHUNK, len(beton) - _CHUNK * n) for n in tasks]
+
+    def finished(_: int, found: Findings) -> None:
+        findings.faults.update(found.faults)
+        findings.named.extend(found.named)
+
+    run(Verifier(Path(path)).check, tasks, weights, workers, Progress(Path(path).name, len(beton)), finished)
+    for line in findings.named[:_SHOWN]:
+        print(line)
+    total = sum(findings.faults.values())
+    for fault, count in findings.faults.most_common():
+        print(f"{count:,} × {fault}")
+    print(f"{path}: {len(beton):,} samples, " + (f"{total:,} faults" if total else "all sound"))
+    return findings
+
+
+# -- inspect --------------------------------------------------------------------------------
+
+
+def inspect(path: Path, sheet: Path | None, count: int = 24) -> None:
+    """Print what a file holds, and draw a contact sheet of samples spread over it."""
+    beton = f.Beton(path)
+    images = [n for n, column in beton.fields.items() if column.kind == f.IMAGE]
+    print(f"{path}: {beton.kind}, {len(beton):,} samples, {beton.bytes.size / 1e6:,.1f} MB, "
+          f"pages of {beton.page_size >> 20} MiB")  # fmt: skip
+    some = np.unique(np.linspace(0, len(beton) - 1, min(len(beton), 100_000)).astype(np.int64))
+    for name in images:
+        _, sizes = beton.spans(name, some)
+        sides = beton.sizes(name, some)
+        print(f"  {name}: short side {_spread(sides.min(-1))} px, long side {_spread(sides.max(-1))} px, "
+              f"{_spread(sizes)} bytes")  # fmt: skip
+    if beton.kind == "pairs":
+        tokens = beton.arrays("tokens", some[:20_000])
+        used = tokens[..., 0] != 0
+        print(f"  captions: up to {tokens.shape[1]} an image, {used.sum(1).mean():.2f} on average; "
+              f"{_spread(text.lengths(tokens[used]))} tokens with start and end")  # fmt: skip
+        print(f"  mean luma: {_spread(beton.metadata['luma'][some])}")
+    else:
+        vote = beton.metadata["vote"]
+        histogram = np.histogram(vote, np.linspace(0, 1, 6))[0]
+        print(f"  vote for right: mean {vote.mean():.3f}, in fifths {histogram.tolist()}; "
+              f"{_spread(beton.metadata['votes'][some])} votes a triplet")  # fmt: skip
+        print(f"  votes are {beton.info.get('votes', 'of unknown origin')}")
+    for reason, number in beton.info.get("rejected", {}).items():
+        print(f"  rejected {number:,}: {reason}")
+    if sheet is not None:
+        draw_sheet(beton, images, sheet, count)
+        print(f"  contact sheet: {sheet}")
+
+
+def _spread(values: np.ndarray) -> str:
+    low, middle, high = np.percentile(values, [0, 50, 100])
+    return f"{low:,.0f}…{middle:,.0f}…{high:,.0f}"
+
+
+def draw_sheet(beton: f.Beton, images: list[str], out: Path, count: int) -> None:
+    """A PNG of `count` samples spread evenly over the file, with keys and captions or votes."""
+    side, line, pad = 160, 14, 8
+    across = 6 if len(images) == 1 else 2
+    chosen = np.unique(np.linspace(0, len(beton) - 1, min(count, len(beton))).astype(np.int64)).tolist()
+    lines = 4 if beton.kind == "pairs" else 2
+    width, height = len(images) * side + pad, side + lines * line + pad
+    rows = -(-len(chosen) // across)
+    page = Image.new("RGB", (across * width + pad, rows * height + pad), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    for place, index in enumerate(chosen):
+        x, y = pad + place % across * width, pad + place // across * height
+        for column, name in enumerate(images):
+            with Image.fromarray(simplejpeg.decode_jpeg(beton.jpeg(index, name).tobytes())) as image:
+                image.thumbnail((side - 4, side - 4))
+                page.paste(image, (x + column * side, y))
+        words = _label(beton, index, lines, width // 6)
+        draw.multiline_text((x, y + side), words, "black", font, spacing=1)
+    page.save(out)
+
+
+def _label(beton: f.Beton, index: int, lines: int, letters: int) -> str:
+    key = beton.text("key", index)[-letters:]
+    if beton.kind == "triplets":
+        vote, votes = float(beton.metadata["vote"][index]), int(beton.metadata["votes"][index])
+        return f"{key}\nref, left, right: {vote:.2f} of {votes} for right"
+    tokens = beton.arrays("tokens", np.array([index]))[0]
+    captions = [text.decode(row)[:letters] for row in tokens if row[0]]
+    return "\n".join([key, *captions][:lines])
