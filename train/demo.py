@@ -58,7 +58,8 @@ def steps(demo: Demo, out: Path) -> dict[str, list[str]]:
     if demo.nights:
         triplets = demo.data / "nights"
         commands["build nights"] = [
-            "dataprep/build_ffcv.py", "nights", "--source", str(demo.nights), "--out-dir", str(triplets),
+            "dataprep/build_ffcv.py", "nights", "--source", str(demo.nights), "--out", str(triplets),
+            "--splits", "train", "test",
         ]  # fmt: skip
     pairs = ["--stage", "2", "--data", str(demo.data / "pairs-train.beton")]
     test = triplets / "triplets-test.beton"
@@ -107,3 +108,32 @@ def print_table(runs: dict[str, dict]) -> None:
     for key in HEADLINES:
         pi, baseline = runs["pi"][key], runs["baseline"][key]
         print(f"{key:28}{pi:8.3f}{baseline:10.3f}{pi - baseline:+8.3f}")
+
+
+def main(demo: Demo) -> None:
+    """Run every step; raises ValueError for a NIGHTS folder that is none."""
+    if demo.nights and not (demo.nights / "data.csv").is_file():
+        raise ValueError(f"--nights {demo.nights}: no data.csv there; expected NIGHTS' own layout")
+    out = demo.out.with_name(demo.out.name + "-short") if demo.short else demo.out
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    seconds = {name: run_step(name, command) for name, command in steps(demo, out).items()}
+    headlines = {
+        run: json.loads((out / run / "eval" / "results.json").read_text())["headline"]
+        for run in ("pi", "baseline")
+    }
+    write_summary(out, seconds, headlines)
+    print_table(headlines)
+    if demo.short:
+        print("(--short: a few training steps only; these figures show that it runs, nothing else)")
+    print(f"\n{time.perf_counter() - started:.0f} s in all; the report: {out / 'report' / 'index.html'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Demo, prog="python -m train.demo"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
