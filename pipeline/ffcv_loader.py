@@ -178,15 +178,9 @@ class _Work:
             self.put(job, chunk)
 
     def _decode(self, job: _Job, first: int) -> None:
-        plan, drawn = job.plan, job.plan.draws
         part = slice(first, first + _CHUNK)
         for v in range(len(self.source.views)):
-            pixels.process(
-                self.source.file.bytes, plan.start[part, v], plan.size[part, v],
-                plan.height[part, v], plan.width[part, v], drawn.box[part, v], drawn.matrix[part, v],
-                drawn.colour[part], drawn.sigma[part], drawn.flip[part], self.table,
-                job.values[v, part], job.valid[v, part],
-            )  # fmt: skip
+            job.plan.decode(self.source.file.bytes, v, part, self.table, job.values[v], job.valid[v])
         with self._lock:
             job.left -= 1
             last = job.left == 0

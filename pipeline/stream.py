@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.fields import JPEG_MODE, Beton
@@ -39,6 +40,17 @@ class Plan:
     height: np.ndarray
     width: np.ndarray
     draws: Draws
+
+    def decode(
+        self, data: np.ndarray, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
+    ) -> None:
+        """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
+        drawn = self.draws
+        pixels.process(
+            data, self.start[part, view], self.size[part, view], self.height[part, view],
+            self.width[part, view], drawn.box[part, view], drawn.matrix[part, view], drawn.colour[part],
+            drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
+        )  # fmt: skip
 
 
 class Source:

@@ -1,0 +1,256 @@
+"""The DALI engine, on the CPU or the GPU: one graph, the same stream and draws as the FFCV engine.
+
+JPEG bytes go from the memory map to DALI without a copy; every random number comes in as an
+argument, so DALI keeps no state worth saving.  On a CPU it is the GPU path's twin for tests and
+slower than `ffcv_loader`.
+
+N = V * B pictures of a batch: DALI knows nothing of triplets.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from pipeline import pixels
+from pipeline.augment import AUGMENTS, Augment, lookup_table
+from pipeline.batch import ImageText, Triplet
+from pipeline.fields import Beton
+from pipeline.order import Order
+from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
+
+_QUEUE = 2  # batches DALI prepares ahead
+
+
+class DALILoader(StreamLoader):
+    """`StreamLoader` on DALI; `device` is "cpu", "gpu", or None for the GPU where there is one.
+
+    On the GPU the pictures are there already; the other columns are on the CPU.
+    """
+
+    def __init__(self, file: Beton | str | os.PathLike, *, device: str | None = None, **arguments):
+        super().__init__(file, **arguments)
+        self.device = _device(device)
+
+    def _run(self, positions):
+        return _batches(self.source, positions, self.batch_size, self.image_size, self.dtype,
+                        self.workers, self.device)  # fmt: skip
+
+
+def once(
+    file: Beton | str | os.PathLike,
+    *,
+    batch_size: int,
+    image_size: int,
+    augment: Augment = AUGMENTS["eval"],
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+) -> Iterator[ImageText | Triplet]:
+    """`ffcv_loader.once` on DALI: one pass in file order, last partial batch included."""
+    check_arguments(batch_size, image_size, rank, world_size, workers, dtype)
+    source = Source(file, augment, seed, Order(kind="file"))
+    positions = shard_positions(len(source.file), batch_size, rank, world_size)
+    batches = _batches(source, positions, batch_size, image_size, dtype, workers, _device(device))
+    return (batch for batch, _ in batches)
+
+
+def _device(name: str | None) -> str:
+    if name not in (None, "cpu", "gpu"):
+        raise ValueError(f"device {name!r} is neither cpu nor gpu")
+    if name == "gpu" and not torch.cuda.is_available():
+        raise ValueError("device gpu: torch finds no CUDA GPU here; use cpu, or the ffcv engine")
+    return name or ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """What DALI was given for a batch; kept until its result is out, since nothing was copied."""
+
+    plan: Plan
+    arguments: tuple
+    readable: np.ndarray  # (V, B) bool
+
+
+def _batches(
+    source: Source,
+    positions: Iterator[np.ndarray],
+    batch_size: int,
+    side: int,
+    dtype: torch.dtype,
+    workers: int,
+    device: str,
+):
+    """(batch, rejected) for each array of positions."""
+    submitted: deque[_Submitted] = deque()
+
+    def feed():
+        for t in positions:
+            source.read_ahead(int(t[0]))
+            submitted.append(_submit(source, source.plan(t)))
+            yield submitted[-1].arguments
+
+    pipe = define(source.augment, feed(), batch_size * len(source.views), side, dtype, workers, device)
+    pipe.build()
+    while True:
+        try:
+            (out,) = pipe.run()
+        except StopIteration:
+            return
+        except RuntimeError:
+            # DALI drops the batch and goes on with the next one. Ours is next in the queue.
+            job = submitted.popleft()
+            images, valid = _repair(source, job.plan, side, dtype)
+            images = images.cuda() if device == "gpu" else images
+        else:
+            job = submitted.popleft()
+            images, valid = _collect(out, job, dtype)
+        whole = valid.all(0)
+        rejected = source.report(job.plan, whole)
+        yield source.batch(job.plan, images, whole), rejected
+
+
+def _submit(source: Source, plan: Plan) -> _Submitted:
+    """The graph's inputs for a plan. Bytes that are plainly no whole JPEG are exchanged beforehand."""
+    data, drawn, views = source.file.bytes, plan.draws, len(source.views)
+    start, size = plan.start.T.ravel(), plan.size.T.ravel()
+    readable = pixels.plausible(data, start, size, plan.height.T.ravel(), plan.width.T.ravel())
+    jpegs = [data[a : a + n] for a, n in zip(start.tolist(), size.tolist())]
+    box = np.ascontiguousarray(drawn.box.swapaxes(0, 1)).reshape(-1, 4)
+    for i in np.flatnonzero(~readable):
+        jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
+    arguments = {
+        "jpeg": jpegs,
+        "corner": np.ascontiguousarray(box[:, :2]),
+        "size": np.ascontiguousarray(box[:, 2:]),
+        "flip": np.tile(drawn.flip, views).astype(np.int32),
+        "coloured": np.tile(drawn.colour, views),
+        "matrix": np.ascontiguousarray(drawn.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
+        "blurred": np.tile(drawn.sigma > 0, views),
+        "sigma": np.maximum(np.tile(drawn.sigma, views), np.float32(0.1)),  # zeros are not looked at
+    }
+    return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable.reshape(views, -1))
+
+
+def _inputs(augment: Augment) -> dict[str, int]:
+    """The graph's inputs, name → dimensions of one; only those that this recipe of augmentation uses."""
+    names = {"jpeg": 1, "corner": 1, "size": 1, "flip": 0}
+    if augment.jitter_p or augment.gray_p:
+        names |= {"coloured": 0, "matrix": 2}
+    if augment.blur_p:
+        names |= {"blurred": 0, "sigma": 0}
+    return names
+
+
+@cache
+def _placeholder() -> np.ndarray:
+    """The bytes of an 8 x 8 JPEG."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _collect(out, job: _Submitted, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+    """DALI's output as images (V, B, 3, S, S), without a copy, and valid (V, B)."""
+    images = torch.from_dlpack(out.as_tensor()).to(dtype)
+    images = images.view(*job.readable.shape, *images.shape[1:]).permute(0, 1, 4, 2, 3)
+    if not job.readable.all():
+        images[torch.from_numpy(~job.readable).to(images.device)] = 0
+    return images, job.readable
+
+
+def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+    """A batch that DALI gave up: done by the CPU engine, which judges each picture by itself."""
+    pixels.load_decoder()
+    table = lookup_table(source.augment, torch.float32).numpy()
+    values = np.empty((*plan.start.T.shape, side, side, 3), np.float32)
+    valid = np.empty(values.shape[:2], np.bool_)
+    for v in range(len(source.views)):
+        plan.decode(source.file.bytes, v, slice(None), table, values[v], valid[v])
+    return torch.from_numpy(values).permute(0, 1, 4, 2, 3).to(dtype), valid
+
+
+def define(
+    augment: Augment,
+    source,
+    batch_size: int,
+    side: int,
+    dtype: torch.dtype,
+    workers: int,
+    device: str,
+):
+    """The DALI pipeline, not built yet, over an iterator of `_Submitted.arguments`; device "cpu" or "gpu".
+
+    Building needs the device's driver, defining and serialising does not.
+    """
+    from nvidia.dali import pipeline_def, types
+
+    kinds = {
+        "jpeg": types.UINT8, "corner": types.INT32, "size": types.INT32, "flip": types.INT32,
+        "coloured": types.BOOL, "matrix": types.FLOAT, "blurred": types.BOOL, "sigma": types.FLOAT,
+    }  # fmt: skip
+    inputs = _inputs(augment)
+    mean, std = ([255 * v for v in values] for values in (augment.mean, augment.std))
+    out = types.FLOAT16 if dtype == torch.float16 else types.FLOAT  # DALI has no bfloat16
+
+    @pipeline_def(enable_conditionals=True)
+    def pipeline():
+        from nvidia.dali import fn
+
+        given = fn.external_source(
+            source=source, num_outputs=len(inputs), dtype=[kinds[n] for n in inputs],
+            ndim=list(inputs.values()), no_copy=True,
+        )  # fmt: skip
+        given = dict(zip(inputs, given))
+        image = _resized(given["jpeg"], given["corner"], given["size"], device, side)
+        if "matrix" in given:
+            image = _recoloured(image, given["coloured"], given["matrix"])
+        if "sigma" in given:
+            image = _blurred(image, given["blurred"], given["sigma"])
+        return fn.crop_mirror_normalize(
+            image, mirror=given["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
+        )  # HWC in memory is channels_last
+
+    number = torch.cuda.current_device() if device == "gpu" and torch.cuda.is_available() else None
+    return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=_QUEUE)
+
+
+def _resized(jpeg, corner, size, device: str, side: int):
+    """The box of a JPEG, decoded alone, at side x side."""
+    from nvidia.dali import fn, types
+
+    image = fn.decoders.image_slice(
+        jpeg, corner, size, axis_names="HW", normalized_anchor=False, normalized_shape=False,
+        device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
+        adjust_orientation=False,  # a stored picture is upright, whatever its EXIF says; PIL's way too
+        jpeg_fancy_upsampling=True,
+    )  # fmt: skip
+    return fn.resize(image, size=(side, side), interp_type=types.INTERP_CUBIC, antialias=True)
+
+
+def _recoloured(image, coloured, matrix):
+    from nvidia.dali import fn, types
+
+    if coloured:  # DALI's own conditional: a part of the batch
+        image = fn.coord_transform(image, MT=matrix, dtype=types.UINT8)
+    return image
+
+
+def _blurred(image, blurred, sigma):
+    from nvidia.dali import fn
+
+    if blurred:
+        image = fn.gaussian_blur(image, sigma=sigma)  # window 2 ceil(3 sigma) + 1
+    return image

@@ -1,0 +1,53 @@
+"""The DALI graph on a GPU against the same graph on the CPU: run where there is a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pipeline_kit import pairs_file, triplets_file
+
+from pipeline.augment import AUGMENTS
+from pipeline.dali_loader import DALILoader, once
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.parametrize("preset", sorted(AUGMENTS))
+@pytest.mark.parametrize("side", [32, 224])
+def test_pixels_are_the_cpu_graphs(tmp_path, preset, side):
+    """nvJPEG's transform and chroma upsampling are its own: 1 level on average is left to it."""
+    file = pairs_file(tmp_path / "p.beton", 20)
+    augment = dataclasses.replace(AUGMENTS[preset], mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+    options = dict(batch_size=8, image_size=side, augment=augment)
+    errors = []
+    for a, b in zip(once(file, device="gpu", **options), once(file, device="cpu", **options)):
+        assert a.images.is_cuda and a.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(a.index, b.index) and torch.equal(a.tokens, b.tokens)
+        errors.append((a.images.cpu() - b.images).abs().flatten())
+    assert torch.cat(errors).mean() < 2
+
+
+def test_faults_and_triplets(tmp_path):
+    file = triplets_file(tmp_path / "t.beton", 12, broken={3: b"nothing"})
+    options = dict(batch_size=5, image_size=32, augment=AUGMENTS["paper"], seed=1)
+    with DALILoader(file, device="gpu", **options) as stream:
+        batches = [batch for _, batch in zip(range(6), stream)]
+    assert all(b.ref.is_cuda for b in batches)
+    index, valid = torch.cat([b.index for b in batches]), torch.cat([b.valid for b in batches])
+    assert torch.equal(valid, index != 3) and stream.rejected == int((index == 3).sum())
+
+
+def test_outputs_stay_as_they_are(tmp_path):
+    file = pairs_file(tmp_path / "p.beton", 20)
+    options = dict(batch_size=6, image_size=64, augment=AUGMENTS["paper"], seed=1, dtype=torch.float16)
+    with DALILoader(file, device="gpu", **options) as stream:
+        kept = [batch.images for _, batch in zip(range(8), stream)]
+    with DALILoader(file, device="gpu", **options) as stream:
+        again = [batch.images.clone() for _, batch in zip(range(8), stream)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, again))
