@@ -1,21 +1,42 @@
 """Softmax attention from packed query, key and value projections, within rows that may hold several captions.
 
+Two engines, chosen by name: "sdpa" is torch's scaled_dot_product_attention (on a GPU FlashAttention where the
+mask allows it), "triton" a kernel for short rows. Which one runs is the caller's decision, never made here.
+
 R rows, L tokens in a row, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+AttentionEngine = Literal["sdpa", "triton"]
 
-def attention(qkv: Tensor, heads: int, *, segment: Tensor | None = None, causal: bool = False) -> Tensor:
+
+def attention(
+    qkv: Tensor,
+    heads: int,
+    *,
+    segment: Tensor | None = None,
+    causal: bool = False,
+    engine: AttentionEngine = "sdpa",
+) -> Tensor:
     """Attention within each row: qkv (R, L, 3·H·E), as the fused projection writes it → (R, L, H·E).
 
     segment: (R, L) integers; a token sees only tokens of its row with its own number. causal: only itself
-    and those before it. Raises ValueError where shapes do not fit.
+    and those before it. engine "triton": bfloat16 or float16, E = 64, L ≤ 128, segments with causal.
+    Raises ValueError where shapes do not fit or the engine does not take them.
     """
-    _check(qkv, heads, segment)
+    _check(qkv, heads, segment, engine)
+    if engine == "triton":
+        mask = "segments" if segment is not None else "causal" if causal else "full"
+        _check_triton(qkv, heads, segment, causal)
+        numbers = None if segment is None else segment.int().contiguous()
+        return _triton_attention(qkv.contiguous(), numbers, heads, mask)
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (R, H, L, E)
     if segment is None:
         x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
@@ -25,7 +46,49 @@ def attention(qkv: Tensor, heads: int, *, segment: Tensor | None = None, causal:
     return x.transpose(1, 2).flatten(2)
 
 
-def _check(qkv: Tensor, heads: int, segment: Tensor | None) -> None:
+# Operators of their own, so that torch.compile neither looks inside nor breaks the graph.
+
+
+@torch.library.custom_op("perceptual_initialization::attention", mutates_args=())
+def _triton_attention(qkv: Tensor, segment: Tensor | None, heads: int, mask: str) -> Tensor:
+    from kernels.fused import attention as fused
+
+    return fused.forward(qkv, segment, heads, mask)
+
+
+@torch.library.custom_op("perceptual_initialization::attention_backward", mutates_args=())
+def _triton_attention_backward(
+    qkv: Tensor, segment: Tensor | None, d_out: Tensor, heads: int, mask: str
+) -> Tensor:
+    from kernels.fused import attention as fused
+
+    return fused.backward(qkv, segment, d_out.contiguous(), heads, mask)
+
+
+@_triton_attention.register_fake
+def _(qkv, segment, heads, mask):
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+
+
+@_triton_attention_backward.register_fake
+def _(qkv, segment, d_out, heads, mask):
+    return torch.empty_like(qkv)
+
+
+def _save(ctx, inputs, output) -> None:
+    qkv, segment, ctx.heads, ctx.mask = inputs
+    ctx.save_for_backward(qkv, segment)
+
+
+def _differentiate(ctx, d_out):
+    qkv, segment = ctx.saved_tensors
+    return _triton_attention_backward(qkv, segment, d_out, ctx.heads, ctx.mask), None, None, None
+
+
+_triton_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _check(qkv: Tensor, heads: int, segment: Tensor | None, engine: str) -> None:
     if qkv.ndim != 3 or heads < 1 or qkv.shape[-1] % (3 * heads) or 0 in qkv.shape:
         raise ValueError(
             f"attention: expected qkv (R, L, 3·heads·E) for {heads} heads, got {tuple(qkv.shape)}"
@@ -35,3 +98,21 @@ def _check(qkv: Tensor, heads: int, segment: Tensor | None) -> None:
         raise ValueError(f"attention: expected integer segments {tuple(qkv.shape[:2])}, got {got}")
     if segment is not None and segment.device != qkv.device:
         raise ValueError(f"attention: qkv is on {qkv.device}, segments on {segment.device}")
+    if engine not in get_args(AttentionEngine):
+        raise ValueError(
+            f"attention: engine is one of {', '.join(get_args(AttentionEngine))}; got {engine!r}"
+        )
+
+
+def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool) -> None:
+    from kernels.fused import attention as fused
+
+    dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in fused.DTYPES)
+    head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
+    if qkv.dtype not in fused.DTYPES or head != fused.HEAD or length > max(fused.BLOCKS):
+        raise ValueError(
+            f"attention: engine 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
+            f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use engine='sdpa'"
+        )
+    if segment is not None and not causal:
+        raise ValueError("attention: engine 'triton' takes segments with causal=True only; use engine='sdpa'")

@@ -10,16 +10,26 @@ n pairs on this rank, R ranks, N = n·R pairs, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.engine import Engine, resolve
+
 _CHUNK_ELEMENTS = 1 << 22  # logits of the plain version that exist at a time
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, *, group: dist.ProcessGroup | None = None
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    engine: Engine = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE of the global batch.
 
@@ -28,6 +38,8 @@ def contrastive_loss(
     logit_scale: tensor of one element, the factor itself (1/τ), not its logarithm.
     group: the process group over which the batch is spread; None means this process alone. Every rank of it
     must call with the same n and D, and run backward with the same upstream gradient.
+    engine: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
+    slice (32 MiB) of their gradient. It multiplies float32 without tensor cores: give it half precision.
 
     Returns the loss of the whole global batch, the same scalar on every rank, float32 (float64 for float64).
 
@@ -42,22 +54,35 @@ def contrastive_loss(
     """
     _check(image, text, logit_scale)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, group)
+        return _Contrastive.apply(image, text, logit_scale, group, _engine(resolve(engine, image)))
+
+
+class _Engine(NamedTuple):
+    sweep: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def _engine(name: str) -> _Engine:
+    if name == "torch":
+        return _Engine(_sweep, _gradients)
+    from kernels.fused import contrastive as fused
+
+    return _Engine(fused.sweep, fused.gradients)
 
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, group) -> Tensor:
+    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, group, engine: _Engine) -> Tensor:
         ranks = _Ranks(group)
         texts = ranks.gather(text)  # (N, D)
         offset = ranks.rank * len(image)
         scale = logit_scale.detach().reshape(()).to(_sum_dtype(image))
-        row_lse, column_lse, diagonal = _sweep(image, texts, scale, offset)
+        row_lse, column_lse, diagonal = engine.sweep(image, texts, scale, offset)
         column_lse = ranks.gather(column_lse[None]).logsumexp(0)
         own = column_lse[offset : offset + len(image)]
         total = ranks.sum((row_lse + own - 2 * diagonal).sum())
         ctx.save_for_backward(image, texts, logit_scale, scale, row_lse, column_lse)
-        ctx.ranks, ctx.offset = ranks, offset
+        ctx.ranks, ctx.offset, ctx.engine = ranks, offset, engine
         return total / (2 * len(texts))
 
     @staticmethod
@@ -65,7 +90,7 @@ class _Contrastive(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
         ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
-        d_image, d_texts, d_scale = _gradients(image, texts, scale, row_lse, column_lse, ctx.offset)
+        d_image, d_texts, d_scale = ctx.engine.gradients(image, texts, scale, row_lse, column_lse, ctx.offset)
         unit = upstream / (2 * len(texts))
         features = unit * scale * ranks.world_size  # DDP divides by the world size again
         return (
@@ -74,6 +99,7 @@ class _Contrastive(torch.autograd.Function):
             (ranks.sum(d_scale) * unit).reshape(logit_scale.shape).to(logit_scale.dtype)
             if need_scale
             else None,
+            None,
             None,
         )
 

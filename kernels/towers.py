@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import attention
+from kernels.attention import AttentionEngine, attention
 
 Recompute = Literal["none", "pointwise", "blocks"]
 
@@ -38,11 +39,15 @@ class TowerSettings:
     trim: bool = True  # padded captions: do not compute what follows the end token
     prune: bool = True  # last block: query, output projection and MLP for the pooled token only
     patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
+    attention: AttentionEngine = "sdpa"  # see kernels.attention: "triton" takes half precision and short rows
     recompute: Recompute = "none"  # in the backward pass again: nothing, LayerNorm and GELU, or whole blocks
 
     def __post_init__(self) -> None:
         if self.recompute not in get_args(Recompute):
             raise ValueError(f"recompute is one of {', '.join(get_args(Recompute))}; got {self.recompute!r}")
+        if self.attention not in get_args(AttentionEngine):
+            choices = ", ".join(get_args(AttentionEngine))
+            raise ValueError(f"attention is one of {choices}; got {self.attention!r}")
 
 
 DEFAULT = TowerSettings()
@@ -63,7 +68,8 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
         raise ValueError(f"encode_image: this tower takes images of {sizes}")
     x = _embed_image(visual, images, settings)
     class_token = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
-    x = _transformer(visual.transformer, x, attention, class_token, settings)
+    attend = partial(attention, engine=settings.attention)
+    x = _transformer(visual.transformer, x, attend, class_token, settings)
     x = visual.ln_post(x)
     return x if visual.proj is None else x @ visual.proj
 
@@ -80,7 +86,7 @@ def encode_text(model: nn.Module, tokens: Tensor, settings: TowerSettings = DEFA
         raise ValueError(f"encode_text: expected tokens (B, T) with B > 0, got {tuple(tokens.shape)}")
     _check_tokens("encode_text", tower, tokens, tokens.shape[1])
     end = _end_positions(tower, tokens)
-    captions = _trimmed(tokens, end) if settings.trim else _padded(tokens, end)
+    captions = (_trimmed if settings.trim else _padded)(tokens, end, settings.attention)
     return _encode_captions(tower, captions, settings)
 
 
@@ -114,9 +120,7 @@ def encode_packed_text(
         )
     _check_tokens("encode_packed_text", tower, tokens, 1)
 
-    def attend(qkv: Tensor, heads: int) -> Tensor:
-        return attention(qkv, heads, segment=segment, causal=True)
-
+    attend = partial(attention, segment=segment, causal=True, engine=settings.attention)
     return _encode_captions(tower, _Captions(tokens, position, pool, attend), settings)
 
 
@@ -206,18 +210,15 @@ def _end_positions(tower: _TextTower, tokens: Tensor) -> Tensor:
     return (tokens == tower.eos_id).int().argmax(-1)
 
 
-def _padded(tokens: Tensor, end: Tensor) -> _Captions:
+def _padded(tokens: Tensor, end: Tensor, engine: AttentionEngine) -> _Captions:
     batch, length = tokens.shape
     position = torch.arange(length, device=tokens.device)
     pool = torch.arange(0, batch * length, length, device=tokens.device) + end
-
-    def attend(qkv: Tensor, heads: int) -> Tensor:
-        return attention(qkv, heads, causal=True)
-
+    attend = partial(attention, causal=True, engine=engine)
     return _Captions(tokens, position.expand(batch, length), pool, attend)
 
 
-def _trimmed(tokens: Tensor, end: Tensor) -> _Captions:
+def _trimmed(tokens: Tensor, end: Tensor, engine: AttentionEngine) -> _Captions:
     """The captions' live tokens one after another (T,); only attention sees them padded, to the longest."""
     batch, longest = len(tokens), int(end.max()) + 1
     live = torch.arange(longest, device=tokens.device) <= end[:, None]
@@ -225,7 +226,7 @@ def _trimmed(tokens: Tensor, end: Tensor) -> _Captions:
 
     def attend(qkv: Tensor, heads: int) -> Tensor:
         padded = qkv.new_zeros(batch * longest, qkv.shape[-1]).index_copy(0, slots, qkv)
-        x = attention(padded.unflatten(0, (batch, longest)), heads, causal=True)
+        x = attention(padded.unflatten(0, (batch, longest)), heads, causal=True, engine=engine)
         return x.flatten(0, 1).index_select(0, slots)
 
     flat = tokens[:, :longest].flatten().index_select(0, slots)

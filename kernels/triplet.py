@@ -9,8 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels import reference
+from kernels.engine import Engine, resolve
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -23,12 +25,14 @@ def triplet_loss(
     margin: float = 0.05,
     *,
     reduction: Reduction = "mean",
+    engine: Engine = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Hinge on the difference of two cosine distances, weighted by the votes: equation (2).
 
     ref, left, right: (B, D) features, not normalised, of one dtype and device.
     vote: (B,) floats in [0, 1], the fraction of the answers which preferred right (not rounded).
     margin: m of equation (2).
+    engine: "triton" is one kernel for loss and gradients, which can be run backward once; D ≤ 4096.
 
     Returns (loss, hits): loss is a scalar, or (B,) with reduction "none", in float32 (float64 for float64
     features); hits (B,) has the fraction of each triplet's answers that the distances agree with (a tie
@@ -36,12 +40,47 @@ def triplet_loss(
     """
     _check(ref, left, right, vote, reduction)
     dtype = torch.promote_types(ref.dtype, torch.float32)
+    if resolve(engine, ref) == "triton":
+        losses, hits = _Fused.apply(ref, left, right, vote.float(), float(margin), reduction)
+        return losses, hits
     vote = vote.to(dtype)
     ref, left, right = (x.to(dtype) for x in (ref, left, right))
     losses = reference.triplet_losses(ref, left, right, vote, margin)
     with torch.no_grad():
         hits = reference.triplet_hits(ref, left, right, vote)
     return _reduce(losses, reduction), hits
+
+
+class _Fused(torch.autograd.Function):
+    """The gradients are made with the loss, while the features are on chip, and scaled if backward must."""
+
+    @staticmethod
+    def forward(ctx, ref, left, right, vote, margin, reduction):
+        from kernels.fused import triplet as fused
+
+        if ref.shape[1] > fused.MAX_WIDTH:
+            widths = f"{fused.MAX_WIDTH}, got {ref.shape[1]}"
+            raise ValueError(f"triplet_loss: engine 'triton' takes widths up to {widths}; use engine='torch'")
+        features = (x.contiguous() for x in (ref, left, right))
+        unit = 1 / len(ref) if reduction == "mean" else 1.0
+        gradient = any(ctx.needs_input_grad[:3])
+        losses, hits, ctx.gradients = fused.run(*features, vote.contiguous(), margin, unit, gradient)
+        ctx.mark_non_differentiable(hits)
+        return _reduce(losses, reduction), hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, _):
+        from kernels.fused import triplet as fused
+
+        if ctx.gradients is None:
+            raise RuntimeError("triplet_loss: the Triton engine can be run backward once; use engine='torch'")
+        needed = [g if need else None for g, need in zip(ctx.gradients, ctx.needs_input_grad)]
+        ctx.gradients = None
+        for gradient in needed:
+            if gradient is not None:
+                fused.scale_(gradient, upstream.float().contiguous())
+        return (*needed, None, None, None)
 
 
 def _check(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, reduction: str) -> None:

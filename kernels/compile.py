@@ -1,0 +1,94 @@
+"""Ahead-of-time compilation of the Triton kernels for cards that are not here: the resources they take."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.fused.variant import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What one multiprocessor of a card has (CUDA C++ programming guide, technical specifications)."""
+
+    name: str
+    capability: int
+    shared: int  # bytes a block may use
+    shared_all: int  # bytes of the multiprocessor
+    registers: int = 65536
+    warps: int = 64
+    blocks: int = 32
+
+
+CARDS = {
+    80: Card(name="A100", capability=80, shared=163 << 10, shared_all=164 << 10),
+    90: Card(name="H100", capability=90, shared=227 << 10, shared_all=228 << 10),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a compiled kernel takes."""
+
+    registers: int  # a thread
+    stack: int  # bytes a thread: spilled registers
+    shared: int  # bytes a block
+    tensor_cores: int  # matrix instructions in the code
+
+    def occupancy(self, variant: Variant, card: Card) -> float:
+        """Share of the multiprocessor's warps that can be resident, 0 if the kernel does not fit the card."""
+        if self.shared > card.shared:
+            return 0.0
+        a_block = -(-self.registers // 8) * 8 * 32 * variant.warps
+        resident = min(card.registers // a_block, card.warps // variant.warps, card.blocks)
+        if self.shared:
+            resident = min(resident, card.shared_all // (self.shared + 1024))
+        return resident * variant.warps / card.warps
+
+
+def variants(card: Card) -> list[Variant]:
+    """Every kernel variant that can be selected on the card."""
+    from kernels.fused import attention, contrastive, triplet
+
+    return [*triplet.variants(), *contrastive.variants(), *attention.variants(card.capability)]
+
+
+def compile_variant(variant: Variant, card: Card) -> Resources:
+    """Compile for the card and read the resources off the binary with the tools of Triton's wheel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = [name for name, kind in variant.arguments.items() if kind.startswith("*")]
+    names = list(variant.kernel.arg_names)
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.aligned)}
+    signature = {name: variant.arguments.get(name, "constexpr") for name in names}
+    source = ASTSource(
+        fn=variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
+    )
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", card.capability, 32), options=options)
+    usage = _cuobjdump(compiled.asm["cubin"])
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    assert found, usage
+    return Resources(
+        registers=int(found[1]),
+        stack=int(found[2]),
+        shared=max(int(found[3]), compiled.metadata.shared),
+        tensor_cores=len(re.findall(r"wgmma\.mma_async|mma\.sync", compiled.asm["ptx"])),
+    )
+
+
+def _cuobjdump(cubin: bytes) -> str:
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(program), "--dump-resource-usage", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,27 @@
+"""Which code runs a fused operation: plain torch or a Triton kernel."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Engine = Literal["auto", "torch", "triton"]
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def resolve(engine: Engine, x: Tensor) -> Literal["torch", "triton"]:
+    """The engine for tensors like x; "auto" is Triton for CUDA tensors of a kernel's dtype, else torch.
+
+    Raises ValueError for an unknown engine or a dtype that the kernels do not take. (Triton itself refuses
+    tensors outside of a GPU, except in its interpreter.)
+    """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine is one of {', '.join(get_args(Engine))}; got {engine!r}")
+    if engine == "auto":
+        return "triton" if x.is_cuda and x.dtype in KERNEL_DTYPES else "torch"
+    if engine == "triton" and x.dtype not in KERNEL_DTYPES:
+        raise ValueError(f"engine 'triton' takes bfloat16, float16 and float32, got {x.dtype}; use 'torch'")
+    return engine

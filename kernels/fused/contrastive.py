@@ -1,0 +1,220 @@
+"""Triton: InfoNCE's log-sum-exps and its logits' gradient, tile by tile; no logit is ever stored.
+
+n images of this rank, N texts of all ranks, D width. Image i and text offset + i are a pair.
+Of the gradient, a slice of columns exists at a time, in the features' dtype; its products with the features
+are left to torch.mm.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.fused.variant import TRITON_DTYPES, Variant
+
+SLICE_BYTES = 32 << 20  # of the logits' gradient that exists at a time
+UNIT = 1024.0  # stored gradient of 1: keeps probabilities of 1/32768 among float16's normal numbers
+
+
+@triton.jit
+def lse_kernel(
+    image,  # (n, D)
+    texts,  # (N, D)
+    logit_scale,  # (1,) float32
+    row_lse,  # (⌈N / BLOCK_N⌉, n) float32: over the tile's columns
+    column_lse,  # (⌈n / BLOCK_M⌉, N) float32: over the tile's rows
+    diagonal,  # (n,) float32: the logits of the pairs
+    n,
+    N,
+    width,  # D, a multiple of BLOCK_K
+    offset,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Tiles in groups of rows, so that neighbours in time share their features in the L2 cache.
+    tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    in_group = GROUP * tiles_n
+    first = tl.program_id(0) // in_group * GROUP
+    size = tl.minimum(tiles_m - first, GROUP)
+    tile_m = first + tl.program_id(0) % in_group % size
+    tile_n = tl.program_id(0) % in_group // size
+
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
+    b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
+    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, width, BLOCK_K):
+        x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
+        y = tl.load(b + k, mask=(columns < N)[None, :], other=0.0)
+        dot = tl.dot(x, y, dot, input_precision=PRECISION)
+
+    s = dot * tl.load(logit_scale)
+    if (tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M) & (
+        offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N
+    ):
+        paired = (rows + offset)[:, None] == columns[None, :]
+        has = (rows < n) & (rows + offset >= tile_n * BLOCK_N) & (rows + offset < (tile_n + 1) * BLOCK_N)
+        tl.store(diagonal + rows, tl.sum(tl.where(paired, s, 0.0), 1), mask=has)
+
+    outside = -1e30  # not -inf: rows of nothing but it must not make NaN
+    s = tl.where((rows < n)[:, None] & (columns < N)[None, :], s, outside)
+    row_max, column_max = tl.max(s, 1), tl.max(s, 0)
+    row_sum = tl.sum(tl.exp(s - row_max[:, None]), 1)
+    column_sum = tl.sum(tl.exp(s - column_max[None, :]), 0)
+    tl.store(row_lse + tile_n.to(tl.int64) * n + rows, row_max + tl.log(row_sum), mask=rows < n)
+    tl.store(
+        column_lse + tile_m.to(tl.int64) * N + columns, column_max + tl.log(column_sum), mask=columns < N
+    )
+
+
+@triton.jit
+def gradient_kernel(
+    image,  # (n, D)
+    texts,  # (N, D)
+    logit_scale,  # (1,) float32
+    row_lse,  # (n,) float32
+    column_lse,  # (N,) float32
+    gradient,  # (n, C) out, for columns start … start + C: UNIT · G
+    d_scale,  # (tiles,) float32 out: Σ G∘(image·textsᵀ) over the tile
+    n,
+    N,
+    width,  # D, a multiple of BLOCK_K
+    offset,
+    start,
+    size,  # C
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(size, BLOCK_N)
+    in_group = GROUP * tiles_n
+    first = tl.program_id(0) // in_group * GROUP
+    group = tl.minimum(tiles_m - first, GROUP)
+    tile_m = first + tl.program_id(0) % in_group % group
+    tile_n = tl.program_id(0) % in_group // group
+
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    local = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = start + local
+    depth = tl.arange(0, BLOCK_K)
+    a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
+    b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
+    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, width, BLOCK_K):
+        x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
+        y = tl.load(b + k, mask=(local < size)[None, :], other=0.0)
+        dot = tl.dot(x, y, dot, input_precision=PRECISION)
+
+    s = dot * tl.load(logit_scale)
+    # Of what lies outside, the log-sum-exp is far above any logit: its probability is zero.
+    over_row = tl.load(row_lse + rows, mask=rows < n, other=1e30)
+    over_column = tl.load(column_lse + columns, mask=local < size, other=1e30)
+    g = tl.exp(s - over_row[:, None]) + tl.exp(s - over_column[None, :])
+    g = tl.where((rows + offset)[:, None] == columns[None, :], g - 2.0, g)
+    mask = (rows < n)[:, None] & (local < size)[None, :]
+    g = tl.where(mask, g, 0.0)
+    tl.store(d_scale + tl.program_id(0), tl.sum(g * dot))
+    places = gradient + rows.to(tl.int64)[:, None] * size + local[None, :]
+    tl.store(places, (g * UNIT).to(gradient.dtype.element_ty), mask=mask)
+
+
+def lse_variant(dtype: torch.dtype) -> Variant:
+    """How `lse_kernel` runs for features of this dtype."""
+    feature = f"*{TRITON_DTYPES[dtype]}"
+    arguments = {"image": feature, "texts": feature, "logit_scale": "*fp32", "row_lse": "*fp32"}
+    arguments |= {
+        "column_lse": "*fp32",
+        "diagonal": "*fp32",
+        "n": "i32",
+        "N": "i32",
+        "width": "i32",
+        "offset": "i32",
+    }
+    return _variant("InfoNCE log-sum-exp", lse_kernel, dtype, arguments, {})
+
+
+def gradient_variant(dtype: torch.dtype) -> Variant:
+    """How `gradient_kernel` runs for features of this dtype."""
+    feature = f"*{TRITON_DTYPES[dtype]}"
+    arguments = {"image": feature, "texts": feature, "logit_scale": "*fp32", "row_lse": "*fp32"}
+    arguments |= {"column_lse": "*fp32", "gradient": feature, "d_scale": "*fp32", "n": "i32", "N": "i32"}
+    arguments |= {"width": "i32", "offset": "i32", "start": "i32", "size": "i32"}
+    return _variant("InfoNCE gradient", gradient_kernel, dtype, arguments, {"UNIT": UNIT})
+
+
+def variants() -> list[Variant]:
+    """Every variant that can be selected."""
+    return [make(dtype) for dtype in TRITON_DTYPES for make in (lse_variant, gradient_variant)]
+
+
+def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: dict) -> Variant:
+    wide = dtype == torch.float32  # multiplied as float32, without tensor cores
+    block = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (64, 64, 32) if wide else (128, 128, 64)))
+    return Variant(
+        name=f"{name} {TRITON_DTYPES[dtype]}",
+        kernel=kernel,
+        arguments=arguments,
+        constants={**block, "GROUP": 8, "PRECISION": "ieee", **constants},
+        warps=4 if wide else 8,
+        stages=3,
+        aligned=("width",),
+    )
+
+
+def sweep(image: Tensor, texts: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
+    variant = lse_variant(image.dtype)
+    image, texts = _even(image, variant), _even(texts, variant)
+    (n, width), N = image.shape, len(texts)
+    tiles_m, tiles_n = (
+        triton.cdiv(n, variant.constants["BLOCK_M"]),
+        triton.cdiv(N, variant.constants["BLOCK_N"]),
+    )
+    rows, columns, diagonal = (scale.new_empty(shape) for shape in ((tiles_n, n), (tiles_m, N), (n,)))
+    variant.launch((tiles_m * tiles_n,), image, texts, scale, rows, columns, diagonal, n, N, width, offset)
+    return rows.logsumexp(0), columns.logsumexp(0), diagonal
+
+
+def gradients(
+    image: Tensor, texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    variant = gradient_variant(image.dtype)
+    wide_image, wide_texts = _even(image, variant), _even(texts, variant)
+    (n, width), N = wide_image.shape, len(texts)
+    block_m, block_n = variant.constants["BLOCK_M"], variant.constants["BLOCK_N"]
+    step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
+    d_image, d_texts = scale.new_zeros(image.shape), scale.new_empty(texts.shape)
+    d_scale = torch.zeros_like(scale)
+    for start in range(0, N, step):
+        size = min(step, N - start)
+        gradient = image.new_empty(n, size)
+        tiles = triton.cdiv(n, block_m) * triton.cdiv(size, block_n)
+        partial = scale.new_empty(tiles)
+        inputs = (wide_image, wide_texts, scale, row_lse, column_lse, gradient, partial)
+        variant.launch((tiles,), *inputs, n, N, width, offset, start, size)
+        d_image += _product(gradient, texts[start : start + size])
+        d_texts[start : start + size] = _product(gradient.T, image)
+        d_scale += partial.sum()
+    return d_image.div_(UNIT), d_texts.div_(UNIT), d_scale
+
+
+def _even(x: Tensor, variant: Variant) -> Tensor:
+    """Zeros added to the width up to a whole number of blocks (none for open_clip's widths)."""
+    return F.pad(x, (0, -x.shape[1] % variant.constants["BLOCK_K"])).contiguous()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product summed and returned in float32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

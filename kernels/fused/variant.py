@@ -1,0 +1,37 @@
+"""A kernel with all its compile-time choices: what a launch uses and the ahead-of-time check compiles."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+TRITON_DTYPES: dict[torch.dtype, str] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A Triton function, its compile-time constants and its launch options."""
+
+    name: str  # for people: kernel and what distinguishes the variant
+    kernel: Any  # the triton.jit function
+    arguments: Mapping[str, str]  # run-time arguments in order: Triton types, "*bf16", "i32" …
+    constants: Mapping[str, Any]  # tl.constexpr arguments
+    warps: int
+    stages: int = 1
+    aligned: tuple[str, ...] = field(default=())  # integer arguments that are multiples of 16
+
+    def launch(self, grid: tuple[int, ...], *args: Any) -> None:
+        """Run over the grid with the run-time arguments in order."""
+        assert len(args) == len(self.arguments)
+        self.kernel[grid](*args, **self.constants, num_warps=self.warps, num_stages=self.stages)
+
+
+def capability(x: torch.Tensor) -> int:
+    """Which of the generations compiled for x's device belongs to: 80 (in the interpreter too) or 90."""
+    return 90 if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0) else 80
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The smallest power of two that is ≥ n and ≥ least."""
+    return max(least, 1 << (n - 1).bit_length())
