@@ -47,8 +47,9 @@ class Demo:
             source = nights.Nights(self.nights, split, 6) if self.nights else emoji.EmojiTriplets(split)
             settings = SampleSettings() if self.nights else _DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
-        emoji.write_eval(self.out / "eval")
-        print(f"{self.out / 'eval'}: 4 evaluation sets of the held-out vendor {emoji.HELD_OUT}")
+        written = emoji.write_eval(self.out / "eval")
+        told = f"4 evaluation sets of the held-out vendor {emoji.HELD_OUT}"
+        print(f"{self.out / 'eval'}: {told}" if written else f"{self.out / 'eval'}: up to date, {told}")
         if not self.nights:
             print(f"The triplets are {emoji.CONSTRUCTED}; --nights DIR uses human ones.")
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -44,11 +46,11 @@ class Rejected(ValueError):
 class ImageSettings:
     """How images are stored."""
 
-    size: int | None = 256
-    """Short side in pixels; larger images are scaled down to it, smaller ones stay. None keeps all."""
+    size: int | Literal["none"] = 256
+    """Short side in pixels; larger images are scaled down to it, smaller ones stay; none keeps all."""
     quality: int = 90
     """JPEG quality where an image is encoded anew."""
-    subsampling: str = "420"
+    subsampling: Literal["420", "422", "444"] = "420"
     """Chroma subsampling where an image is encoded anew: 420, 422 or 444."""
     orientation: bool = True
     """Turn images upright by their EXIF orientation; otherwise the stored pixels are kept as they lie."""
@@ -60,7 +62,7 @@ class ImageSettings:
     """Larger files are rejected before they are decoded."""
 
     def __post_init__(self):
-        if self.size is not None and not 8 <= self.size <= _LONGEST:
+        if self.size != "none" and not 8 <= self.size <= _LONGEST:
             raise ValueError(f"size must be from 8 to {_LONGEST} pixels or none, not {self.size}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be from 1 to 100, not {self.quality}")
@@ -123,16 +125,16 @@ def mean_luma(pixels: np.ndarray) -> float:
     return float(rows.reshape(-1, 3).sum(0) @ LUMA / (pixels.size // 3))
 
 
-def _resize(pixels: np.ndarray, size: int | None) -> np.ndarray:
+def _resize(pixels: np.ndarray, size: int | Literal["none"]) -> np.ndarray:
     """Scale the short side down to `size`, bicubic and antialiased: torch's, equal to PIL's ±1."""
     height, width = pixels.shape[:2]
-    if size is None or min(height, width) <= size:
+    if size == "none" or min(height, width) <= size:
         return np.ascontiguousarray(pixels)
     import torch  # only where it is needed: it is slow to load
 
     scale = size / min(height, width)
     target = [max(1, round(height * scale)), max(1, round(width * scale))]
-    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    image = torch.from_numpy(np.require(pixels, requirements="CW"))[None].permute(0, 3, 1, 2)
     image = torch.nn.functional.interpolate(image, target, mode="bicubic", antialias=True)
     return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
 
@@ -208,7 +210,7 @@ def _frame(marker: int, body: bytes, adobe: int | None, app1: bool) -> Head | No
 def _fits(head: Head, settings: ImageSettings) -> bool:
     """A baseline 8-bit YCbCr JPEG, small enough, that every decoder reads alike."""
     ycbcr = len(head.components) == 3 and head.adobe in (None, 1) and head.components != (82, 71, 66)
-    small = settings.size is None or min(head.width, head.height) <= settings.size
+    small = settings.size == "none" or min(head.width, head.height) <= settings.size
     baseline = head.sof == 0xC0 and head.precision == 8 and head.subsampling is not None
     return ycbcr and small and baseline and max(head.width, head.height) <= _LONGEST
 
@@ -270,7 +272,8 @@ def _decode_with_pil(data: bytes, settings: ImageSettings) -> np.ndarray:
     """(H, W, 3) uint8 by PIL: first frame, transparency on white, 16 bits reduced to 8."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked, below
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_formats()) as image:
+            warnings.simplefilter("ignore")  # what PIL warns of is checked, or does no harm
             _check_pixels(*image.size, settings)
             image.load()
             orientation = image.getexif().get(0x0112, 1) if settings.orientation else 1

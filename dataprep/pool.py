@@ -14,7 +14,6 @@ import resource
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -180,8 +179,7 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
 
 
 def one_thread() -> None:
-    """A worker is one thread: parallelism comes from processes.  PIL's warnings are answered by checks."""
+    """A worker is one thread: parallelism comes from processes."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    warnings.simplefilter("ignore")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -297,7 +297,8 @@ class _Part:
         """Rebased metadata records, a chunk at a time."""
         beton, shift = f.Beton(self.path), np.array(self.shift).astype(np.uint64)
         for numbers in self._chunks(len(beton)):
-            records = beton.metadata[numbers]  # an index array copies
+            # As plain bytes: indexing records would leave garbage in their padding.
+            records = beton.metadata.view(f"V{beton.metadata.itemsize}")[numbers].view(beton.metadata.dtype)
             for name, field in self.schema.items():
                 if field.kind == f.IMAGE:
                     records[name]["data_ptr"] += shift
