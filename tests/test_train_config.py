@@ -98,7 +98,7 @@ def test_the_paper_recipe_is_the_papers():
 
 
 def test_flags_change_the_recipe(split, tmp_path):
-    command = launch.parse(
+    (command,) = launch.parse(
         ["--stage", "2", "--recipe=debug", "--data", str(split), "--lr", "3e-3", "--steps", "9", "--run",
          str(tmp_path), "--betas", "0.8", "0.9", "--ngpus", "2"]
     )  # fmt: skip

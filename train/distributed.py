@@ -57,13 +57,6 @@ class World:
 def coordinates() -> dict[str, int]:
     """rank, size, local_rank, local_size from the environment; one process without any."""
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        return dict(
-            rank=int(env["RANK"]),
-            size=int(env["WORLD_SIZE"]),
-            local_rank=int(env.get("LOCAL_RANK", 0)),
-            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
-        )
     if "SUBMITIT_EXECUTOR" in env:
         import submitit
 
@@ -74,12 +67,19 @@ def coordinates() -> dict[str, int]:
             local_rank=job.local_rank,
             local_size=job.num_tasks // job.num_nodes,
         )
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
+        return dict(
+            rank=int(env["RANK"]),
+            size=int(env["WORLD_SIZE"]),
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+        )
     return dict(rank=0, size=1, local_rank=0, local_size=1)
 
 
 def rendezvous() -> str:
-    """Where the ranks meet: torchrun's or the launcher's MASTER_ADDR, else the job's first node."""
-    if "MASTER_ADDR" in os.environ:
+    """Where the ranks meet: in a SLURM job its first node, else the starter's MASTER_ADDR."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     import submitit
 
@@ -104,7 +104,7 @@ def join(threads: int) -> Iterator[World]:
         return
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        init_method="env://" if "RANK" in os.environ else rendezvous(),
+        init_method=rendezvous(),
         rank=at["rank"],
         world_size=at["size"],
         timeout=TIMEOUT,

@@ -17,32 +17,36 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train.config import Recipe
+
+if TYPE_CHECKING:
+    from train.loop import Outcome
 
 USER_ERRORS = (ValueError, OSError)
 
 
 @dataclass
 class Job:
-    """A recipe with its run folder; `folder` is where the ranks tell each other of a failure."""
+    """A recipe with its run folder, and variables for the ranks' environment."""
 
     recipe: Recipe
-    folder: Path
     environment: dict[str, str]
 
     def __call__(self) -> dict:
         """{"step", "steps", "asked"}: how it ended; raises what ended it otherwise."""
+        import submitit
+
         os.environ.update(self.environment)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        failure = self.folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
+        folder = submitit.JobEnvironment().paths.folder
+        failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
         threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
         try:
-            outcome = run(self.recipe, in_cluster=True)
+            return vars(run(self.recipe, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
-            _tell(failure, error)
+            _tell(failure, self.recipe.run, error)
             raise
-        return vars(outcome)
 
     def checkpoint(self) -> object:
         """What submitit puts in the queue again after a preemption: the same job."""
@@ -51,36 +55,34 @@ class Job:
         return DelayedSubmission(self)
 
 
-def run(recipe: Recipe, in_cluster: bool = False):
-    """Train this rank; returns `train.loop.Outcome`.
+def run(recipe: Recipe, in_cluster: bool = False) -> Outcome:
+    """Train this rank.
 
     in_cluster: when asked to make room, put the job in the queue again (only rank 0 does, once the
     checkpoint is written; the others wait to be ended).
     """
     from train import distributed, loop
-    from train.signals import PREEMPT, Stop
+    from train.signals import Stop
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:
         outcome = loop.train(recipe, world, stop)
-        if outcome.asked == PREEMPT and in_cluster:
-            stop.requeue_job(world.main)
+        if in_cluster and not outcome.done:
+            stop.leave(world.main, outcome.progressed)
         return outcome
 
 
-def _tell(failure: Path, error: BaseException) -> None:
-    """Write the first rank's failure where the launcher and the other ranks look; later ones are its echo."""
-    rank = (
-        os.environ.get("RANK")
-        or os.environ.get("SLURM_PROCID")
-        or os.environ.get("SUBMITIT_LOCAL_GLOBALID", "0")
-    )
-    text = describe(error)
-    report = {"rank": int(rank), "code": exit_code(error), "text": text}
+def _tell(failure: Path, run_folder: Path, error: BaseException) -> None:
+    """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
+    rank = os.environ.get("SLURM_PROCID") or os.environ.get("SUBMITIT_LOCAL_GLOBALID", "0")
+    report = {"rank": int(rank), "code": exit_code(error), "text": describe(error)}
     part = failure.with_name(f"{failure.name}.{rank}")
     part.write_text(json.dumps(report))
     with contextlib.suppress(FileExistsError):
         os.link(part, failure)  # whole, and only if there is none
+        if run_folder.is_dir():
+            with open(run_folder / "log.txt", "a") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | rank {rank}: {report['text']}\n")
     part.unlink()
 
 
@@ -101,9 +103,8 @@ def exit_code(error: BaseException) -> int:
 
 def describe(error: BaseException) -> str:
     """One line for what a user can understand, the traceback for the rest."""
-    from train.loop import TrainingStopped
-
-    if isinstance(error, (*USER_ERRORS, TrainingStopped)):
+    stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
+    if stopped or isinstance(error, USER_ERRORS):
         return f"error: {error}"
     return "".join(traceback.format_exception(error))
 
@@ -112,7 +113,7 @@ def main(args: Sequence[str]) -> int:
     from train import launch
 
     try:
-        recipe = launch.parse([a for a in args if a != "--"]).recipe
+        recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))
         outcome = run(recipe)
     except (Exception, KeyboardInterrupt) as error:

@@ -2,7 +2,10 @@
 
     --stage 2 --help                 that stage's options, with the recipe's values as defaults
     --recipe paper|strong|pft|demo|debug
-    --cluster auto|slurm|local|debug auto: SLURM where sbatch is, else local; debug: in this very process
+    --stages 1,2                     both stages, the second from the first; flags reach both, --stage1.FLAG
+                                     and --stage2.FLAG one of them; --prior none leaves stage 1 out
+    --cluster auto|slurm|local|debug auto: SLURM where sbatch is, else this machine; debug: this very process
+    --dry-run                        print what would be run or submitted
 
 Everything a user can get wrong is checked before a file is written or a job is submitted: one line and
 exit code 2.  Ctrl-C saves a checkpoint and ends with 130; the same command continues the run.
@@ -11,59 +14,45 @@ exit code 2.  Ctrl-C saves a checkpoint and ends with 130; the same command cont
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from train import recipes
+from train.cluster import Launch, gpus_here, gpus_of_nodes, preview, run_local, submit
 from train.config import Recipe, differences, to_dict
-from train.job import Job, describe, exit_code, run
+from train.job import describe, exit_code, run
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
-YEAR = 60 * 24 * 365  # minutes: submitit's local executor wants a limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Where the run runs."""
-
-    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
-    """auto: SLURM where sbatch is found, else this machine."""
-    nodes: int = 1
-    """Nodes of the job."""
-    ngpus: int = 0
-    """Ranks a node, one a GPU; without GPUs they share its cores. 0: as many as the node has GPUs."""
-    dry_run: bool = False
-    """Only print what would be run or submitted."""
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise ValueError(f"--nodes {self.nodes}: at least 1")
-        if self.ngpus < 0:
-            raise ValueError(f"--ngpus {self.ngpus}: must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Generic[R]):
-    """A whole command line."""
+    """The command line of one stage."""
 
     recipe: R
     launch: Launch
 
 
-# -- reading and checking -------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------
 
 
-def parse(args: Sequence[str]) -> Command:
-    """The command line, with the recipe's data and run folder filled in; ValueError for a mistake."""
+def parse(args: Sequence[str]) -> list[Command]:
+    """One command a stage, in order, with data and run folders filled in; ValueError for a mistake."""
+    stages, args = recipes.take(args, "--stages")
+    if stages is None:
+        return [parse_stage(args)]
+    if stages != "1,2":
+        raise ValueError(f"--stages {stages}: the chain there is is 1,2")
+    return parse_chain(args)
+
+
+def parse_stage(args: Sequence[str]) -> Command:
+    """The command line of a single stage."""
     stage, args = recipes.take(args, "--stage")
     name, args = recipes.take(args, "--recipe")
     if stage is None:
@@ -78,6 +67,30 @@ def parse(args: Sequence[str]) -> Command:
     return replace(command, recipe=place(command.recipe))
 
 
+def parse_chain(args: Sequence[str]) -> list[Command]:
+    """Stage 1, and stage 2 that starts from it; with `--prior none` stage 2 alone, from random towers."""
+    prior, args = recipes.take(args, "--prior")
+    base, args = recipes.take(args, "--run")
+    own = {stage: [a for a in args if a.startswith(f"--stage{stage}.")] for stage in "12"}
+    if any("=" not in a for flags in own.values() for a in flags):
+        raise ValueError("flags of one stage of a chain are written --stage1.FLAG=VALUE")
+    shared = [a for a in args if not a.startswith(("--stage1.", "--stage2."))]
+    commands = []
+    for stage in "1" if prior == "none" else "12":
+        flags = [f"--{a.partition('.')[2]}" for a in own[stage]]
+        if stage == "1" and prior:
+            flags.append(f"--prior={prior}")
+        if base:
+            flags.append(f"--run={Path(base) / f'stage{stage}'}")
+        if commands:
+            flags.append(f"--init={commands[0].recipe.run}")
+        commands.append(parse_stage(["--stage", stage, *shared, *flags]))
+    first, *_, last = commands
+    if first.recipe.model != last.recipe.model:
+        raise ValueError(f"--model: stage 1 trains {first.recipe.model} and stage 2 {last.recipe.model}")
+    return commands
+
+
 def place(recipe: Recipe) -> Recipe:
     """The recipe with its training file and run folder named."""
     recipe = recipes.resolve_data(recipe)
@@ -88,13 +101,19 @@ def place(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def check(recipe: Recipe, world_size: int) -> None:
-    """ValueError for what would make the run fail; imports torch only to look into `--init`."""
+# -- checking -------------------------------------------------------------------------------
+
+
+def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None:
+    """ValueError for what would make the run fail; imports torch only to look into `--init`.
+
+    before: the run that `--init` names and that will exist by then.
+    """
     recipe.rank_batch(world_size)
     recipe.total_steps(len(recipes.open_split(recipe.data.data, recipe.stage)))
     if recipe.data.val:
         recipes.open_split(recipe.data.val, recipe.stage)
-    if recipe.data.engine == "dali" and not gpus_here():
+    if recipe.data.engine == "dali" and not (gpus_here() or shutil.which("sbatch")):
         raise ValueError("--engine dali: decodes on a GPU, and this machine shows none; use --engine ffcv")
     recipes.check_model_name(recipe.model)
     _check_folder(recipe)
@@ -103,7 +122,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         raise ValueError(
             f"--trainable {recipe.trainable}: fine-tunes a trained model; name it with --init RUN"
         )
-    if partial or recipe.init is not None:
+    if partial or (recipe.init is not None and before is None):
         from train import model
 
         model.check(recipe)
@@ -119,109 +138,71 @@ def _check_folder(recipe: Recipe) -> None:
         raise ValueError(f"{recipe.run}: holds another run ({'; '.join(changed)}); choose another --run")
 
 
-def gpus_here() -> int:
-    """GPUs this machine shows, without importing torch."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
 # -- running --------------------------------------------------------------------------------
 
 
-def launch(command: Command) -> int:
-    """Check, then run or submit; the exit code."""
-    cluster = command.launch.cluster
+def launch(commands: Sequence[Command]) -> int:
+    """Check every stage, then run or submit them; the exit code."""
+    options = commands[0].launch
+    cluster = options.cluster
     if cluster == "auto":
         cluster = "slurm" if shutil.which("sbatch") else "local"
-    recipe, ranks = command.recipe, command.launch.ngpus or gpus_here() or 1
-    if cluster != "slurm" and command.launch.nodes > 1:
-        raise ValueError(f"--nodes {command.launch.nodes}: --cluster {cluster} is this machine alone")
+    ranks = _ranks(commands[0], cluster)
+    before = None
+    for command in commands:
+        check(command.recipe, ranks * options.nodes, before)
+        before = command.recipe
+    if options.cluster == "auto":
+        print(f"--cluster auto: {cluster}", file=sys.stderr)
+    recipe_list = [command.recipe for command in commands]
+    if options.dry_run:
+        return _dry_run(recipe_list, options, cluster, ranks)
+    if cluster == "slurm":
+        return _submit(recipe_list, options, ranks)
+    for recipe in recipe_list:
+        code = (0 if run(recipe).done else 130) if cluster == "debug" else run_local(recipe, ranks)
+        if code:
+            return code
+    return 0
+
+
+def _ranks(command: Command, cluster: str) -> int:
+    """Ranks a node."""
+    options = command.launch
+    if cluster != "slurm" and options.nodes > 1:
+        raise ValueError(f"--nodes {options.nodes}: --cluster {cluster} is this machine alone")
+    if cluster == "slurm":
+        there = gpus_of_nodes(options.partition)
+        return options.ngpus or recipes.GPUS.get(command.recipe.name) or there or 1
+    ranks = options.ngpus or gpus_here() or 1
     if cluster == "debug" and ranks > 1:
         raise ValueError(f"--ngpus {ranks}: --cluster debug is one process")
-    check(recipe, ranks * command.launch.nodes)
-    if command.launch.dry_run:
+    return ranks
+
+
+def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int) -> int:
+    after = None
+    for recipe in stages:
         print(json.dumps(to_dict(recipe), indent=1))
-        return 0
-    if command.launch.cluster == "auto":
-        print(f"--cluster auto: {cluster}", file=sys.stderr)
-    if cluster == "debug":
-        return 0 if run(recipe).done else 130
-    return run_local(recipe, ranks)
+        if cluster == "slurm":
+            print(preview(options, ranks, recipe, after))
+            after = "JOB_OF_STAGE_1"
+        else:
+            print(f"would run {ranks} rank(s) on this machine in {recipe.run}")
+    return 0
 
 
-def run_local(recipe: Recipe, ranks: int) -> int:
-    """`ranks` processes on this machine through submitit, followed until they end; the exit code."""
-    import submitit
-
-    folder = recipe.run / "jobs" / time.strftime("%Y%m%d-%H%M%S")
-    executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(tasks_per_node=ranks, gpus_per_node=gpus_here(), timeout_min=YEAR)
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    job = Job(recipe, folder, environment)
-    asked: list[int] = []
-    # submitit's controller would kill the ranks one second after a Ctrl-C; it inherits "ignore" from here
-    # and the ranks, which install handlers of their own, save first.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        submitted = executor.submit(job)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: asked.append(number))
-        _follow(submitted, recipe.run / "log.txt", asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return _verdict(folder, submitted)
-
-
-def _follow(job, log: Path, asked: list[int]) -> None:
-    """Show the run's log until the job ends; pass a request to stop on until it is heard."""
-    place, live = log.stat().st_size if log.exists() else 0, sys.stderr.isatty()
-    last = 0.0
-    ended = False
-    while True:
-        if log.exists():
-            with open(log) as file:
-                file.seek(place)
-                for line in file:
-                    _show(line[20:].rstrip("\n"), live)
-                place = file.tell()
-        if ended:
-            return
-        ended = job._process.poll() is not None  # one more look at the log after the end
-        if asked and time.monotonic() - last > 1:
-            job._process.send_signal(signal.SIGTERM)
-            last = time.monotonic()
-        time.sleep(0 if ended else 0.1)
-
-
-def _show(line: str, live: bool) -> None:
-    if live:
+def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
+    after = None
+    for recipe in stages:
+        job = submit(recipe, options, ranks, after)
+        waiting = f", after {after}" if after else ""
         print(
-            f"\r\033[K{line}",
-            end="" if line.startswith("step ") and "left" in line else "\n",
-            file=sys.stderr,
+            f"job {job}: stage {recipe.stage} on {options.nodes} × {ranks} ranks{waiting}, run {recipe.run}"
         )
-        sys.stderr.flush()
-    else:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _verdict(folder: Path, job) -> int:
-    """The exit code of a job that has ended, after saying what ended it."""
-    for failure in folder.glob("failure-*.json"):
-        report = json.loads(failure.read_text())
-        print(report["text"], file=sys.stderr)
-        return report["code"]
-    if not all(task.paths.result_pickle.exists() for task in (job._sub_jobs or [job])):
-        print(f"error: a rank was ended from outside; its output is in {folder}", file=sys.stderr)
-        return 1
-    outcome = job.results()[0]
-    return 0 if outcome["step"] == outcome["steps"] else 130
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        print(f"  follow it: tail -F {recipe.run / 'log.txt'}    its output: {recipe.run / 'jobs' / job}")
+        after = job
+    return 0
 
 
 def main(args: Sequence[str]) -> int:
@@ -235,5 +216,4 @@ def main(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main(sys.argv[1:]))

@@ -56,11 +56,12 @@ class TrainingStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `train` ended: `step` of `steps` done; `asked` is the signal that ended it early."""
+    """How `train` ended: `step` of `steps` done, `asked` what ended it early, whether it took a step."""
 
     step: int
     steps: int
     asked: int = NONE
+    progressed: bool = False
 
     @property
     def done(self) -> bool:
@@ -135,10 +136,11 @@ class _Run:
         self.steps = recipe.total_steps(len(self.file))
         self.clip = models.build(recipe)
         models.set_trainable(self.clip, recipe)
-        self.clip.to(world.device)
+        self.clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
         self.optimizer = Optimizer(self.clip, recipe.optim)
         self.state = self._restore()
         self.stage = STAGES[recipe.stage](recipe, self.clip, world)
+        self.first = self.state.step
         self.image_size = _side(self.clip.visual.image_size)
         self.skipped = 0
         if self.done:
@@ -311,7 +313,8 @@ class _Run:
             raise TrainingStopped(
                 "a parameter that must not change did change: this is a mistake of the program"
             )
-        outcome = Outcome(self.state.step, self.steps, NONE if self.done else asked)
+        asked = NONE if self.done else asked
+        outcome = Outcome(self.state.step, self.steps, asked, self.state.step > self.first)
         if not outcome.done:
             why = "interrupted" if asked == INTERRUPT else "asked to make room"
             self.log(f"{why} after step {self.state.step} of {self.steps}; the same command continues")

@@ -27,14 +27,14 @@ class Log:
     def __call__(self, text: str) -> None:
         if self.file is None:
             return
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {text}\n")
         print(f"\r\033[K{text}" if self.live else text, file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
         """A line that the next one replaces, on a terminal; a line of log.txt everywhere."""
         if self.file is None:
             return
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {text}\n")
         if self.live:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         else:

@@ -93,8 +93,10 @@ class Optimizer:
             odd = sorted(expected ^ tensors.keys())[0]
             raise ValueError(f"the checkpoint's optimizer does not match the trainable parameters: {odd}")
         for name, parameter in self.parameters.items():
-            self.adamw.state[parameter] = {
-                key: tensors[f"{name}.{key}"].to(parameter.device).clone() for key in keys
-            }
+            moments = {key: tensors[f"{name}.{key}"] for key in keys[1:]}
+            # In the parameter's memory layout, which fused updates are fastest in.
+            state = {key: torch.empty_like(parameter).copy_(value) for key, value in moments.items()}
+            step = tensors[f"{name}.step"].to(parameter.device, copy=True)
+            self.adamw.state[parameter] = {"step": step, **state}
         for before, buffer in zip(self._before, self._buffers):
             before.copy_(buffer)

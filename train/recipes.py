@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +30,15 @@ KINDS = {1: "triplets", 2: "pairs"}
 
 # Where each prior's triplets and the pairs lie unless --data names a file, and what builds them.
 PRIOR_DATA = {
-    "nights": (Path("data/nights/train.beton"), "nights --source NIGHTS_FOLDER --out-dir data/nights"),
-    "bapps": (Path("data/bapps/train.beton"), "bapps --source BAPPS_FOLDER --out-dir data/bapps"),
-    "things": (Path("data/things/train.beton"), "things --source THINGS_FOLDER --out-dir data/things"),
-    "demo": (Path("data/demo/triplets-train.beton"), "demo --out data/demo"),
+    "nights": (Path("data/nights/triplets-train.beton"), "nights --source FOLDER"),
+    "bapps": (Path("data/bapps/triplets-train.beton"), "bapps --source FOLDER"),
+    "things": (Path("data/things/triplets-train.beton"), "things --source FOLDER"),
+    "demo": (Path("data/demo/triplets-train.beton"), "demo"),
 }
-PAIRS = (Path("data/yfcc15m/train.beton"), "yfcc15m --source YFCC15M_FOLDER --out data/yfcc15m/train.beton")
-DEMO_PAIRS = (Path("data/demo/pairs-train.beton"), "demo --out data/demo")
+PAIRS = (Path("data/yfcc15m/pairs-train.beton"), "yfcc15m --source FOLDER")
+DEMO_PAIRS = (Path("data/demo/pairs-train.beton"), "demo")
+
+GPUS = {"paper": 6}  # ranks a node where the paper's machine is meant, unless --ngpus says otherwise
 
 _PAPER = Optim(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
 _LONG = Saving(save_every=250, keep=2, keep_epochs=1, log_every=10)
@@ -114,10 +117,11 @@ STAGE2 = {
     "demo": Stage2(
         name="demo",
         model="demo-RN",
-        batch=256,
-        epochs=12,
+        batch=128,
+        epochs=14,
+        scale_init=math.log(30),
         data=Data(augment="demo", workers=1),
-        optim=Optim(lr=2e-3, weight_decay=0.1, warmup_steps=20),
+        optim=Optim(lr=1.5e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=18),
         compute=Compute(precision="fp32"),
         saving=_SHORT,
     ),

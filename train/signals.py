@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
+_PATIENCE = 20.0  # seconds
 NONE, INTERRUPT, PREEMPT = 0, 1, 2  # what was asked for; the larger wins
 
 
 class Stop:
-    """Installs the handlers; `asked` is NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
+    """Installs the handlers; `asked` is _PATIENCE = 20.0  # seconds
+    NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
 
     def __init__(self) -> None:
         self.asked = NONE
@@ -32,14 +35,26 @@ class Stop:
             os._exit(130)  # a second Ctrl-C: the user does not want to wait for the checkpoint
         self.asked = max(self.asked, PREEMPT if number == signal.SIGUSR2 else INTERRUPT)
 
-    def requeue_job(self, main: bool) -> None:
-        """Let submitit put the job in the queue again, from the main rank; does not return in SLURM.
+    def leave(self, main: bool, progressed: bool) -> None:
+        """After the checkpoint of an unfinished run: be queued again if asked to make room, else end.
 
-        The other ranks wait there to be ended: one that left with success or failure would end the
-        job before it is in the queue.
+        Returns where there is no SLURM.  In SLURM it never does: a rank that returned would count as a
+        success.  There a preemption sends SIGTERM first and SIGUSR2 after it, `scancel` SIGTERM
+        alone, so an interrupted job waits a little for the other signal; `scancel` kills it meanwhile.
+        progressed: whether any step was taken; a job without one is not queued again, or it would be
+        for ever.
         """
-        if main:
+        slurm = "SLURM_JOB_ID" in os.environ
+        patience = time.monotonic() + (_PATIENCE if slurm else 0)
+        while self.asked != PREEMPT and time.monotonic() < patience:
+            time.sleep(0.2)
+        if self.asked == PREEMPT and main:
+            if not progressed:
+                raise RuntimeError(
+                    "no step was taken within this allocation; not queued again: raise --timeout"
+                )
             assert callable(self._submitit)
-            self._submitit(signal.SIGUSR2, None)
-        elif "SLURM_JOB_ID" in os.environ:
-            time.sleep(120)
+            self._submitit(signal.SIGUSR2, None)  # leaves through SystemExit
+        if slurm:
+            time.sleep(_PATIENCE)  # rank 0's exit ends this one
+            sys.exit(130)

@@ -1,0 +1,219 @@
+"""Running a job on this machine, or submitting it to SLURM, through submitit.
+
+SLURM is told nothing that the user did not set, apart from what makes a run survive: one task a rank, a
+warning signal before the time limit, the end of all ranks with the first that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.config import Recipe
+from train.job import Job
+
+YEAR = 60 * 24 * 365  # minutes: submitit wants a limit even where the user sets none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where the run runs; SLURM gets only the flags that are set."""
+
+    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
+    """auto: SLURM where sbatch is found, else this machine; debug: in this very process."""
+    nodes: int = 1
+    """Nodes of the job."""
+    ngpus: int = 0
+    """Ranks a node, one a GPU; without GPUs they share its cores. 0: as many as the node has GPUs."""
+    timeout: Annotated[int | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """Time limit of an allocation; a run that reaches it is put in the queue again."""
+    partition: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    account: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    qos: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    constraint: Annotated[str | None, tyro.conf.arg(metavar="FEATURES")] = None
+    exclude: Annotated[str | None, tyro.conf.arg(metavar="NODES")] = None
+    mem: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """Memory a node, as sbatch reads it (500G)."""
+    cpus_per_task: int | None = None
+    """Cores a rank: its decoding threads (--workers) and itself."""
+    comment: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    slurm_arg: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Any other sbatch flag, as often as needed: --slurm-arg mail-type=END."""
+    signal_delay: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 120
+    """How long before the time limit the run is warned, to save and be put in the queue again."""
+    dry_run: bool = False
+    """Only print what would be run or submitted."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "timeout", "cpus_per_task", "signal_delay"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1")
+        if self.ngpus < 0:
+            raise ValueError(f"--ngpus {self.ngpus}: must not be negative")
+        for pair in self.slurm_arg:
+            if not re.fullmatch(r"[a-z][a-z-]*(=.*)?", pair):
+                raise ValueError(f"--slurm-arg {pair}: expected KEY=VALUE, the key as in sbatch's --KEY")
+
+
+def gpus_here() -> int:
+    """GPUs this machine shows, without importing torch."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def gpus_of_nodes(partition: str | None) -> int:
+    """The most GPUs that a node of the partition (or of any) has, as SLURM knows it; 0 without SLURM."""
+    command = ["sinfo", "--noheader", "--format=%G", *(["--partition", partition] if partition else [])]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return max((int(n) for n in re.findall(r"gpu(?::[^:,()\s]+)?:(\d+)", said)), default=0)
+
+
+# -- SLURM ----------------------------------------------------------------------------------
+
+
+def slurm_parameters(launch: Launch, ranks: int, stage: int, after: str | None) -> dict:
+    """submitit's parameters for `ranks` tasks a node; `after`: the job that must have succeeded before."""
+    flags = ("partition", "account", "qos", "constraint", "exclude", "mem", "cpus_per_task", "comment")
+    extra = {"requeue": True, **dict((*p.split("=", 1), True)[:2] for p in launch.slurm_arg)}
+    if after is not None:
+        extra["kill-on-invalid-dep"] = "yes"
+    together = ["--kill-on-bad-exit=1"]  # one failing rank ends all
+    if launch.cpus_per_task is not None:
+        together.append(f"--cpus-per-task={launch.cpus_per_task}")  # srun does not inherit it from sbatch
+    return {
+        "job_name": f"pi-stage{stage}",
+        "nodes": launch.nodes,
+        "ntasks_per_node": ranks,
+        "time": launch.timeout or YEAR,
+        "signal_delay_s": launch.signal_delay,
+        "wckey": None,  # submitit would send its own
+        "srun_args": together,
+        "additional_parameters": extra,
+        **({"gpus_per_node": ranks} if gpus_of_nodes(launch.partition) else {}),
+        **({"dependency": f"afterok:{after}"} if after else {}),
+        **{flag: getattr(launch, flag) for flag in flags if getattr(launch, flag) is not None},
+    }
+
+
+def batch_file(text: str, launch: Launch) -> str:
+    """submitit's batch file without the time limit it always writes, if the user set none."""
+    return text if launch.timeout else re.sub(r"#SBATCH --time=.*\n", "", text)
+
+
+def preview(launch: Launch, ranks: int, recipe: Recipe, after: str | None) -> str:
+    """The batch file that `submit` would send."""
+    from submitit.slurm import slurm
+
+    folder = (recipe.run / "jobs" / "%j").absolute()
+    command = f"{sys.executable} -u -m submitit.core._submit {folder}"
+    parameters = slurm_parameters(launch, ranks, recipe.stage, after)
+    return batch_file(slurm._make_sbatch_string(command=command, folder=folder, **parameters), launch)
+
+
+def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None) -> str:
+    """Submit one stage to SLURM; its job id.  ValueError with sbatch's own words if it is refused."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return batch_file(super()._make_submission_file_text(command, uid), launch)
+
+    jobs = recipe.run / "jobs"
+    fresh = next((p for p in (recipe.run, jobs) if not p.exists()), None)
+    executor = Executor(folder=jobs / "%j", max_num_timeout=30)
+    executor.parameters.update(slurm_parameters(launch, ranks, recipe.stage, after))
+    try:
+        job = executor.submit(Job(recipe, {}))
+    except (FailedJobError, FailedSubmissionError) as error:
+        if fresh is not None:
+            shutil.rmtree(fresh)
+        said = [line for line in str(error).splitlines() if "error:" in line] or [str(error)]
+        raise ValueError(f"not submitted: {said[0].strip()}") from None
+    return job.job_id
+
+
+# -- this machine ---------------------------------------------------------------------------
+
+
+def run_local(recipe: Recipe, ranks: int) -> int:
+    """`ranks` processes on this machine through submitit, followed until they end; the exit code."""
+    import submitit
+
+    jobs = recipe.run / "jobs" / time.strftime("%Y%m%d-%H%M%S")
+    executor = submitit.LocalExecutor(folder=jobs)
+    executor.update_parameters(tasks_per_node=ranks, gpus_per_node=gpus_here(), timeout_min=YEAR)
+    job = Job(recipe, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
+    asked: list[int] = []
+    # submitit's controller would kill the ranks one second after a Ctrl-C.  It inherits "ignore" from
+    # here; the ranks install handlers of their own and save first.
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT,)}
+    try:
+        submitted = executor.submit(job)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before.setdefault(number, signal.getsignal(number))
+            signal.signal(number, lambda number, frame: asked.append(number))
+        _follow(submitted, recipe.run / "log.txt", asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return _verdict(jobs, submitted)
+
+
+def _follow(job, log: Path, asked: list[int]) -> None:
+    """Show the run's log until the job ends; pass a request to stop on until it is heard."""
+    place, live = log.stat().st_size if log.exists() else 0, sys.stderr.isatty()
+    passed, ended = 0.0, False
+    while True:
+        if log.exists():
+            with open(log) as file:
+                file.seek(place)
+                for line in file:
+                    _show(re.sub(r"^[\d-]+ [\d:]+ \| ", "", line.rstrip("\n")), live)
+                place = file.tell()
+        if ended:
+            return
+        ended = job._process.poll() is not None  # and one more look at the log
+        if asked and time.monotonic() - passed > 1:
+            job._process.send_signal(signal.SIGTERM)
+            passed = time.monotonic()
+        time.sleep(0 if ended else 0.1)
+
+
+def _show(line: str, live: bool) -> None:
+    passing = live and line.startswith("step ") and line.endswith(" left")
+    start = "\r\033[K" if live else ""
+    print(f"{start}{line}", end="" if passing else "\n", file=sys.stderr, flush=True)
+
+
+def _verdict(jobs: Path, job) -> int:
+    """The exit code of a local job that has ended, after saying what ended it."""
+    for failure in jobs.glob("failure-*.json"):
+        report = json.loads(failure.read_text())
+        print(report["text"], file=sys.stderr)
+        return report["code"]
+    if not all(task.paths.result_pickle.exists() for task in (job._sub_jobs or [job])):
+        print(f"error: a rank was ended from outside; what it said is in {jobs}", file=sys.stderr)
+        return 1
+    outcome = job.results()[0]
+    return 0 if outcome["step"] == outcome["steps"] else 130
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
