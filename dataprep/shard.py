@@ -190,18 +190,15 @@ class _Shard:
         row = {"source": self.task.path, "key": key, "reason": error.reason, "detail": error.detail}
         self.rejects.write(json.dumps(row) + "\n")
 
-    def _raws(self) -> Iterator[Pair | Triplet]:
-        """The task's chosen samples that the source could deliver."""
+    def _raws(self) -> Iterator[Pair | Triplet | Bad]:
+        """The task's chosen samples."""
         for raw in self.source.read(self.task):
             if not chosen(raw.key, self.settings):
                 continue
             self.tally.seen += 1
             if self.tally.seen % 64 == 0:
                 self.step(64)
-            if isinstance(raw, Bad):
-                self._reject(raw.key, Rejected(raw.reason, raw.detail))
-            else:
-                yield raw
+            yield raw
 
     # -- pairs ------------------------------------------------------------------------------
 
@@ -228,13 +225,17 @@ class _Shard:
                 name = key.encode("utf-8", "surrogateescape")
                 yield {"image": image.jpeg, "tokens": tokens, "luma": image.luma, "key": name}
 
-    def _tokens(self, batch: list[Pair]) -> list[np.ndarray | Rejected]:
+    def _tokens(self, batch: list[Pair | Bad]) -> list[np.ndarray | Rejected]:
         """(K, 77) ids of each pair's captions, all tokenised at once; Rejected where none is left."""
-        counts = [len(raw.captions) if isinstance(raw.captions, list) else 0 for raw in batch]
-        strings = [c for raw in batch if isinstance(raw.captions, list) for c in raw.captions]
+        said = [raw.captions if isinstance(raw, Pair) else [] for raw in batch]
+        counts = [len(captions) if isinstance(captions, list) else 0 for captions in said]
+        strings = [c for captions in said if isinstance(captions, list) for c in captions]
         rows = np.split(text.tokenize(strings), np.cumsum(counts)[:-1])
         out = []
         for raw, ids in zip(batch, rows):
+            if isinstance(raw, Bad):
+                out.append(Rejected(raw.reason, raw.detail))
+                continue
             ids = ids if isinstance(raw.captions, list) else raw.captions
             ids = ids[text.lengths(ids) > 2] if len(ids) else ids  # start and end alone: nothing said
             if not len(ids):
@@ -251,6 +252,8 @@ class _Shard:
     def _triplets(self) -> Iterator[dict]:
         for raw in self._raws():
             try:
+                if isinstance(raw, Bad):
+                    raise Rejected(raw.reason, raw.detail)
                 images = [self._cached(path) for path in (raw.ref, raw.left, raw.right)]
             except Rejected as error:
                 self._reject(raw.key, error)

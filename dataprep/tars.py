@@ -64,6 +64,7 @@ class Tars:
                         held[ending] = tar.extractfile(member).read()
             if held:
                 yield self._sample(key, held)
+            _check_end(Path(task.path))
         except FileNotFoundError:
             raise
         except (tarfile.TarError, EOFError, OSError) as error:
@@ -105,6 +106,14 @@ class Tars:
             "name": "pairs", "layout": "tars", "path": str(self.path), "files": len(self.files),
             "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
         }  # fmt: skip
+
+
+def _check_end(path: Path) -> None:
+    """tarfile takes a tar that is cut between two members for a whole one; the end mark is missing then."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 1024))
+        if any(file.read()):
+            raise tarfile.ReadError("it ends without the end mark: cut short?")
 
 
 def _split(name: str) -> tuple[str, str, str]:

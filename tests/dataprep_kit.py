@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataprep.nights import COLUMNS
 from pipeline.fields import Beton
 from pipeline.text import tokenize
 
-WORDS = "red green blue cat dog tree house boat cloud river".split()  # noqa: SIM905
+WORDS = ["red", "green", "blue", "cat", "dog", "tree", "house", "boat", "cloud", "river"]
 
 
 def jpeg(seed: int, height: int = 40, width: int = 56) -> bytes:
@@ -78,7 +79,7 @@ def nights_folder(folder: Path, count: int, votes: int = 8, **change) -> Path:
         left = n % 2
         split = "test" if n % 4 == 3 else "val" if n % 4 == 2 else "train"
         rows.append([n, left, 1 - left, votes, *names, split, n % 8 == 3, f"prompt {n}"])
-    header = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split,is_imagenet,prompt".split(",")
+    header = ("id", *COLUMNS, "split", "is_imagenet", "prompt")
     write_csv(folder / "data.csv", rows, header)
     return folder
 

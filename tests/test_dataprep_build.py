@@ -222,14 +222,14 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no rows": ([*pairs, str(folder / "header.csv")], "no rows"),
         "broken parquet": ([*pairs, str(folder / "broken.parquet")], "not a readable parquet"),
         "images": ([*pairs, str(table), "--images", str(folder / "nowhere")], "no such folder of images"),
-        "name": (["pairs", "--source", str(table), "--out", str(folder / "out.bin")], "must end in .beton"),
-        "nothing left": ([*pairs, str(folder / "hopeless.csv"), "--max-rejects", "1"], "no sample could be taken"),
+        "name": (["pairs", "--source", str(table), "--out", str(folder / "out.bin")], "end in .beton"),
+        "nothing left": ([*pairs, str(folder / "hopeless.csv"), "--max-rejects", "1"], "no sample could"),
         "nights file": ([*triplets, str(nights)], "000/001.png"),
         "nights votes": ([*triplets, str(votes)], "row 3: a vote is not a number"),
         "nights columns": ([*triplets, str(no_columns)], "no column left_vote"),
-        "nights folder": ([*triplets, str(folder / "nowhere")], "no such file; a NIGHTS folder holds data.csv"),
+        "nights folder": ([*triplets, str(folder / "nowhere")], "a NIGHTS folder holds data.csv"),
         "nights split": ([*triplets, str(votes), "--splits", "all"], "choose from train val test"),
-        "nights few votes": ([*triplets, str(nights), "--min-votes", "99"], "no row of split 'train'"),
+        "few votes": ([*triplets, str(nights), "--min-votes", "99"], "no row of split 'train'"),
         "verify": (["verify", str(folder / "nowhere.beton")], "no such file"),
         "inspect": (["inspect", str(table)], "not an FFCV file"),
     }  # fmt: skip
@@ -316,7 +316,7 @@ def test_killed_builds_go_on_and_end_in_the_same_file(tmp_path, workers):
     finished = 0
     for _ in range(2):  # killed twice, each time after some progress
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda f=finished: len(list(parts.glob("*.json"))) > f or process.poll() is not None)
+        wait_for(lambda f=finished, p=process: len(list(parts.glob("*.json"))) > f or p.poll() is not None)
         process.kill()
         process.wait()
         wait_for(lambda: not alive_in(parts))
