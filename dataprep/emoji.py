@@ -38,8 +38,12 @@ def rows(vendor: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class EmojiPairs:
-    """The training drawings with three captions each: name, short name, name and keywords."""
+    """The training drawings with three captions each: name, short name, name and keywords.
 
+    They get a margin of white: the held-out drawings fill less of their frame, and crops only enlarge.
+    """
+
+    margin: int = 4  # pixels on each side
     kind = "pairs"
     captions = 3
 
@@ -52,10 +56,12 @@ class EmojiPairs:
     def read(self, task: Task) -> Iterator[Pair]:
         for vendor in TRAIN:
             for row in rows(vendor):
-                yield Pair(f"{vendor}/{row['id']}", row["image"], row["captions"])
+                image = _png(row["image"], self.margin)
+                yield Pair(f"{vendor}/{row['id']}", image, row["captions"])
 
     def describe(self) -> dict:
-        return {"name": "demo", "path": "dataprep/demo/pairs.parquet", "vendors": list(TRAIN)}
+        path = "dataprep/demo/pairs.parquet"
+        return {"name": "demo", "path": path, "vendors": list(TRAIN), "margin": self.margin}
 
 
 @dataclass(frozen=True)
@@ -125,10 +131,13 @@ def _words(name: str) -> str:
     return name.replace("-", " ").replace("_", " ") if name.islower() and " " not in name else name
 
 
-def _png(data: bytes) -> bytes:
+def _png(data: bytes, margin: int = 0) -> bytes:
+    """An embedded drawing as PNG, on a larger white ground if `margin` is given."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(out, "PNG", optimize=True)
+        ground = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), "white")
+        ground.paste(image, (margin, margin))
+    ground.save(out, "PNG", optimize=not margin)  # without a margin it is kept, in an evaluation set
     return out.getvalue()
 
 
