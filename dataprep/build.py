@@ -101,6 +101,8 @@ class Job:
     def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
         if out.suffix != ".beton":
             raise ValueError(f"{out}: the name of the file to write must end in .beton")
+        if settings.dedup and source.kind != "pairs":
+            raise ValueError("dedup compares the images of pairs; triplets share images by nature")
         self.source, self.out, self.settings, self.how = source, out, settings, how
         self.tasks: list[Task] = source.tasks()
         self.total = Tally()  # of the shards finished so far
@@ -160,7 +162,9 @@ class Job:
         plan = self.parts / "plan"
         if self.how.restart or not any(self.parts.glob("*.json")):
             for path in self.parts.iterdir():
-                if path.name != "lock":
+                if path.is_dir():  # logs of jobs
+                    shutil.rmtree(path)
+                elif path.name != "lock":
                     path.unlink()
         elif not plan.is_file() or plan.read_text() != self.fingerprint:
             raise ValueError(

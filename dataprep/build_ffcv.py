@@ -20,11 +20,15 @@ import tyro
 
 from dataprep import build as building
 from dataprep import checks, emoji, nights
+from dataprep.bapps import Bapps
 from dataprep.build import RunSettings, build
+from dataprep.cluster import ClusterSettings
 from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
+from dataprep.download import URL, fetch_nights
 from dataprep.pairs import Layout, open_pairs
 from dataprep.shard import SampleSettings
+from dataprep.things import Spose, Things
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
@@ -58,8 +62,12 @@ class Demo:
 class NightsCommand:
     """Build the splits of a folder in NIGHTS' layout: data.csv, ref/, distort/."""
 
-    source: Path
+    source: Path | None = None
     """Folder that holds data.csv."""
+    download: Path | None = None
+    """Fetch the published data into this folder first, or go on with it, and build from there."""
+    url: str = URL
+    """Where --download finds it."""
     out: Path = Path("data/nights")
     """Folder to write: triplets-SPLIT.beton."""
     splits: tuple[str, ...] = ("train", "val", "test")
@@ -68,17 +76,80 @@ class NightsCommand:
     """Rows with fewer votes are left out (the released loader's filter)."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
     how: _flat[RunSettings] = field(default_factory=RunSettings)
+    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         unknown = [name for name in self.splits if name not in nights.SPLITS]
         if unknown or not self.splits:
             raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(nights.SPLITS)}")
-        sources = {split: nights.Nights(self.source, split, self.min_votes) for split in self.splits}
-        for source in sources.values():
-            source.tasks()  # all mistakes before the first file
-        for split, source in sources.items():
-            settings = self.settings if split == "train" else replace(self.settings, fraction=1.0)
-            build(source, self.out / f"triplets-{split}.beton", settings, self.how)
+        if (self.source is None) == (self.download is None):
+            raise ValueError("nights: give --source FOLDER or --download FOLDER")
+        if self.download is not None:
+            fetch_nights(self.download, self.url)
+        folder = self.source or self.download
+        sources = {split: nights.Nights(folder, split, self.min_votes) for split in self.splits}
+        build_splits(sources, self)
+
+
+@dataclass(kw_only=True)
+class BappsCommand:
+    """Build BAPPS: 2afc/{train,val}/SUBSET/{ref,p0,p1,judge}, soft votes kept."""
+
+    source: Path
+    """Folder that holds 2afc, or train and val."""
+    out: Path = Path("data/bapps")
+    """Folder to write: triplets-SPLIT.beton."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Folders of 2afc."""
+    subsets: tuple[str, ...] = ()
+    """traditional cnn mix superres deblur color frameinterp; all that are there by default."""
+    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: _flat[RunSettings] = field(default_factory=RunSettings)
+    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+
+    def run(self) -> None:
+        build_splits({split: Bapps(self.source, split, self.subsets) for split in self.splits}, self)
+
+
+@dataclass(kw_only=True)
+class ThingsCommand:
+    """Build THINGS odd-one-out answers, or triplets drawn from a SPoSE embedding."""
+
+    images: Path
+    """Folder of object images: NAME.jpg, or folders NAME whose first image is taken."""
+    out: Path
+    """The .beton to write."""
+    answers: Path | None = None
+    """Rows of three objects, the last one odd: numbers from 0, or names."""
+    embedding: Path | None = None
+    """spose_embedding_*d_sorted.txt: one row of numbers an object."""
+    ids: Path | None = None
+    """unique_id.txt, the objects' names in their order; by default the images' names, sorted."""
+    count: int = 100_000
+    """Triplets to draw from the embedding."""
+    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: _flat[RunSettings] = field(default_factory=RunSettings)
+    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+
+    def run(self) -> None:
+        if (self.answers is None) == (self.embedding is None):
+            raise ValueError("things: give --answers FILE or --embedding FILE")
+        if self.ids is not None and not self.ids.is_file():
+            raise ValueError(f"{self.ids}: no such file")
+        if self.answers is not None:
+            source = Things(self.answers, self.images, self.ids)
+        else:
+            source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
+        build(source, self.out, self.settings, self.how, self.where.runner())
+
+
+def build_splits(sources: dict, command: NightsCommand | BappsCommand) -> None:
+    """One file a split; the fraction is taken of the training split only."""
+    for source in sources.values():
+        source.tasks()  # all mistakes before the first file
+    for split, source in sources.items():
+        settings = command.settings if split == "train" else replace(command.settings, fraction=1.0)
+        build(source, command.out / f"triplets-{split}.beton", settings, command.how, command.where.runner())
 
 
 @dataclass(kw_only=True)
@@ -101,6 +172,7 @@ class Pairs:
     """Captions kept an image; 0 keeps as many as the image with the most has."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
     how: _flat[RunSettings] = field(default_factory=RunSettings)
+    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         source = open_pairs(
@@ -113,7 +185,7 @@ class Pairs:
         )
         told = source.describe()
         print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
-        build(source, self.out, self.settings, self.how)
+        build(source, self.out, self.settings, self.how, self.where.runner())
 
 
 @dataclass(kw_only=True)
@@ -150,8 +222,8 @@ class Inspect:
         checks.inspect(self.file, self.sheet or Path(self.file.with_suffix(".png").name), self.count)
 
 
-COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand}
-COMMANDS |= {"verify": Verify, "inspect": Inspect}
+COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand}
+COMMANDS |= {"things": ThingsCommand, "verify": Verify, "inspect": Inspect}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,119 @@
+"""Writes the shards of a build as an array of jobs through submitit: on SLURM, or here to try it.
+
+Job i of N takes every N-th unfinished task and runs them in the processes it was given; the command
+that submitted waits, shows progress, and joins.  A job that is preempted or killed loses the shards
+in work; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from dataprep.build import Job
+from dataprep.pool import Progress, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Where the shards are written."""
+
+    cluster: Literal["none", "slurm", "local"] = "none"
+    """slurm: an array of jobs; local: the same jobs as processes of this machine, to try it."""
+    shards: int = 16
+    """Jobs of the array."""
+    timeout: int = 24 * 60
+    """Minutes a job may take."""
+    partition: str = ""
+    account: str = ""
+    slurm_arg: tuple[str, ...] = ()
+    """Any other parameter of submitit's SLURM executor, KEY=VALUE: slurm_constraint=cpu mem_gb=32."""
+
+    def __post_init__(self):
+        if self.shards < 1 or self.timeout < 1:
+            raise ValueError("shards and timeout must be at least 1")
+        for pair in self.slurm_arg:
+            if "=" not in pair:
+                raise ValueError(f"slurm_arg {pair}: KEY=VALUE expected")
+
+    def runner(self):
+        """For `build`: None writes the shards in this command's own processes."""
+        return None if self.cluster == "none" else self._run
+
+    def _parameters(self, workers: int) -> dict:
+        own = {"timeout_min": self.timeout, "cpus_per_task": workers, "name": "dataprep"}
+        if self.cluster == "slurm":
+            own |= {f"slurm_{k}": v for k in ("partition", "account") if (v := getattr(self, k))}
+            own |= dict(pair.split("=", 1) for pair in self.slurm_arg)
+        return own
+
+    def _run(self, job: Job, left: list[int]) -> None:
+        import submitit  # only here: nothing else of the room needs it
+
+        if not left:
+            return
+        folder = job.parts / "jobs"
+        executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
+        executor.update_parameters(**self._parameters(job.how.processes))
+        count = min(self.shards, len(left))
+        jobs = executor.map_array(ArrayJob(job), [left[i::count] for i in range(count)])
+        print(f"{job.out.name}: {count} jobs submitted, {jobs[0].job_id} and following; logs in {folder}")
+        try:
+            _wait(job, jobs, left)
+        except BaseException:
+            for submitted in jobs:
+                with contextlib.suppress(Exception):  # it may have ended, or the queue be out of reach
+                    submitted.cancel()
+            raise
+
+
+class ArrayJob:
+    """What one job of the array does; submitit pickles it."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def __call__(self, numbers: list[int]) -> None:
+        job = self.job
+        left = [n for n in numbers if not job.stem(n).with_suffix(".json").is_file()]
+        weights = [task.weight for task in job.tasks]
+        workers = int(os.environ.get("SLURM_CPUS_PER_TASK", job.how.processes))
+        progress = Progress(job.out.name, sum(weights[n] for n in left))
+        run(job.write, left, weights, workers, progress, lambda number, tally: None)
+
+    def checkpoint(self, numbers: list[int]):
+        """Preempted or out of time: the same again; finished shards are passed over."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, numbers)
+
+
+def _wait(job: Job, jobs: list, left: list[int]) -> None:
+    """Until all jobs are done: count finished shards, stop at the first failure."""
+    weights = [task.weight for task in job.tasks]
+    progress = Progress(job.out.name, sum(weights), sum(weights) - sum(weights[n] for n in left))
+    waiting, before = set(left), job.total.seen
+    while True:
+        done = all(submitted.done() for submitted in jobs)
+        for number in sorted(waiting):
+            if job.count(number):
+                waiting.discard(number)
+                progress.finished(weights[number])
+                job.check_rejects()
+        progress.show(job.total.seen - before, force=done)
+        if done:
+            break
+        time.sleep(1.0)
+    progress.end()
+    for submitted in jobs:
+        error = submitted.exception()
+        if error is not None:
+            last = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"job {submitted.job_id} failed: {last}; the same command goes on")
+    if waiting:
+        raise RuntimeError(
+            f"{len(waiting)} shards are missing though all jobs ended; the same command goes on"
+        )
