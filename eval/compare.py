@@ -67,7 +67,7 @@ def read_run(spec: str) -> Run:
     folder = Path(rest if mark else spec)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    places = [folder, folder / "eval", *sorted(folder.glob("step-*")), *sorted(folder.glob("eval/step-*"))]
+    places = [*sorted(folder.glob("step-*")), *sorted(folder.glob("eval/step-*")), folder / "eval", folder]
     found = [Evaluation.read(p) for p in places if (p / RESULTS).is_file()]
     if not found:
         raise ValueError(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,7 @@ def replace_into(path: Path, write) -> None:
 class Cache:
     """A folder of what need not be computed twice; None keeps nothing.
 
+    index/KEY.json     where a tar's members lie, and their labels or captions
     identities/STAMP   hash of a set's image bytes, found without reading them again
     crops/KEY.npy      (N, S, S, 3) uint8, with KEY.json naming the images that did not decode
     features/KEY.npy   (N, D) float32 of images, of class weights, of captions
@@ -101,7 +102,19 @@ class Cache:
     folder: Path | None
     notes: list[str] = field(default_factory=list)
 
+    def remember(self, key: str, make: Callable[[], object]) -> object:
+        """make()'s JSON value, from an earlier call with this key where there was one."""
+        if self.folder is None:
+            return make()
+        path = self.folder / "index" / f"{key}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        value = make()
+        replace_into(path, lambda p: p.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8"))
+        return value
+
     def identity(self, images: Images) -> str:
+        """Names the set's pictures by content; without a folder, by where they lie."""
         stamp = images.stamp()
         if self.folder is None:
             return stamp
@@ -115,9 +128,12 @@ class Cache:
     def features_path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / "features" / f"{key}.npy"
 
-    def load(self, key: str) -> np.ndarray | None:
+    def has(self, key: str) -> bool:
         path = self.features_path(key)
-        return np.load(path) if path is not None and path.is_file() else None
+        return path is not None and path.is_file()
+
+    def load(self, key: str) -> np.ndarray:
+        return np.load(self.features_path(key))
 
     def save(self, key: str, value: np.ndarray) -> None:
         path = self.features_path(key)
@@ -192,8 +208,9 @@ class Crops:
         count = len(self.images)
         spans = [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
         mine = [spans[i] for i in ranks.mine(len(spans))]
-        stored = self.stored()
-        if stored is not None:
+        # One rank looks, so that all agree even while another evaluation fills the same cache.
+        if ranks.gather(self.path is not None and self.path.is_file())[0]:
+            stored = self.stored()
             yield from ((span, stored[span.start : span.stop]) for span in mine)
             return
         part = self._create(ranks)

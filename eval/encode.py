@@ -112,8 +112,8 @@ def image_features(
     crops = one if isinstance(one, Crops) else crops_of(one, encoders.preprocess, cache)
     key = f"image-{crops.key}-{encoders.identity}-{encoders.precision}"
     crops.stored()  # fills `bad`, which a cached feature file lacks
-    if (known := cache.load(key)) is not None:
-        return torch.from_numpy(known), crops.bad
+    if ranks.gather(cache.has(key))[0]:
+        return torch.from_numpy(cache.load(key)), crops.bad
     out = None
     for span, batch in crops.batches(batch_size, workers, ranks):
         x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, len(crops.images)))

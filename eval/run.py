@@ -2,6 +2,7 @@
 
     python -m eval.run --checkpoint runs/demo/pi --data data/demo/eval
     python -m eval.run --checkpoint ViT-B-32,openai --data ~/datasets --families VTAB
+    python -m eval.run --checkpoint runs/pi --data ~/datasets --watch 3600 --submit slurm
     torchrun --nproc-per-node 8 -m eval.run --checkpoint RUN --data ROOT
 
 The only file of this room that knows a trainer's run folder.  Everything is offline.
@@ -13,11 +14,17 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from eval.encode import Encoders
+    from eval.evalset import EvalSet
+    from eval.perceptual import Triplets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +34,11 @@ class Evaluate:
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|NAME[,WEIGHTS]")]
     """A run's folder (its newest checkpoint), one of its checkpoints/step-*, an open_clip model name with a
     pretrained tag or a .safetensors file after a comma; a name alone has random weights."""
-    data: Path | None = None
+    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
-    triplets: Path | None = None
+    triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
     """2AFC: a triplet .beton, or a folder laid out as NIGHTS."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
     datasets: tuple[str, ...] = ()
     """Only these sets."""
@@ -40,7 +47,7 @@ class Evaluate:
     prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
     """auto: class names and templates beside the data where they are, else datacomp's."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where crops and embeddings are kept; DATA/.cache if not given."""
+    """Where crops and embeddings are kept; ROOT/.cache if not given."""
     no_cache: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep nothing."""
     batch_size: int = 256
@@ -55,16 +62,24 @@ class Evaluate:
     """Share of a set's images that may be unreadable and left out; 0 refuses such a set."""
     seed: int = 0
     """Of the random weights of a bare model name."""
+    watch: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """Evaluate every checkpoint of the run, each into RUN/eval/step-*, and new ones as they appear; stop when
+    none has appeared for this long (0: only those that are there)."""
+    submit: Literal["here", "slurm", "local"] = "here"
+    """With --watch: evaluate in this process, or each checkpoint in a job of its own."""
 
     def __post_init__(self) -> None:
         if self.data is None and self.triplets is None:
-            raise ValueError(
-                "--data or --triplets: at least one is needed, else there is nothing to evaluate"
-            )
+            raise ValueError("--data or --triplets: one is needed, else there is nothing to evaluate")
         if self.batch_size < 1 or self.workers < 1:
             raise ValueError("--batch-size and --workers: at least 1")
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")
+        if self.submit != "here" and self.watch is None:
+            raise ValueError("--submit: only with --watch")
+
+
+# -- the model ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,8 @@ class Loaded:
     model: object
     name: str
     about: dict
-    recipe: dict | None
-    run: Path | None
+    recipe: dict | None = None
+    run: Path | None = None
 
 
 def _from_run(path: Path) -> Loaded:
@@ -104,28 +119,22 @@ def _from_name(name: str, weights: str, seed: int) -> Loaded:
     from train import checkpoint
     from train.model import create
 
-    if weights and not weights.endswith(".safetensors"):
-        try:
+    from_file = weights.endswith(".safetensors")
+    try:
+        if weights and not from_file:
             model = create_model(name, pretrained=weights)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"--checkpoint {name},{weights}: {error}") from None
-    else:
-        torch.manual_seed(seed)
-        try:
+        else:
+            torch.manual_seed(seed)
             model = create(name)
-        except ValueError as error:
-            raise ValueError(
-                f"--checkpoint {name}: no such folder, and no model of that name ({error})"
-            ) from None
-        if weights:
-            try:
-                model.load_state_dict(checkpoint.weights(weights))
-            except RuntimeError as error:
-                first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-                raise ValueError(f"--checkpoint: {weights} does not fit {name}: {first}") from None
-    pretrained = Path(weights).stem if weights.endswith(".safetensors") else weights or f"random-{seed}"
-    about = {"source": weights or f"random weights, seed {seed}", "model": name, "pretrained": pretrained}
-    return Loaded(model, name, about, None, None)
+        if from_file:
+            model.load_state_dict(checkpoint.weights(weights))
+    except (RuntimeError, OSError, ValueError) as error:
+        where = f"{name},{weights}" if weights else f"{name}: no such folder, and no model either"
+        raise ValueError(f"--checkpoint {where}: {' '.join(str(error).split())[:300]}") from None
+    pretrained = Path(weights).stem if from_file else weights or f"random-{seed}"
+    return Loaded(
+        model, name, {"source": weights or "random weights", "model": name, "pretrained": pretrained}
+    )
 
 
 def load(what: str, seed: int = 0) -> Loaded:
@@ -136,9 +145,79 @@ def load(what: str, seed: int = 0) -> Loaded:
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
-    if "/" in name or name.startswith("."):
+    if os.sep in name or name.startswith("."):
         raise ValueError(f"--checkpoint {what}: no such folder")
     return _from_name(name, weights, seed)
+
+
+def _tokenizer(name: str) -> Callable:
+    """open_clip's tokenizer of this model, or ours where it is CLIP's own (same ids, faster)."""
+    import torch
+    from open_clip import get_tokenizer
+    from open_clip.tokenizer import SimpleTokenizer
+
+    from pipeline import text
+
+    theirs = get_tokenizer(name)
+    plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
+    if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
+        return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
+    return theirs
+
+
+def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
+    """The model's functions with its own evaluation transform and tokenizer."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from eval.encode import from_open_clip
+
+    visual = loaded.model.visual
+    config = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
+    transform = image_transform_v2(config, is_train=False)
+    return from_open_clip(loaded.model, _tokenizer(loaded.name), transform, device, precision)
+
+
+# -- one evaluation ---------------------------------------------------------------------------------
+
+
+def _cache_folder(options: Evaluate) -> Path | None:
+    if options.no_cache:
+        return None
+    if options.cache is not None:
+        return options.cache
+    base = options.data if options.data is not None else options.triplets
+    folder = (base if base.is_dir() else base.parent) / ".cache"
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise ValueError(f"{folder}: not writable; name another folder with --cache, or use --no-cache")
+    return folder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The sets and triplets of the options, read once for any number of checkpoints."""
+
+    options: Evaluate
+    sets: list[EvalSet]
+    triplets: Triplets | None
+    began: float
+
+
+def prepare(options: Evaluate) -> Prepared:
+    """Raises ValueError for data that are missing, damaged, or not what their name says."""
+    from eval import perceptual, sources
+    from eval.catalog import select
+    from eval.crops import Cache
+
+    began = time.perf_counter()
+    for path, flag in ((options.data, "--data"), (options.triplets, "--triplets")):
+        if path is not None and not path.exists():
+            raise ValueError(f"{flag} {path}: no such {'folder' if flag == '--data' else 'file or folder'}")
+    cache = Cache(_cache_folder(options))
+    wanted = select(options.datasets, options.families)
+    profile = None if options.prompts == "auto" else options.prompts
+    sets = sources.discover(options.data, wanted, profile, cache) if options.data is not None else []
+    triplets = perceptual.read(options.triplets) if options.triplets is not None else None
+    return Prepared(options, sets, triplets, began)
 
 
 def versions() -> dict[str, str]:
@@ -148,89 +227,84 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: version(n) for n in names}}
 
 
-def encoders_for(loaded: Loaded, device, precision: str):
-    """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip import get_tokenizer
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) -> dict:
+    settings = {
+        "device": str(encoders.device),
+        "precision": options.precision,
+        "prompts": options.prompts,
+        "batch_size": options.batch_size,
+        "ranks": ranks,
+        "preprocess": encoders.preprocess.describe(),
+    }
+    return {
+        "checkpoint": {**loaded.about, "weights": encoders.identity},
+        "recipe": loaded.recipe,
+        "settings": settings,
+        "versions": versions(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
-    from eval.encode import from_open_clip
 
-    config = PreprocessCfg(
-        **getattr(loaded.model.visual, "preprocess_cfg", {"size": loaded.model.visual.image_size})
-    )
-    transform = image_transform_v2(config, is_train=False)
-    return from_open_clip(loaded.model, get_tokenizer(loaded.name), transform, device, precision)
-
-
-def evaluate(options: Evaluate) -> Path | None:
-    """Run it; the folder with results.json (None on ranks other than 0).  Raises ValueError for bad input."""
+def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
+    """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
     import torch
 
-    from eval import perceptual, results, sources, suite
-    from eval.catalog import select
+    from eval import ranks, results, suite
     from eval.crops import Cache
-    from eval.ranks import start
 
-    began = time.perf_counter()
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
-    wanted = select(options.datasets, options.families)
-    profile = None if options.prompts == "auto" else options.prompts
-    sets = sources.discover(options.data, wanted, profile) if options.data is not None else []
-    triplets = perceptual.read(options.triplets) if options.triplets is not None else None
-    loaded = load(options.checkpoint, options.seed)
-    ranks = start(device)
+    options = prepared.options
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(found if options.device == "auto" else options.device)
+    loaded = load(checkpoint, options.seed)
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    team = ranks.start(device)
 
     def say(line: str) -> None:
-        if ranks.rank == 0:
+        if team.rank == 0:
             print(line, flush=True)
 
     encoders = encoders_for(loaded, device, options.precision)
-    cache = Cache(None if options.no_cache else _cache_folder(options))
+    cache = Cache(_cache_folder(options))
     settings = suite.Settings(
         batch_size=options.batch_size, workers=options.workers, max_unreadable=options.max_unreadable
     )
-    say(f"{loaded.name} ({loaded.about['pretrained']}) on {len(sets)} sets, {device}, {options.precision}")
-    outcome = suite.evaluate(encoders, sets, triplets, cache, settings, ranks, say)
+    name = f"{loaded.name} ({loaded.about['pretrained']})"
+    say(f"{name}: {len(prepared.sets)} sets, {device}, {options.precision}")
+    outcome = suite.evaluate(encoders, prepared.sets, prepared.triplets, cache, settings, team, say)
     for note in cache.notes:
         say(f"note: {note}")
-    if ranks.rank:
-        return None
-    outcome.seconds["all"] = time.perf_counter() - began
-    about = {
-        "checkpoint": {**loaded.about, "weights": encoders.identity},
-        "recipe": loaded.recipe,
-        "settings": {
-            "device": str(device), "precision": options.precision, "prompts": options.prompts,
-            "preprocess": encoders.preprocess.describe(), "batch_size": options.batch_size,
-            "ranks": ranks.world_size,
-        },
-        "versions": versions(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
-    out = options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / loaded.name)
-    contents = results.write(out, outcome, about)
-    if contents["missing"] and wanted is None and len(contents["missing"]) < len(sets) + 31:
-        say(f"not here, so not evaluated: {len(contents['missing'])} of the paper's 31 sets")
+    if team.rank:
+        return
+    outcome.seconds["all"] = time.perf_counter() - prepared.began
+    out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / loaded.name)
+    contents = results.write(out, outcome, _about(loaded, encoders, options, team.world_size))
+    if 0 < len(contents["missing"]) < 31:
+        say(f"not under {options.data}, so not evaluated: {', '.join(contents['missing'])}")
     say(f"{out / results.RESULTS} ({outcome.seconds['all']:.1f} s)")
-    return out
 
 
-def _cache_folder(options: Evaluate) -> Path:
-    if options.cache is not None:
-        return options.cache
-    base = options.data if options.data is not None else options.triplets
-    folder = base / ".cache" if base.is_dir() else base.parent / ".cache"
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"{folder}: not writable; name another folder with --cache, or use --no-cache")
-    return folder
+def evaluate_alone(options: Evaluate, checkpoint: str, out: Path) -> None:
+    """All of it in one call, for a job of its own."""
+    evaluate(prepare(options), checkpoint, out)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    evaluate(tyro.cli(Evaluate, args=arguments))
+    options = tyro.cli(Evaluate, args=arguments)
+    if options.watch is None:
+        evaluate(prepare(options), options.checkpoint, None)
+        return
+    from eval.watch import watch
+
+    run = Path(options.checkpoint)
+    if options.submit == "here":
+        prepared = prepare(options)
+        watch(run, options.watch, lambda checkpoint, out: evaluate(prepared, checkpoint, out))
+    else:
+        from eval.watch import submitted
+
+        alone = replace(options, watch=None, submit="here")
+        watch(run, options.watch, submitted(options.submit, run, evaluate_alone, alone))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ listed, never fatal; a damaged one is an error (ValueError naming file and membe
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import struct
@@ -23,7 +24,10 @@ import numpy as np
 
 from eval import catalog, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
+from eval.crops import Cache
 from eval.evalset import IMAGE_SUFFIXES, ArrayImages, EvalSet, FileImages, pictures
+
+NO_CACHE = Cache(None)
 
 # -- clip-benchmark's webdataset folders ------------------------------------------------------
 
@@ -67,9 +71,16 @@ def _sample_bytes(file, member: tarfile.TarInfo, shard: Path) -> bytes:
     return data
 
 
-def _read_shard(shard: Path, extension: str) -> tuple[list, list[bytes]]:
-    """Image members [(file, offset, size, name)] and the bytes of their `.cls` or `.txt`."""
-    images, targets = [], []
+def _text(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: not UTF-8 text") from None
+
+
+def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
+    """(offset, size, name, text of its `.cls` or `.txt`) of every image in the tar."""
+    samples = []
     with open(shard, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for key, parts in _grouped_members(shard):
@@ -79,30 +90,34 @@ def _read_shard(shard: Path, extension: str) -> tuple[list, list[bytes]]:
                 raise ValueError(f"{shard}, sample {key}: {missing} is missing (it has {sorted(parts)})")
             if picture.offset_data + picture.size > size:
                 raise ValueError(f"{shard}, member {picture.name}: cut short")
-            images.append((shard, picture.offset_data, picture.size, picture.name))
-            targets.append(_sample_bytes(file, parts[extension], shard))
-    return images, targets
+            target = _text(_sample_bytes(file, parts[extension], shard), f"{shard}, member {key}.{extension}")
+            samples.append((picture.offset_data, picture.size, picture.name, target))
+    return samples
 
 
-def _label(raw: bytes, name: str) -> int:
+def _indexed(shard: Path, extension: str, cache: Cache) -> list[tuple[int, int, str, str]]:
+    """As `_read_shard`, remembered until the tar changes."""
+    stat = shard.stat()
+    what = f"{shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
+    key = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+    return [tuple(row) for row in cache.remember(key, lambda: _read_shard(shard, extension))]
+
+
+def _label(text: str, name: str) -> int:
     try:
-        return int(raw.decode("ascii").strip())
-    except (UnicodeDecodeError, ValueError):
-        raise ValueError(f"{name}: its .cls holds {raw[:20]!r}, a class number is expected") from None
+        return int(text.strip())
+    except ValueError:
+        raise ValueError(f"{name}: its .cls holds {text[:20]!r}, a class number is expected") from None
 
 
-def caption_list(raw: bytes, name: str) -> list[str]:
-    """The lines of a `.txt` member; ValueError when none of them has a letter."""
-    try:
-        captions = raw.decode("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: its captions are not UTF-8 text") from None
-    if not any(c.strip() for c in captions):
+def _captions(text: str, name: str) -> list[str]:
+    """The lines of a `.txt` member, all of them, as clip-benchmark takes them."""
+    if not text.strip():
         raise ValueError(f"{name}: its caption file is empty")
-    return captions
+    return text.splitlines()
 
 
-def read_webdataset(folder: Path, profile: str | None = None) -> EvalSet:
+def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet:
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
     kind = kind_file.read_text().strip().lower() if kind_file.is_file() else "classification"
@@ -113,12 +128,12 @@ def read_webdataset(folder: Path, profile: str | None = None) -> EvalSet:
     extension = "txt" if kind == "retrieval" else "cls"
     images, targets = [], []
     for shard in _shards(folder):
-        more_images, more_targets = _read_shard(shard, extension)
-        images += more_images
-        targets += more_targets
+        for offset, size, name, target in _indexed(shard, extension, cache):
+            images.append((shard, offset, size, name))
+            targets.append(target)
     files = FileImages(images)
     if kind == "retrieval":
-        captions = [caption_list(t, files.name(i)) for i, t in enumerate(targets)]
+        captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
         entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
         return EvalSet(entry, folder, "webdataset", files, captions=captions)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
@@ -261,10 +276,10 @@ def read_class_folders(folder: Path, found: list[Path], profile: str | None = No
 # -- finding them -----------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path, profile: str | None = None) -> EvalSet | None:
+def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet | None:
     """The set in this very folder, or None when it is in none of the known forms."""
     if (folder / "test" / "nshards.txt").is_file():
-        return read_webdataset(folder, profile)
+        return read_webdataset(folder, profile, cache)
     for place in (folder, folder / "raw"):
         if any((place / f"{_IDX_IMAGES}{end}").is_file() for end in ("", ".gz")):
             return read_idx(place, profile)
@@ -277,7 +292,9 @@ def read_folder(folder: Path, profile: str | None = None) -> EvalSet | None:
     return None
 
 
-def discover(root: Path, wanted: set[str] | None = None, profile: str | None = None) -> list[EvalSet]:
+def discover(
+    root: Path, wanted: set[str] | None = None, profile: str | None = None, cache: Cache = NO_CACHE
+) -> list[EvalSet]:
     """Every set under `root`, in the catalog's order, then by name.
 
     wanted: keys to read; the others are not opened.  Raises ValueError when the root holds none, or a
@@ -290,7 +307,7 @@ def discover(root: Path, wanted: set[str] | None = None, profile: str | None = N
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
-        one = read_folder(folder, profile)
+        one = read_folder(folder, profile, cache)
         if one is None or (wanted is not None and one.entry.key not in wanted):
             continue
         if one.entry.key in found:

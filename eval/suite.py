@@ -81,13 +81,13 @@ def text_vectors(
         )
         for one, t in zip(sets, texts)
     ]
-    known = ranks.gather([cache.load(k) for k in keys])[0]
-    missing = [t for t, k in zip(texts, known) if k is None]
+    known = ranks.gather([cache.has(k) for k in keys])[0]
+    missing = [t for t, cached in zip(texts, known) if not cached]
     vectors = encode.text_features((t for group in missing for t in group), encoders, batch_size, ranks)
     out = []
     for one, group, key, cached in zip(sets, texts, keys, known):
-        if cached is not None:
-            out.append(torch.from_numpy(cached))
+        if cached:
+            out.append(torch.from_numpy(cache.load(key)))
             continue
         value = encode.stacked(group, vectors)
         if one.prompts is not None:

@@ -1,0 +1,379 @@
+"""Reading evaluation sets: every form on disk, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from eval_support import encoded, pictures, write_tar, write_webdataset
+
+from eval import catalog, prompts, sources
+from eval.crops import Cache
+from eval.evalset import FileImages, Unreadable
+
+CLASSES = ["cat", "dog", "", "fish"]
+
+
+@pytest.fixture
+def images() -> list[bytes]:
+    return [encoded(p) for p in pictures(12)]
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    return write_webdataset(tmp_path / "wds_beasts", images, [i % 4 for i in range(12)], CLASSES, shards=3)
+
+
+# -- the catalog ---------------------------------------------------------
+
+
+def test_catalog_is_the_papers():
+    assert len(catalog.CLASSIFICATION) == 29 and len(catalog.CAPTIONS) == 2
+    sizes = {f: sum(e.family == f for e in catalog.CLASSIFICATION) for f in catalog.FAMILIES}
+    assert list(sizes.values()) == [1, 6, 12, 4, 6]
+    assert sum(e.samples for e in catalog.CLASSIFICATION) == 413_108
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("wds_vtab-clevr_count_all", "vtab/clevr_count_all"),
+        ("wds_vtab-dtd_test", "vtab/dtd"),
+        ("wds_imagenet_sketch", "imagenet_sketch"),
+        ("ImageNetV2-matched-frequency", "imagenetv2"),
+        ("wds_fer2013", None),
+    ],
+)
+def test_catalog_finds_folders(name, key):
+    found = catalog.find(name)
+    assert (found.key if found else None) == key
+
+
+def test_wrong_count_names_both_numbers(tmp_path, images):
+    folder = write_webdataset(tmp_path / "wds_vtab-dtd", images, [0] * 12, ["a"])
+    with pytest.raises(ValueError, match="vtab/dtd has 1880 test images, 12 are here"):
+        sources.read_webdataset(folder)
+
+
+def test_select_families():
+    assert catalog.select(families=["retrieval"]) == {"flickr30k", "mscoco_captions"}
+    assert catalog.select(datasets=["wds_vtab-dtd", "own"]) == {"vtab/dtd", "own"}
+    assert catalog.select() is None
+    with pytest.raises(ValueError, match="the families are ImageNet"):
+        catalog.select(families=["VTAB+"])
+
+
+# -- prompts ---------------------------------------------------------
+
+
+def test_prompts_of_the_field():
+    import open_clip
+
+    assert prompts.known_classnames("imagenet_sketch") == tuple(open_clip.IMAGENET_CLASSNAMES)
+    assert len(prompts.known_classnames("imagenet-a")) == 200
+    assert prompts.known_classnames("clevr_closest_object_distance")[3] == ""
+    assert prompts.known_classnames("svhn", "datacomp") == tuple("0123456789")
+    assert prompts.known_classnames("svhn", "clip_benchmark")[0] == "zero"
+    assert prompts.known_templates("svhn", "datacomp") == ('a photo of the number: "{c}".',)
+    assert len(prompts.known_templates("nothing-known")) == 80
+    for entry in catalog.CLASSIFICATION:
+        names = prompts.known_classnames(entry.prompts)
+        assert names is None or len(names) == entry.classes, entry.key
+
+
+def test_files_beside_the_data_win_and_the_profile_is_named(tmp_path):
+    (tmp_path / "classnames.txt").write_text("\n".join("0123456789") + "\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text('a photo of the number: "{c}".\n')
+    assert prompts.load("svhn", tmp_path, None, None).profile == "beside the data (equal to datacomp)"
+    forced = prompts.load("svhn", tmp_path, None, "clip_benchmark")
+    assert forced.classes[0] == "zero" and forced.profile == "clip_benchmark"
+
+
+@pytest.mark.parametrize("line", ["a photo", "a {d}", "a {c", "{0}"])
+def test_bad_template_is_named(line):
+    with pytest.raises(ValueError, match="line 2"):
+        prompts.checked_templates(["{c}", line], "templates.txt")
+
+
+def test_open_clip_templates_are_taken():
+    assert prompts.checked_templates(["a {}."], "t") == ("a {c}.",)
+
+
+# -- webdataset folders ---------------------------------------------------------
+
+
+def test_webdataset(folder, images):
+    one = sources.read_webdataset(folder)
+    assert one.entry.key == "beasts" and one.entry.family == "Other"
+    assert one.labels.tolist() == [i % 4 for i in range(12)]
+    assert one.prompts.classes == tuple(CLASSES)  # the empty name is kept
+    assert [one.images.read(i) for i in range(12)] == images
+    assert one.prompts.texts()[:3] == ["a picture of a cat.", "cat", "a picture of a dog."]
+
+
+def test_index_is_remembered_until_the_tar_changes(folder, tmp_path, images):
+    cache = Cache(tmp_path / "cache")
+    first = sources.read_webdataset(folder, cache=cache)
+    again = sources.read_webdataset(folder, cache=cache)
+    assert again.images.members == first.images.members and again.labels.tolist() == first.labels.tolist()
+    write_webdataset(folder, images[::-1], [0] * 12, CLASSES, shards=3)
+    assert sources.read_webdataset(folder, cache=cache).labels.tolist() == [0] * 12
+
+
+def test_identity_is_of_the_pictures(folder, tmp_path, images):
+    other = write_webdataset(tmp_path / "wds_other", images, [0] * 12, ["x"], shards=1)
+    changed = write_webdataset(tmp_path / "wds_changed", images[::-1], [0] * 12, ["x"])
+    ids = [sources.read_webdataset(f).images.identity() for f in (folder, other, changed)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def _rewrite(folder, name, data):
+    members = []
+    import tarfile
+
+    with tarfile.open(folder / "test" / "0.tar") as tar:
+        for member in tar:
+            members.append((member.name, data if member.name == name else tar.extractfile(member).read()))
+    write_tar(folder / "test" / "0.tar", [m for m in members if m[1] is not None])
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("000001.cls", b"7", "member 000001.png: label 7 is out of range for 4 class names"),
+        ("000001.cls", b"-1", "label -1 is out of range"),
+        ("000001.cls", b"dog", "its .cls holds 'dog'"),
+        ("000001.cls", b"\xff", "not UTF-8"),
+        ("000001.cls", None, r"sample 000001: \.cls is missing"),
+        ("000001.png", None, "sample 000001: an image is missing"),
+    ],
+)
+def test_bad_member_is_named(folder, name, data, message):
+    _rewrite(folder, name, data)
+    with pytest.raises(ValueError, match=message):
+        sources.read_webdataset(folder)
+
+
+def test_damaged_shards(folder):
+    tar = folder / "test" / "1.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"1\.tar.*(cut short|not a whole tar)"):
+        sources.read_webdataset(folder)
+    tar.unlink()
+    with pytest.raises(ValueError, match=r"1\.tar: missing, .*nshards.txt announces 3"):
+        sources.read_webdataset(folder)
+    (folder / "test" / "nshards.txt").write_text("many")
+    with pytest.raises(ValueError, match="'many' is no number of shards"):
+        sources.read_webdataset(folder)
+
+
+def test_unreadable_image_is_named(folder):
+    _rewrite(folder, "000002.png", b"not a picture")
+    one = sources.read_webdataset(folder)
+    with pytest.raises(Unreadable, match=r"0\.tar, member 000002\.png"):
+        one.images[2]
+
+
+def test_retrieval_folder(tmp_path, images):
+    texts = [["one", "two"], ["three"], ["", "four"]]
+    folder = write_webdataset(tmp_path / "wds_words", images[:3], texts)
+    one = sources.read_webdataset(folder)
+    assert one.captions == texts and one.entry.task == catalog.RETRIEVAL_TASK
+    write_webdataset(folder, images[:2], [["a"], ["", " "]])
+    with pytest.raises(ValueError, match="member 000001.png: its caption file is empty"):
+        sources.read_webdataset(folder)
+
+
+def test_multilabel_is_refused(folder):
+    (folder / "dataset_type.txt").write_text("multilabel")
+    with pytest.raises(ValueError, match="multilabel"):
+        sources.read_webdataset(folder)
+
+
+# -- the other forms ---------------------------------------------------------
+
+
+def _idx(path, array):
+    data = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_idx(tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    array = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    _idx(folder / "t10k-images-idx3-ubyte.gz", array)
+    _idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 1, 0], np.uint8))
+    (folder / "classnames.txt").write_text("a\nb\nc\n")
+    one = sources.read_folder(folder)
+    assert one.labels.tolist() == [0, 1, 2, 1, 0] and one.images[3].mode == "RGB"
+    assert (np.asarray(one.images[3])[..., 0] == array[3]).all()
+    _idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1], np.uint8))
+    with pytest.raises(ValueError, match="5 images but 2 labels"):
+        sources.read_folder(folder)
+
+
+def test_class_folders(tmp_path, images):
+    for number, name in enumerate(["10", "9", "1"]):
+        for i in range(2):
+            place = tmp_path / "numbers" / "test" / name
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{i}.png").write_bytes(images[2 * number + i])
+    one = sources.read_folder(tmp_path / "numbers")
+    assert one.prompts.classes == ("1", "9", "10")  # by value, not by spelling
+    assert [one.images.read(i) for i in range(6)] == [images[i] for i in (4, 5, 2, 3, 0, 1)]
+    (tmp_path / "numbers" / "classnames.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match="3 class folders but 2 class names"):
+        sources.read_folder(tmp_path / "numbers")
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "b.png"}, {"id": 3, "file_name": "a.png"}],
+    "annotations": [
+        {"image_id": 7, "caption": "b1"},
+        {"image_id": 3, "caption": "a1"},
+        {"image_id": 7, "caption": "b2"},
+    ],
+}
+PLAIN = [{"file": "a.png", "captions": ["a1"]}, {"file": "b.png", "captions": ["b1", "b2"]}]
+KARPATHY = {
+    "images": [
+        {"filepath": "val2014", "filename": "a.png", "split": "test", "sentences": [{"raw": "a1"}]},
+        {"filepath": "val2014", "filename": "c.png", "split": "train", "sentences": [{"raw": "c1"}]},
+        {
+            "filepath": "val2014",
+            "filename": "b.png",
+            "split": "test",
+            "sentences": [{"raw": "b1"}, {"raw": "b2"}],
+        },
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("coco_test_karpathy.json", json.dumps(COCO)),
+        ("dataset_coco.json", json.dumps(KARPATHY)),
+        ("captions.json", json.dumps(PLAIN)),
+    ],
+)  # fmt: skip
+def test_caption_files(tmp_path, images, name, content):
+    folder = tmp_path / "some-captions"
+    (folder / "val2014").mkdir(parents=True)
+    for n, image in zip("ab", images):
+        (folder / "val2014" / f"{n}.png").write_bytes(image)
+    (folder / name).write_text(content)
+    one = sources.read_folder(folder)
+    assert one.captions == [["a1"], ["b1", "b2"]] and [one.images.read(i) for i in (0, 1)] == images[:2]
+    (folder / "val2014" / "b.png").unlink()
+    with pytest.raises(ValueError, match="b.png is in no folder"):
+        sources.read_folder(folder)
+
+
+def test_flickr_lines(tmp_path, images):
+    folder = tmp_path / "flickr-like"
+    folder.mkdir()
+    for n in "12":
+        (folder / f"{n}.jpg").write_bytes(images[0])
+    lines = ["image,caption", "1.jpg,one, with a comma", "2.jpg,two", "1.jpg,again"]
+    file = folder / "flickr30k_test_karpathy.txt"
+    file.write_text("\n".join(lines))
+    assert sources.read_folder(folder).captions == [["one, with a comma", "again"], ["two"]]
+    file.write_text("image,caption\n1.png one")
+    with pytest.raises(ValueError, match="line 2: NAME.jpg,CAPTION"):
+        sources.read_folder(folder)
+
+
+def test_torchvision_cifar(tmp_path):
+    """A CIFAR-10 of torchvision's own layout; its fewer images are noticed."""
+    import hashlib
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    base = tmp_path / "cifar10" / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    data = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}
+    (base / "test_batch").write_bytes(pickle.dumps(data))
+    names = {"label_names": list("abcdefghij")}
+    (base / "batches.meta").write_bytes(pickle.dumps(names))
+
+    def md5(name):
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10, "test_list", [["test_batch", md5("test_batch")]])
+        patch.setattr(CIFAR10, "train_list", [])
+        patch.setattr(
+            CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5("batches.meta")}
+        )
+        with pytest.raises(ValueError, match="cifar10 has 10000 test images, 4 are here"):
+            sources.read_folder(tmp_path / "cifar10")
+
+
+def test_objectnet_and_voc(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(catalog, "check_counts", lambda *a: None)
+    objectnet = tmp_path / "objectnet"
+    for sub, image in zip(("chair", "air_freshener", "unused"), images):
+        place = objectnet / "objectnet-1.0" / "images" / sub
+        place.mkdir(parents=True)
+        (place / "1.png").write_bytes(image)
+    names = {"chair": "Chair", "air_freshener": "Air freshener", "unused": "Unused"}
+    (objectnet / "folder_to_objectnet_label.json").write_text(json.dumps(names))
+    shared = {"Chair": "folding chair", "Air freshener": "x"}
+    (objectnet / "objectnet_to_imagenet_1k.json").write_text(json.dumps(shared))
+    one = sources.read_folder(objectnet)
+    assert one.prompts.classes == ("air freshener", "chair") and one.labels.tolist() == [0, 1]
+
+    voc = tmp_path / "voc2007" / "VOCdevkit" / "VOC2007"
+    for sub in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (voc / sub).mkdir(parents=True)
+    (voc / "ImageSets" / "Main" / "aeroplane_test.txt").write_text("000001 -1\n000002  1\n")
+    for n, boxes in (
+        ("000001", [("dog", 1, 2, 11, 12), ("cat", 0, 0, 5, 5)]),
+        ("000002", [("aeroplane", 3, 3, 9, 8)]),
+    ):
+        (voc / "JPEGImages" / f"{n}.jpg").write_bytes(encoded(pictures(1)[0], "jpeg"))
+        things = ""
+        for name, *box in boxes:
+            corners = "".join(f"<x>{v}</x>" for v in box)
+            things += f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
+        (voc / "Annotations" / f"{n}.xml").write_text(f"<annotation>{things}</annotation>")
+    one = sources.read_folder(tmp_path / "voc2007")
+    assert one.labels.tolist() == [11, 7, 0] and one.groups.tolist() == [0, 0, 1]
+    assert one.images[0].size == (10, 10) and one.images[2].size == (6, 5)
+
+
+# -- finding ---------------------------------------------------------
+
+
+def test_discover(tmp_path, images, folder):
+    write_webdataset(tmp_path / "wds_emoji-names", images[:3], [0, 1, 2], ["a", "b", "c"])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("nothing here")
+    assert [s.entry.key for s in sources.discover(tmp_path)] == ["emoji-names", "beasts"]
+    assert [s.entry.key for s in sources.discover(tmp_path, {"beasts"})] == ["beasts"]
+    assert [s.entry.key for s in sources.discover(folder)] == ["beasts"]
+    with pytest.raises(ValueError, match="no evaluation set in it among vtab/dtd"):
+        sources.discover(tmp_path, {"vtab/dtd"})
+    shutil.copytree(folder, tmp_path / "beasts")
+    with pytest.raises(ValueError, match="both hold beasts"):
+        sources.discover(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        sources.discover(tmp_path / "nowhere")
+
+
+def test_files_are_read_by_many_threads(tmp_path, images):
+    from concurrent.futures import ThreadPoolExecutor
+
+    folder = write_webdataset(tmp_path / "wds_x", images, [0] * 12, ["a"])
+    files: FileImages = sources.read_webdataset(folder).images
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(files.read, [i % 12 for i in range(200)])) == [
+            images[i % 12] for i in range(200)
+        ]
