@@ -81,7 +81,7 @@ AUGMENTS = {
     "eval": Augment(crop="centre"),
     "clip": Augment(crop="random", scale=(0.9, 1.0)),
     "paper": Augment(crop="random", scale=(0.2, 1.0), gray_p=0.2, blur_p=0.5, flip_p=0.5, **_PAPER_COLOUR),
-    "demo": Augment(crop="random", scale=(0.6, 1.0), flip_p=0.5,
+    "demo": Augment(crop="random", scale=(0.65, 1.0), ratio=(0.85, 1.18), gray_p=0.05,
                     brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, jitter_p=0.8),
 }  # fmt: skip
 
