@@ -6,6 +6,8 @@ warning signal before the time limit, the end of all ranks with the first that f
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -138,7 +140,8 @@ def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None)
     executor = Executor(folder=jobs / "%j", max_num_timeout=30)
     executor.parameters.update(slurm_parameters(launch, ranks, recipe.stage, after))
     try:
-        job = executor.submit(Job(recipe, {}))
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what its error says
+            job = executor.submit(Job(recipe, {}))
     except (FailedJobError, FailedSubmissionError) as error:
         if fresh is not None:
             shutil.rmtree(fresh)

@@ -1,0 +1,202 @@
+"""Runs on a real SLURM: both stages over two nodes, and everything a cluster does to a run.
+
+A run that was disturbed must end with the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+import train_kit as kit
+
+from train import checkpoint
+
+RUNNING = ("RUNNING",)
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return kit.pairs(folder / "pairs.beton"), kit.triplets(folder / "triplets.beton")
+
+
+def submit(slurm, *args) -> list[str]:
+    """The ids of the jobs that the launcher submitted."""
+    code, said = kit.launch(*args, "--cluster", "slurm", env=slurm.environment)
+    assert code == 0, said
+    return re.findall(r"^job (\d+):", said, re.M)
+
+
+def stage2(files, run, **flags) -> list:
+    given = {"batch": 12, "steps": 40, "log-every": 1, **flags}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return ["--stage", 2, "--recipe", "debug", "--data", files[0], "--run", run, "--no-tensorboard", *words]
+
+
+def step_of(run) -> int:
+    try:
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def wait_for_step(slurm, job: str, run, step: int, timeout: float = 180) -> None:
+    deadline = time.monotonic() + timeout
+    while step_of(run) < step:
+        assert slurm.job(job)["JobState"] not in ENDED, said_by(run)
+        assert time.monotonic() < deadline, said_by(run)
+        time.sleep(0.05)
+
+
+def said_by(run) -> str:
+    """What the run's log and its ranks said, for a failing test."""
+    return "\n".join(
+        f"{p}: {p.read_text()[-1500:]}" for p in [*run.glob("log.txt"), *run.glob("jobs/*/*_log.*")]
+    )
+
+
+def assert_ended_like(undisturbed, run) -> None:
+    kit.assert_same(kit.tensors(undisturbed), kit.tensors(run))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, files, tmp_path_factory):
+    """Two ranks on one node, long enough to be disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2))
+    assert slurm.wait_job(job, *ENDED)["JobState"] == "COMPLETED", said_by(run)
+    return run
+
+
+LONG = 1500  # steps; some tens of seconds
+
+
+def test_both_stages_chained_over_two_nodes_of_six(slurm, files, tmp_path):
+    pairs, triplets = files
+    first, second = submit(
+        slurm, "--stages", "1,2", "--recipe", "debug", f"--stage1.data={triplets}", f"--stage2.data={pairs}",
+        "--run", tmp_path, "--nodes", 2, "--ngpus", 6, "--batch", 12, "--no-tensorboard",
+    )  # fmt: skip
+    waiting = slurm.job(second)
+    assert waiting["Dependency"].startswith(f"afterok:{first}")
+    assert (waiting["NumNodes"], waiting["NumTasks"]) == ("2-2", "12") or waiting["NumTasks"] == "12"
+    assert slurm.wait_job(second, *ENDED, timeout=400)["JobState"] == "COMPLETED", said_by(
+        tmp_path / "stage1"
+    )
+    for stage in (1, 2):
+        log = (tmp_path / f"stage{stage}" / "log.txt").read_text()
+        assert "on 12 rank(s)" in log and "step 4/4" in log
+    weights = [checkpoint.weights(tmp_path / f"stage{stage}") for stage in (1, 2)]
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_usr2_saves_and_continues(slurm, files, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2))
+    wait_for_step(slurm, job, run, 20)
+    slurm.run("scancel", "--signal=USR2", job)
+    assert slurm.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", said_by(run)
+    assert slurm.job(job)["Restarts"] == "1"
+    assert "asked to make room after step" in (run / "log.txt").read_text()
+    assert_ended_like(undisturbed, run)
+
+
+def test_a_time_limit_saves_and_continues(slurm, files, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2, timeout=1, signal_delay=50))
+    found = slurm.wait_job(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=500)
+    assert found["JobState"] == "COMPLETED", said_by(run)
+    assert_ended_like(undisturbed, run)
+
+
+def test_preemption_saves_and_continues(slurm, files, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2, partition="scavenge"))
+    wait_for_step(slurm, job, run, 20)
+    said = slurm.run(
+        "sbatch", "--parsable", "--nodes=2", "--exclusive", "--wrap=sleep 5", "--output=/dev/null"
+    )
+    assert slurm.wait_job(said.strip(), *ENDED)["JobState"] == "COMPLETED"
+    assert slurm.wait_job(job, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", said_by(run)
+    assert int(slurm.job(job)["Restarts"]) >= 1
+    assert_ended_like(undisturbed, run)
+
+
+def test_scancel_saves_and_ends(slurm, files, tmp_path):
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=100_000, ngpus=2))
+    wait_for_step(slurm, job, run, 20)
+    slurm.run("scancel", job)
+    slurm.wait_job(job, "CANCELLED")
+    deadline = time.monotonic() + 30
+    while checkpoint.latest(run) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert checkpoint.check(checkpoint.latest(run)).step >= 20
+    assert slurm.job(job)["Restarts"] == "0"
+
+
+def test_a_killed_rank_ends_the_job(slurm, files, tmp_path):
+    import os
+    import signal
+    from pathlib import Path
+
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=100_000, ngpus=2))
+    wait_for_step(slurm, job, run, 5)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (process / "environ").read_bytes().split(b"\0")
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if {f"SLURM_JOB_ID={job}".encode(), b"SLURM_PROCID=1"} <= set(variables) and b"submitit" in words:
+            os.kill(int(process.name), signal.SIGKILL)
+            break
+    else:
+        pytest.fail("rank 1 was not found")
+    assert slurm.wait_job(job, *ENDED, timeout=60)["JobState"] in ("FAILED", "CANCELLED", "NODE_FAIL")
+
+
+def test_the_first_failing_rank_is_named(slurm, files, tmp_path):
+    run = tmp_path / "run"
+    (job,) = submit(slurm, *stage2(files, run, steps=30, lr="1e30", ngpus=2))
+    assert slurm.wait_job(job, *ENDED)["JobState"] == "FAILED"
+    log = (run / "log.txt").read_text()
+    assert re.search(r"rank \d: error: step .*the gradient is not finite", log), log
+    assert "Traceback" not in log
+
+
+def test_a_refused_partition_is_one_line(slurm, files, tmp_path):
+    run = tmp_path / "run"
+    args = [*stage2(files, run), "--cluster", "slurm", "--partition", "nowhere"]
+    code, said = kit.launch(*args, env=slurm.environment)
+    assert code == 2 and said.startswith("error: not submitted: ") and "partition" in said
+    assert said.count("\n") == 1 and not run.exists()
+
+
+def test_dry_run_submits_nothing(slurm, files, tmp_path):
+    run = tmp_path / "run"
+    before = slurm.run("squeue", "--noheader")
+    args = [
+        *stage2(files, run),
+        "--cluster",
+        "slurm",
+        "--dry-run",
+        "--mem",
+        "10G",
+        "--slurm-arg",
+        "mail-type=END",
+    ]
+    code, said = kit.launch(*args, env=slurm.environment)
+    assert code == 0, said
+    assert "#SBATCH --mem=10G" in said and "#SBATCH --mail-type=END" in said
+    for flag in ("partition", "account", "qos", "time", "wckey"):
+        assert f"#SBATCH --{flag}" not in said
+    assert "#SBATCH --gpus-per-node=6" in said and "#SBATCH --ntasks-per-node=6" in said  # what a node has
+    assert slurm.run("squeue", "--noheader") == before and not run.exists()
