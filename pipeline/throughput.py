@@ -1,0 +1,407 @@
+"""`python -m pipeline.throughput FILE`: what each part of the loaders costs, beside their peers.
+
+Every part runs in a process of its own, is warmed up, and is then measured in some windows of
+time of which the best counts: on a machine that others use, too, the least disturbed one.
+CPU-seconds include child processes, so a loader's worth does not depend on how busy the machine is.
+The last line is one object of JSON.  Measures loaders, not training (`kernels/bench.py` does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from pipeline.augment import AUGMENTS, Augment
+from pipeline.fields import Beton
+from pipeline.order import Order
+
+_WARM_UP = 3  # batches
+_WINDOWS = 3
+_LEAST = 8  # batches in a window, so that those prefetched before and after it weigh little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured."""
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """A .beton of pairs (dataprep/build_ffcv.py makes one); or none, with --synthetic."""
+    synthetic: int = 0
+    """Measure on a file of so many made-up photographs instead."""
+    augment: str = "paper"
+    """Preset of the parts with "full" augmentation."""
+    image_size: int = 224
+    batch_size: int = 128
+    workers: int = 1
+    """Threads or processes of each loader."""
+    seconds: float = 4.0
+    """Length of each of the three windows of a part."""
+    parts: tuple[str, ...] = ()
+    """Only these parts (all by default)."""
+    simulate: int = 0
+    """Also time the first batch of a sparse file of so many samples (15,000,000 need 2 GB of disk)."""
+    plot: Path | None = None
+    """A PNG of the rates."""
+
+    def check(self) -> None:
+        """ValueError for what cannot be measured (apart from construction: tyro would frame the line)."""
+        if (self.file is None) == (not self.synthetic):
+            raise ValueError("name a .beton file, or give --synthetic N for one of made-up photographs")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"augment {self.augment!r} is none of {', '.join(AUGMENTS)}")
+        if min(self.image_size, self.batch_size, self.workers) < 1 or self.seconds <= 0:
+            raise ValueError("image_size, batch_size, workers and seconds must be positive")
+        unknown = set(self.parts) - set(PARTS)
+        if unknown:
+            raise ValueError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+
+
+# -- the parts: each an endless iterator, a batch at a time --------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the table."""
+
+    title: str
+    make: Callable[[Beton, Settings, Augment], Iterator]
+    gpu: bool = False  # needs a GPU; measured by the clock instead of CPU-seconds
+
+
+_STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
+
+
+def _engine(name: str, **arguments) -> Callable[[Beton, Settings, Augment], Iterator]:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+        changes = {k: v for k, v in arguments.items() if k in _STOCK}
+        extra = {k: v for k, v in arguments.items() if k not in _STOCK}
+        if name == "ffcv":
+            from pipeline.ffcv_loader import FFCVLoader as Loader
+        else:
+            from pipeline.dali_loader import DALILoader as Loader
+        return iter(Loader(
+            file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1,
+            augment=dataclasses.replace(augment, **changes), workers=settings.workers, **extra,
+        ))  # fmt: skip
+
+    return make
+
+
+def _peer(name: str, **arguments) -> Callable[[Beton, Settings, Augment], Iterator]:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+        from pipeline import peers
+
+        return getattr(peers, name)(
+            file, augment, settings.image_size, settings.batch_size, settings.workers, **arguments
+        )
+
+    return make
+
+
+def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]:
+    first = 0
+    while True:
+        yield Order().locate(1, len(file), np.arange(first, first + settings.batch_size))[1]
+        first += settings.batch_size
+
+
+def _read(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    for index in _batches_of_indices(file, settings):
+        start, size = file.spans("image", index)
+        yield [file.bytes[a : a + n].copy() for a, n in zip(start.tolist(), size.tolist())]
+
+
+def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    from pipeline import pixels
+
+    pixels.load_decoder()
+    out = np.empty(int(file.sizes("image", np.arange(len(file))).prod(1).max()) * 3, np.uint8)
+    for index in _batches_of_indices(file, settings):
+        start, size = file.spans("image", index)
+        for a, n, (h, w) in zip(start.tolist(), size.tolist(), file.sizes("image", index).tolist()):
+            pixels.decode(file.bytes[a : a + n], h, w, out)
+        yield index
+
+
+def _pack(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    from pipeline.packing import pack
+
+    for index in _batches_of_indices(file, settings):
+        yield pack(torch.from_numpy(np.ascontiguousarray(file.arrays("tokens", index)[:, 0])))
+
+
+def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    """The mixed decoder alone, whole pictures: the part of the work that has a limit of its own."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    from pipeline.peers import _jpegs
+
+    @pipeline_def(batch_size=settings.batch_size, num_threads=settings.workers,
+                  device_id=torch.cuda.current_device())  # fmt: skip
+    def pipeline():
+        source = _jpegs(file, settings.batch_size)
+        (jpeg,) = fn.external_source(source, num_outputs=1, dtype=types.UINT8, ndim=1, no_copy=True)
+        return fn.decoders.image(jpeg, device="mixed", output_type=types.RGB)
+
+    pipe = pipeline()
+    pipe.build()
+    while True:
+        yield pipe.run()
+
+
+PARTS = {
+    "read": Part("read bytes", _read),
+    "decode": Part("decode", _decode),
+    "pack": Part("pack captions", _pack),
+    "ffcv_crop": Part("FFCV engine, crop + flip", _engine("ffcv", **_STOCK)),
+    "ffcv": Part("FFCV engine, full", _engine("ffcv")),
+    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", _engine("dali", device="cpu", **_STOCK)),
+    "dali_cpu": Part("DALI engine cpu, full", _engine("dali", device="cpu")),
+    "peer_open_clip": Part("PIL + torchvision DataLoader, full", _peer("open_clip")),
+    "peer_ffcv": Part("stock FFCV Loader, crop + flip", _peer("stock_ffcv")),
+    "peer_ffcv_uint8": Part("stock FFCV Loader, not normalised", _peer("stock_ffcv", normalise=False)),
+    "peer_ffcv_colour": Part("stock FFCV Loader, + its colour", _peer("stock_ffcv", colour=True)),
+    "peer_dali_cpu": Part("DALI cpu, its own random operators", _peer("dali")),
+    "gpu_decode": Part("DALI gpu, decode only", _gpu_decode, gpu=True),
+    "dali_gpu": Part(
+        "DALI engine gpu, full, float16", _engine("dali", device="gpu", dtype=torch.float16), gpu=True
+    ),
+    "peer_dali_gpu": Part("DALI gpu, its own random operators", _peer("dali", device="gpu"), gpu=True),
+}  # fmt: skip
+
+# name of the ratio → (ours, the best of these peers)
+RATIOS = {
+    "ffcv_vs_open_clip": ("ffcv", ("peer_open_clip",)),
+    "ffcv_vs_dali_cpu": ("ffcv", ("dali_cpu", "peer_dali_cpu")),
+    "ffcv_vs_stock_ffcv": ("ffcv_crop", ("peer_ffcv",)),
+}
+
+
+# -- measuring ----------------------------------------------------------------------------------
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and its living descendants, from /proc."""
+    ticks, waiting = 0, [os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+            for task in Path(f"/proc/{process}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except OSError:  # it has ended meanwhile
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory() -> int:
+    """Bytes of memory of this process that no file backs (the mapped .beton is the page cache's)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def measure(name: str, settings: Settings) -> dict[str, float]:
+    """One part in this process: best window's images/s and images/CPU-s, first batch, memory."""
+    start, part, file = time.perf_counter(), PARTS[name], Beton(settings.file)
+    iterator = part.make(file, settings, AUGMENTS[settings.augment])
+    with closing(iterator):
+        next(iterator)
+        first = time.perf_counter() - start
+        for _ in range(_WARM_UP):
+            next(iterator)
+        windows = [_window(iterator, settings, part.gpu) for _ in range(_WINDOWS)]
+        return {
+            "images_per_s": max(images / wall for images, wall, _ in windows),
+            "images_per_cpu_s": max(images / max(cpu, 1e-9) for images, _, cpu in windows),
+            "first_batch_s": first,
+            "memory_mb": memory() / 2**20,
+        }
+
+
+def _window(iterator: Iterator, settings: Settings, gpu: bool) -> tuple[int, float, float]:
+    """(images, wall seconds, CPU seconds) of one window."""
+    wall, cpu, images = time.perf_counter(), cpu_seconds(), 0
+    while time.perf_counter() - wall < settings.seconds or images < _LEAST * settings.batch_size:
+        next(iterator)
+        images += settings.batch_size
+    if gpu:
+        torch.cuda.synchronize()
+    return images, time.perf_counter() - wall, cpu_seconds() - cpu
+
+
+def run_part(name: str, settings: Settings) -> dict[str, float]:
+    """`measure` in a new process, threads of numerical libraries held to one each."""
+    given = json.dumps({"name": name, "settings": _plain(settings)})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "pipeline.throughput", "--measure", given],
+                          capture_output=True, text=True, env=environment)  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"part {name} failed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _plain(settings: Settings) -> dict:
+    plain = dataclasses.asdict(settings) | {"plot": None, "synthetic": 0, "parts": []}
+    return plain | {"file": str(settings.file)}
+
+
+def first_batch(file: Path, settings: Settings) -> float:
+    """Seconds from the start of Python to the first batch of the FFCV engine, compiled code cached."""
+    code = (
+        "from pipeline.augment import AUGMENTS\nfrom pipeline.ffcv_loader import FFCVLoader\n"
+        f"with FFCVLoader({str(file)!r}, batch_size={settings.batch_size}, seed=1,\n"
+        f"                image_size={settings.image_size}, augment=AUGMENTS[{settings.augment!r}],\n"
+        f"                workers={settings.workers}) as loader:\n"
+        "    assert next(iter(loader)).valid.all()\n"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _files(settings: Settings) -> Iterator[tuple[Path, Path | None]]:
+    """(the file to measure on, the simulated large one or None); made-up ones are removed afterwards."""
+    from pipeline import synthetic
+
+    with tempfile.TemporaryDirectory() as folder:
+        file, large = settings.file, None
+        jpegs = synthetic.photographs(32) if settings.synthetic or settings.simulate else []
+        if settings.synthetic:
+            file = Path(folder) / "synthetic.beton"
+            synthetic.write(file, jpegs, settings.synthetic)
+        if settings.simulate:
+            large = Path(folder) / "large.beton"
+            begin = np.arange(min(8 * settings.batch_size, settings.simulate))
+            filled = Order().locate(1, settings.simulate, begin)[1]
+            synthetic.write(large, jpegs, settings.simulate, filled=filled)
+        yield file, large
+
+
+# -- reporting ----------------------------------------------------------------------------------
+
+# ViT-B/32 CLIP forward and backward, 16 packed tokens a caption: GFLOP a pair, and dense bf16 TFLOP/s.
+_GFLOP_PER_PAIR = 30.1
+_GPUS = {"A100": 312.0, "H100": 989.0}
+_SHARE = 0.6  # of the peak, which a well-tuned step reaches
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'part':<36} {'images/s':>9} {'images/CPU-s':>13} {'CPU ms/image':>13} {'memory MB':>10}"]
+    for name, r in results.items():
+        cost = 1000 / r["images_per_cpu_s"]
+        lines.append(f"{PARTS[name].title:<36} {r['images_per_s']:>9.0f} {r['images_per_cpu_s']:>13.0f} "
+                     f"{cost:>13.3f} {r['memory_mb']:>10.0f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def needs(rate: float) -> str:
+    """What GPUs ask for, and the cores that means at `rate` images per CPU-second."""
+    lines = []
+    for gpu, peak in _GPUS.items():
+        pairs = _SHARE * peak * 1000 / _GFLOP_PER_PAIR
+        lines.append(f"{gpu}: ViT-B/32 at {_SHARE:.0%} of its peak takes {pairs:,.0f} pairs/s: "
+                     f"{pairs / rate:.1f} cores of this machine")  # fmt: skip
+    return "\n".join(lines)
+
+
+def ratios(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Ours over the best peer, in images per CPU-second, where both were measured."""
+    rate = {name: r["images_per_cpu_s"] for name, r in results.items()}
+    return {
+        name: rate[ours] / max(rate[p] for p in peers if p in rate)
+        for name, (ours, peers) in RATIOS.items()
+        if ours in rate and any(p in rate for p in peers)
+    }
+
+
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = {n: r["images_per_cpu_s"] for n, r in results.items() if n not in ("read", "pack")}
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(bars) + 1.2))
+    colours = ["#888888" if n.startswith("peer") else "#1f77b4" for n in bars]
+    drawn = axes.barh([PARTS[n].title for n in bars], list(bars.values()), color=colours)
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("images per CPU-second (grey: peers)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(settings: Settings) -> dict:
+    """Measures, prints the table and the line of JSON, which it returns."""
+    settings.check()
+    gpu = torch.cuda.is_available()
+    names = [n for n in settings.parts or PARTS if gpu or not PARTS[n].gpu]
+    with _files(settings) as (path, large):
+        file = Beton(path)
+        if file.kind != "pairs":
+            raise ValueError(f"{path}: throughput measures files of pairs, this one has {file.kind}")
+        results = {}
+        for name in names:
+            print(f"measuring {PARTS[name].title} …", file=sys.stderr, flush=True)
+            results[name] = run_part(name, dataclasses.replace(settings, file=path, synthetic=0))
+        first_batch(path, settings)  # compiles where nothing did yet
+        start_up = {"first_batch_s": first_batch(path, settings)}
+        if large:
+            start_up["first_batch_simulated_s"] = first_batch(large, settings)
+        count = len(file)
+    print(
+        f"{settings.file or 'made-up photographs'}: {count:,} samples, {settings.augment} augmentation, "
+        f"{settings.image_size} px, batches of {settings.batch_size}, {settings.workers} workers"
+    )
+    print(table(results))
+    if "ffcv" in results:
+        print(needs(results["ffcv"]["images_per_cpu_s"]))
+    if settings.plot:
+        plot(results, settings.plot)
+    line = {"samples": count, "augment": settings.augment, "workers": settings.workers,
+            "ratios": ratios(results), **start_up, "parts": results}  # fmt: skip
+    print(json.dumps(line))
+    return line
+
+
+def cli() -> int:
+    """The command line; returns the exit code."""
+    try:
+        if sys.argv[1:2] == ["--measure"]:  # a child of ours
+            given = json.loads(sys.argv[2])
+            given["settings"] |= {"file": Path(given["settings"]["file"]), "parts": ()}
+            print(json.dumps(measure(given["name"], Settings(**given["settings"]))))
+        else:
+            main(tyro.cli(Settings, description=__doc__.split("\n\n")[0]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
