@@ -11,7 +11,6 @@ N images, k seeds.  Intervals are two-sided at level 1 − ALPHA.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -179,16 +178,20 @@ def paired_seeds(a: Sequence[float], b: Sequence[float]) -> Seeds:
 # -- scaling ------------------------------------------------------------------------------------------
 
 
-def slope(samples: Sequence[float], accuracy: Sequence[float]) -> float:
-    """β: least-squares slope of log10(accuracy) against log10(samples) (paper, Figures 3 and 4).
+def slopes(samples: Sequence[float], accuracy: np.ndarray) -> np.ndarray:
+    """β: least-squares slope of log10(accuracy) on log10(samples) (paper, Figures 3 and 4).
 
-    Points with accuracy 0 have no logarithm and are left out; NaN with fewer than two points.
+    samples (points,), accuracy (…, points) → (…).  Points with accuracy 0 have no logarithm and are
+    left out; NaN where fewer than two remain.
     """
     x, y = np.asarray(samples, float), np.asarray(accuracy, float)
     keep = (x > 0) & (y > 0)
-    if keep.sum() < 2 or np.ptp(x[keep]) == 0:
-        return math.nan
-    return float(np.polyfit(np.log10(x[keep]), np.log10(y[keep]), 1)[0])
+    x = np.where(keep, np.log10(np.where(keep, x, 1)), 0)
+    y = np.where(keep, np.log10(np.where(keep, y, 1)), 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        n = keep.sum(-1)
+        dx = np.where(keep, x - (x.sum(-1) / n)[..., None], 0)
+        return (dx * y).sum(-1) / (dx**2).sum(-1)
 
 
 def scaling(samples: Sequence[float], curves: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -199,15 +202,14 @@ def scaling(samples: Sequence[float], curves: np.ndarray, resamples: int = 2000,
     """
     curves = np.asarray(curves, float)
     seeds, sets, _ = curves.shape
-    value = float(np.mean([slope(samples, c.mean(0)) for c in curves]))
+    value = float(np.mean(slopes(samples, curves.mean(1))))
     if seeds * sets < 2:
         return Interval(value, None, None)
     rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
-        chosen = curves[rng.integers(seeds, size=seeds)][:, rng.integers(sets, size=sets)]
-        found.append(np.mean([slope(samples, c.mean(0)) for c in chosen]))
-    found = np.asarray(found)[~np.isnan(found)]
+    which_seeds = rng.integers(seeds, size=(resamples, seeds, 1))
+    which_sets = rng.integers(sets, size=(resamples, 1, sets))
+    found = slopes(samples, curves[which_seeds, which_sets].mean(2)).mean(1)
+    found = found[~np.isnan(found)]
     if not len(found):
         return Interval(value, None, None)
     low, high = np.quantile(found, [ALPHA / 2, 1 - ALPHA / 2])
