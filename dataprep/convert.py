@@ -15,7 +15,7 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -27,7 +27,11 @@ from dataprep.writer import Jpeg
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
 # What PIL may try: no format that starts a program (EPS) or is a document rather than a picture.
 FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA"]
-_SUBSAMPLINGS = {(1, 1): "444", (2, 1): "422", (2, 2): "420", (1, 2): "440", (4, 1): "411"}
+# Sampling factors of three components, as bytes of the frame header.
+_SUBSAMPLINGS = {
+    b"\x11\x11\x11": "444", b"\x21\x11\x11": "422", b"\x22\x11\x11": "420",
+    b"\x12\x11\x11": "440", b"\x41\x11\x11": "411",
+}  # fmt: skip
 _LONGEST = 65_500  # libjpeg's limit
 
 
@@ -94,7 +98,7 @@ def convert(data: bytes, settings: ImageSettings) -> Converted:
     orientation = _orientation(data) if head.has_app1 else 1
     if settings.passthrough and orientation == 1 and _fits(head, settings):
         try:
-            return Converted(Jpeg(data, head.height, head.width), _checked_luma(data), True)
+            return Converted(Jpeg(data, head.height, head.width), _checked_luma(data, head), True)
         except ValueError as error:
             _refuse_garbage(error)
             return encode(_decode_with_pil(data, settings), settings)
@@ -201,9 +205,8 @@ def _frame(marker: int, body: bytes, adobe: int | None, app1: bool) -> Head | No
     if len(body) < 6 or len(body) < 6 + 3 * body[5]:
         return None
     precision, height, width, count = struct.unpack(">BHHB", body[:6])
-    factors = [divmod(body[7 + 3 * i], 16) for i in range(count)]
-    sampling = _SUBSAMPLINGS.get(factors[0]) if count == 3 and factors[1:] == [(1, 1), (1, 1)] else None
-    ids = tuple(body[6 + 3 * i] for i in range(count))
+    ids, factors = tuple(body[6 : 6 + 3 * count : 3]), body[7 : 7 + 3 * count : 3]
+    sampling = _SUBSAMPLINGS.get(factors)
     return Head(width, height, marker, precision, ids, sampling, adobe, app1)
 
 
@@ -215,17 +218,17 @@ def _fits(head: Head, settings: ImageSettings) -> bool:
     return ycbcr and small and baseline and max(head.width, head.height) <= _LONGEST
 
 
-def _checked_luma(data: bytes) -> float:
+def _checked_luma(data: bytes, head: Head) -> float:
     """Entropy-decode a JPEG in full; its mean luma, within about 0.2 of 255, from the blocks' means.
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
-    height, width = simplejpeg.decode_jpeg_header(data)[:2]
     blocks = simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)[..., 0]
-    down, across = (_coverage(n, m) for n, m in zip((height, width), blocks.shape))
+    down, across = (_coverage(n, m) for n, m in zip((head.height, head.width), blocks.shape))
     return float(down @ blocks @ across)
 
 
+@lru_cache(maxsize=4096)
 def _coverage(length: int, blocks: int) -> np.ndarray:
     """The share of the side that each block covers; the last one may stick out."""
     side = -(-length // blocks)

@@ -21,11 +21,13 @@ from dataprep.pool import Progress
 from dataprep.writer import replacing
 
 URL = "https://data.csail.mit.edu/nights"
+CHUNKS = range(100)
 _TRIES, _TIMEOUT, _BLOCK = 5, 60, 1 << 20
+_PAUSE = 1.0  # seconds before the second try
 _FAULTS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-def fetch_nights(folder: Path, url: str = URL, chunks: range = range(100)) -> None:
+def fetch_nights(folder: Path, url: str = URL) -> None:
     """Complete `folder` so that it holds data.csv, ref/ and distort/.
 
     Raises ValueError when the server does not deliver, OSError for a full disk.
@@ -35,7 +37,7 @@ def fetch_nights(folder: Path, url: str = URL, chunks: range = range(100)) -> No
         _fetch_table(folder, f"{url}/nights.zip")
     done = folder / ".fetched"
     done.mkdir(exist_ok=True)
-    wanted = [(kind, number) for number in chunks for kind in ("ref", "distort")]
+    wanted = [(kind, number) for number in CHUNKS for kind in ("ref", "distort")]
     progress = Progress("nights", len(wanted), len(list(done.iterdir())))
     for kind, number in wanted:
         mark = done / f"{kind}-{number:03d}"
@@ -67,9 +69,6 @@ def _open(url: str, start: int = 0, stop: int | None = None):
             last = error
         time.sleep(2.0**attempt * _PAUSE)
     raise ValueError(f"{url}: {last}, {_TRIES} times; the same command goes on later")
-
-
-_PAUSE = 1.0  # seconds before the second try
 
 
 def _size(url: str) -> int:

@@ -217,11 +217,12 @@ class _Shard:
                     continue
                 if self.settings.dedup:
                     self.hashes.append(hashlib.blake2b(data, digest_size=16).digest())
+            if ready:
+                stored = np.concatenate([tokens for _, _, tokens in ready])
+                lengths = text.lengths(stored[stored[:, 0] != 0])
+                self.tally.caption_lengths += np.bincount(lengths, minlength=CONTEXT_LENGTH + 1)
             for key, image, tokens in ready:
                 self.tally.passed += image.passed
-                self.tally.caption_lengths += np.bincount(
-                    text.lengths(tokens[tokens[:, 0] != 0]), minlength=CONTEXT_LENGTH + 1
-                )
                 name = key.encode("utf-8", "surrogateescape")
                 yield {"image": image.jpeg, "tokens": tokens, "luma": image.luma, "key": name}
 
@@ -230,14 +231,16 @@ class _Shard:
         said = [raw.captions if isinstance(raw, Pair) else [] for raw in batch]
         counts = [len(captions) if isinstance(captions, list) else 0 for captions in said]
         strings = [c for captions in said if isinstance(captions, list) for c in captions]
-        rows = np.split(text.tokenize(strings), np.cumsum(counts)[:-1])
-        out = []
-        for raw, ids in zip(batch, rows):
+        rows = text.tokenize(strings)
+        said_something = text.lengths(rows) > 2  # start and end alone say nothing
+        out, at = [], 0
+        for raw, count in zip(batch, counts):
+            ids, at = rows[at : at + count][said_something[at : at + count]], at + count
             if isinstance(raw, Bad):
                 out.append(Rejected(raw.reason, raw.detail))
                 continue
-            ids = ids if isinstance(raw.captions, list) else raw.captions
-            ids = ids[text.lengths(ids) > 2] if len(ids) else ids  # start and end alone: nothing said
+            if not isinstance(raw.captions, list):
+                ids = raw.captions[text.lengths(raw.captions) > 2]
             if not len(ids):
                 out.append(Rejected("empty caption"))
                 continue

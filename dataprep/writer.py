@@ -103,7 +103,7 @@ def writing(
     pointed to again (stock FFCV reads it; only its QUASI_RANDOM order expects a sample to lie in
     one page).  Raises ValueError when no sample came, OSError when the disk is full.
     """
-    with replacing(path) as temporary, open(temporary, "w+b", buffering=1 << 20) as file:
+    with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
         with tempfile.TemporaryFile(dir=temporary.parent) as table:
             writer = Writer(file, table, schema, capacity, page_size, share)
             yield writer
@@ -128,25 +128,25 @@ class Writer:
         self._shared: dict[bytes, tuple[int, int]] | None = {} if share else None
         self._start = len(_head(self.schema, 0, page_size, 0))
         self._end = _align(self._start + capacity * self._metadata.itemsize, page_size)
+        self._file.seek(self._end)
 
     def add(self, sample: Mapping[str, object]) -> None:
         """Append one sample: Jpeg for IMAGE, bytes for BYTES, ndarray for ARRAY, number otherwise."""
         assert self.samples < self._capacity, "more samples than announced"
-        blobs = {name: self._blob(name, sample[name]) for name in self._pointed}
-        placed = self._place(blobs)
-        slot = self.samples % _CHUNK
-        record = self._metadata[slot]
+        placed = self._place({name: self._blob(name, sample[name]) for name in self._pointed})
+        record = []
         for name, field in self.schema.items():
             value = sample[name]
             if field.kind == f.IMAGE:
-                record[name] = (f.JPEG_MODE, value.width, value.height, placed[name][0])
+                record.append((f.JPEG_MODE, value.width, value.height, placed[name][0]))
             elif field.kind == f.BYTES:
-                record[name] = placed[name]
+                record.append(placed[name])
             else:
-                record[name] = placed[name][0] if field.kind == f.ARRAY else value
-        rows = self._allocations[slot * len(self._pointed) : (slot + 1) * len(self._pointed)]
-        for row, name in zip(rows, self._pointed):
-            row["sample_id"], row["ptr"], row["size"] = self.samples, *placed[name]
+                record.append(placed[name][0] if field.kind == f.ARRAY else value)
+        slot, width = self.samples % _CHUNK, len(self._pointed)
+        self._metadata[slot] = tuple(record)
+        rows = [(self.samples, *placed[name]) for name in self._pointed]
+        self._allocations[slot * width : (slot + 1) * width] = rows
         self.samples += 1
         if slot + 1 == _CHUNK:
             self._flush(_CHUNK)
@@ -198,7 +198,7 @@ class Writer:
                 raise ValueError(f"a sample of {size} bytes is larger than FFCV's largest page")
         if self._end % self._page + size > self._page:
             self._end = _align(self._end, self._page)
-        self._file.seek(self._end)
+            self._file.seek(self._end)
 
     def _flush(self, count: int) -> None:
         """Move the `count` newest records from memory to the file."""
