@@ -124,6 +124,29 @@ def encode_packed_text(
     return _encode_captions(tower, _Captions(tokens, position, pool, attend), settings)
 
 
+def kept_bytes(
+    model: nn.Module, images: int, text_tokens: int, settings: TowerSettings = DEFAULT, itemsize: int = 2
+) -> dict[str, int]:
+    """Bytes that the towers' blocks keep for the backward pass: {"image": …, "text": …}.
+
+    images: how many; text_tokens: of all packed captions, R · L. itemsize: bytes of a number (2 in bfloat16).
+    A block keeps 16 times the width for a token (its input, LayerNorm's output, 3 projections, attention's
+    output, the sum, LayerNorm's output, 4 + 4 around GELU), 10 times with recompute "pointwise", once with
+    "blocks" (and one block's 16 for a while in the backward pass). Embeddings and features are not counted.
+    """
+    numbers = {"none": 16, "pointwise": 10, "blocks": 1}[settings.recompute]
+    result = {"text": text_tokens * numbers * _block_widths(_text_tower(model).transformer) * itemsize}
+    visual: Any = model.visual
+    if is_fast_image_tower(visual):
+        tokens = images * (visual.grid_size[0] * visual.grid_size[1] + 1)
+        result["image"] = tokens * numbers * _block_widths(visual.transformer) * itemsize
+    return result
+
+
+def _block_widths(transformer: Any) -> int:
+    return sum(block.attn.embed_dim for block in transformer.resblocks)
+
+
 def is_fast_image_tower(visual: Any) -> bool:
     """Whether `encode_image` rewrites this tower (a ViT pooled at its class token) or runs it as it is."""
     return (

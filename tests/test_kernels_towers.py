@@ -20,6 +20,7 @@ from kernels.towers import (
     encode_packed_text,
     encode_text,
     is_fast_image_tower,
+    kept_bytes,
 )
 
 START, END, VOCABULARY = 998, 999, 1000
@@ -238,3 +239,50 @@ def test_unsupported_towers_are_named():
     model.set_grad_checkpointing()
     with pytest.raises(ValueError, match="recompute='blocks'"):
         encode_image(model, _images())
+
+
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])
+def test_kept_bytes(recompute: str):
+    """The stated bytes are what autograd keeps, to 8 % (embeddings, statistics, the pruned last block)."""
+    vision, text = VIT | {"layers": 8, "width": 64, "image_size": 64}, TEXT | {"layers": 8, "width": 64}
+    model = _model(vision, text).float()
+    setting = TowerSettings(recompute=recompute)
+    images, packed = _images(16, 64).float(), _pack(_captions([20, 60, 77, 9, 30] * 4), 128)
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    stated = kept_bytes(model, len(images), packed[0].numel(), setting, itemsize=4)
+    for name, encode in (
+        ("image", lambda: encode_image(model, images, setting)),
+        ("text", lambda: encode_packed_text(model, *packed, setting)),
+    ):
+        kept = {}
+
+        def keep(x: Tensor, kept: dict = kept) -> Tensor:
+            kept[x.untyped_storage()._cdata] = x.untyped_storage()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            features = encode()
+        measured = sum(storage.nbytes() for key, storage in kept.items() if key not in parameters)
+        mask = 8 * packed[0].numel() * 128 * 4 if name == "text" else 0  # SDPA keeps one in each of 8 layers
+        embeddings = 1 << 20 if recompute == "blocks" else 0  # otherwise too little to see
+        slack = 0.08 * stated[name] + mask + embeddings
+        assert abs(measured - stated[name]) <= slack, f"{name}: {measured} kept, {stated[name]} stated"
+        del features
+
+
+@pytest.mark.parametrize("recompute", ["none", "pointwise"])
+def test_compiles_in_one_graph(recompute: str):
+    """No graph breaks, static shapes; the compiler's own kernels are not needed to see that."""
+    model, images, tokens = _model(), _images(), _captions([4, 30, 9])
+    packed = _pack(tokens, 77)
+    setting = TowerSettings(recompute=recompute)
+
+    @torch.compile(fullgraph=True, dynamic=False, backend="eager")
+    def towers(images: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_image(model, images, setting), encode_packed_text(model, *packed, setting)
+
+    _assert_same(model, lambda: torch.cat(towers(images, *packed)), lambda: _both(model, images, tokens))
+
+
+def _both(model, images: Tensor, tokens: Tensor) -> Tensor:
+    return torch.cat([model.encode_image(images), model.encode_text(tokens)])

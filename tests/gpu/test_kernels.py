@@ -1,0 +1,138 @@
+"""The Triton kernels and the fast towers on a GPU, in bfloat16 too; skipped where torch sees none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import reference
+from kernels.attention import attention
+from kernels.contrastive import contrastive_loss
+from kernels.triplet import triplet_loss
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str) -> None:
+    """Relative error in norm: at most twice plain torch's in the same dtype, plus two roundings."""
+    size = exact.norm()
+    error, allowed = (ours.double() - exact).norm() / size, (plain.double() - exact).norm() / size
+    assert error <= 2 * allowed + 2 * torch.finfo(ours.dtype).eps, f"{what}: {error:.3g}, plain {allowed:.3g}"
+
+
+def results(sides: dict, inputs: list[Tensor], upstream: float = 0.7) -> list[list[Tensor]]:
+    """Output and gradients of each side (function, dtype) on copies of the inputs."""
+    rows = []
+    for function, dtype in sides.values():
+        copies = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
+        out = function(*copies)
+        out.backward(torch.full_like(out, upstream))
+        rows.append([out.detach(), *(x.grad for x in copies)])
+    return list(zip(*rows))
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+@pytest.mark.parametrize(("batch", "width"), [(1, 96), (65, 1000), (4096, 512)])
+def test_triplet(dtype: torch.dtype, batch: int, width: int):
+    features = [torch.randn(batch, width, device="cuda").to(dtype) for _ in range(3)]
+    vote = torch.rand(batch, device="cuda")
+    sides = {
+        name: (lambda *x, e=engine: triplet_loss(*x, vote, reduction="sum", engine=e)[0], kind)
+        for name, engine, kind in (
+            ("triton", "triton", dtype),
+            ("torch", "torch", dtype),
+            ("exact", "torch", torch.float64),
+        )
+    }
+    for what, values in zip(("loss", "ref", "left", "right"), results(sides, features)):
+        assert_as_good(*values, what)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+@pytest.mark.parametrize(("n", "width"), [(1, 96), (65, 1000), (1500, 512), (3000, 640)])
+def test_contrastive(dtype: torch.dtype, n: int, width: int):
+    image = F.normalize(torch.randn(n, width, device="cuda"), dim=-1)
+    text = F.normalize(image + torch.randn(n, width, device="cuda") / width**0.5, dim=-1)
+    scale = torch.tensor(100.0, device="cuda")
+    sides = {
+        "triton": (lambda a, b: contrastive_loss(a, b, scale, engine="triton"), dtype),
+        "torch": (lambda a, b: reference.contrastive_loss(a, b, scale.to(a.dtype)), dtype),
+        "exact": (lambda a, b: reference.contrastive_loss(a, b, scale.double()), torch.float64),
+    }
+    if n == 1:  # nothing to tell apart: loss and gradients are zero
+        assert contrastive_loss(image.to(dtype), text.to(dtype), scale, engine="triton").abs() < 1e-3
+        return
+    rounded = [image.to(dtype), text.to(dtype)]
+    for what, values in zip(("loss", "image", "text"), results(sides, rounded)):
+        assert_as_good(*values, what)
+
+
+def test_contrastive_scale_gradient():
+    image, text = (F.normalize(torch.randn(700, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2))
+    gradients = []
+    for kind, engine in ((torch.bfloat16, "triton"), (torch.float64, "torch")):
+        scale = torch.tensor(100.0, device="cuda", dtype=torch.float64, requires_grad=True)
+        contrastive_loss(image.to(kind), text.to(kind), scale, engine=engine).backward()
+        gradients.append(scale.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("mask", ["full", "causal", "segments"])
+@pytest.mark.parametrize("length", [1, 50, 64, 77, 128])
+def test_attention(dtype: torch.dtype, mask: str, length: int):
+    rows, heads, causal = 7, 12, mask != "full"
+    qkv = torch.randn(rows, length, 3 * heads * 64, device="cuda").to(dtype)
+    segment = (
+        torch.randint(0, 4, (rows, length), device="cuda").sort(-1).values if mask == "segments" else None
+    )
+    sides = {
+        "triton": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="triton"), dtype),
+        "sdpa": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="sdpa"), dtype),
+        "exact": (lambda x: reference.attention(x, heads, segment, causal), torch.float64),
+    }
+    for what, values in zip(("out", "qkv"), results(sides, [qkv])):
+        assert_as_good(*values, what)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_towers(compiled: bool):
+    """bfloat16 towers with the kernel's attention, against open_clip's own in float32 and in bfloat16."""
+    from open_clip.model import CLIP
+
+    from kernels.bench import synthetic_captions
+    from kernels.bench_gpu import pack
+    from kernels.towers import TowerSettings, encode_image, encode_packed_text
+
+    torch.manual_seed(0)
+    vision = {"image_size": 224, "layers": 3, "width": 192, "patch_size": 32}
+    model = CLIP(64, vision, {"width": 128, "heads": 2, "layers": 3}).cuda()
+    images = torch.randn(9, 3, 224, 224, device="cuda")
+    tokens = synthetic_captions([3, 77, 20, 5, 16, 16, 40, 9, 12]).cuda()
+    packed = [x.cuda() for x in pack(tokens.cpu(), 128)]
+    settings = TowerSettings(attention="triton", recompute="pointwise")
+
+    def ours(images: Tensor, *packed: Tensor) -> Tensor:
+        image = encode_image(model, images, settings)
+        return torch.cat([image, encode_packed_text(model, *packed, settings=settings)])
+
+    def theirs() -> Tensor:
+        return torch.cat([model.encode_image(images), model.encode_text(tokens)])
+
+    run = torch.compile(ours, fullgraph=True, dynamic=False) if compiled else ours
+    sides = []
+    for encode, half in ((lambda: run(images, *packed), True), (theirs, True), (theirs, False)):
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            out = encode()
+        (out.float() ** 2).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        sides.append((out.detach().float(), gradient))
+    for what, ours_, plain, exact in zip(("features", "gradient"), *sides):
+        error, allowed = (ours_ - exact).norm() / exact.norm(), (plain - exact).norm() / exact.norm()
+        assert error <= 1.5 * allowed + 1e-3, f"{what}: {error:.3g}, open_clip in bfloat16 {allowed:.3g}"
