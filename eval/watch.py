@@ -6,6 +6,7 @@ command continues after an interruption.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,8 @@ def submitted(cluster: str, run: Path, function: Callable, options: object) -> C
         try:
             job.result()
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"job {job.job_id} for {checkpoint} failed: {lines[-1]}") from None
+            said = re.findall(r"^[\w.]*(?:Error|Exit|Interrupt)\b: (.*)$", str(error), re.MULTILINE)
+            reason = said[-1] if said else str(error)
+            raise ValueError(f"job {job.job_id} for {checkpoint} failed: {reason}") from None
 
     return evaluate
