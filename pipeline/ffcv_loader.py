@@ -27,14 +27,24 @@ from pipeline.order import Order
 from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
 
 _CHUNK = 16  # samples a thread takes at a time: some 10 ms of work
-_PREFETCH = 3  # batches in the making or waiting
 
 
 class FFCVLoader(StreamLoader):
-    """`StreamLoader` on the CPU; batches are channels_last and belong to the consumer."""
+    """`StreamLoader` on the CPU; batches are channels_last and belong to the consumer.
+
+    pin: images in page-locked memory, for copies to a GPU beside its work (needs CUDA).
+    """
+
+    def __init__(self, file: Beton | str | os.PathLike, *, pin: bool = False, **arguments):
+        super().__init__(file, **arguments)
+        if pin and not torch.cuda.is_available():
+            raise ValueError("pin: torch finds no CUDA GPU here, and page-locked memory needs its driver")
+        self.pin = pin
 
     def _run(self, positions):
-        return _batches(self.source, positions, self.image_size, self.dtype, self.workers)
+        ahead = _prefetch(self.batch_size, self.workers)
+        work = _Work(self.source, self.image_size, self.dtype, None if self.pin else _Buffers(ahead + 4))
+        return _batches(work, positions, self.workers, ahead)
 
 
 def once(
@@ -56,40 +66,39 @@ def once(
     check_arguments(batch_size, image_size, rank, world_size, workers, dtype)
     source = Source(file, augment, seed, Order(kind="file"))
     positions = shard_positions(len(source.file), batch_size, rank, world_size)
-    return (batch for batch, _ in _batches(source, positions, image_size, dtype, workers))
+    ahead = _prefetch(batch_size, workers)
+    batches = _batches(_Work(source, image_size, dtype, _Buffers(ahead + 4)), positions, workers, ahead)
+    return (batch for batch, _ in batches)
 
 
-def _batches(source: Source, positions: Iterator[np.ndarray], side: int, dtype: torch.dtype, workers: int):
-    """(batch, rejected) for each array of positions, `_PREFETCH` of them ahead of the consumer."""
+def _prefetch(batch_size: int, workers: int) -> int:
+    """Batches in the making or waiting: two, or as many as give every thread two chunks."""
+    return max(2, -(-2 * workers * _CHUNK // batch_size))
+
+
+def _batches(work: _Work, positions: Iterator[np.ndarray], workers: int, ahead: int):
+    """(batch, rejected) for each array of positions, `ahead` of them before the consumer."""
     pixels.load_decoder()
-    pool = _Pool(source, side, dtype, workers)
+    pool = _Pool(work, workers)
     pending: deque[_Job] = deque()
     try:
         for t in itertools.chain(positions, itertools.repeat(None)):
             if t is not None:
                 pending.append(pool.submit(t))
-            if t is not None and len(pending) < _PREFETCH:
-                continue
+                if len(pending) < ahead:
+                    continue
             if not pending:
                 return
-            job = pending.popleft()
-            job.done.wait()
-            if job.error is not None:
-                raise job.error
-            valid = job.valid.all(0)
-            rejected = source.report(job.plan, valid)
-            batch = source.batch(job.plan, job.images, valid)
-            del job  # the consumer alone holds the images now
-            yield batch, rejected
+            yield work.finish(pending.popleft())
     finally:
         pool.close()
 
 
 class _Job:
-    """A batch in the making."""
+    """A batch in the making; jobs and their chunks are done in the order of `number`."""
 
-    def __init__(self, positions: np.ndarray):
-        self.positions = positions
+    def __init__(self, number: int, positions: np.ndarray):
+        self.number, self.positions = number, positions
         self.plan: Plan | None = None
         self.images: torch.Tensor | None = None  # (V, B, 3, S, S)
         self.values: np.ndarray | None = None  # the same memory as (V, B, S, S, 3)
@@ -100,63 +109,60 @@ class _Job:
 
 
 class _Pool:
-    """Threads that plan and decode jobs, oldest first."""
+    """Threads at work; they hold no reference to the pool, so that it can be collected."""
 
-    def __init__(self, source: Source, side: int, dtype: torch.dtype, workers: int):
-        work = _Work(source, side, dtype)
+    def __init__(self, work: _Work, workers: int):
         threads = [threading.Thread(target=work.run, daemon=True, name=f"ffcv-{i}") for i in range(workers)]
         for thread in threads:
             thread.start()
-        self._work = work
+        self._work, self._numbers = work, itertools.count()
         # Also run at exit of the interpreter, before it tears down what the threads use.
         self.close = weakref.finalize(self, _Pool._end, work, threads)
 
     def submit(self, positions: np.ndarray) -> _Job:
-        job = _Job(positions)
-        self._work.put(job, -1)
+        job = _Job(next(self._numbers), positions)
+        self._work.put(job.number, _PLAN, job)
         return job
 
     @staticmethod
     def _end(work: _Work, threads: list[threading.Thread]) -> None:
         work.stopping = True
-        for _ in threads:
-            work.put(None, -1)
+        for number in range(len(threads)):
+            work.put(-1, number, None)  # before all jobs
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
 
 
-class _Work:
-    """What the threads share; they hold no reference to the pool, so that it can be collected."""
+_PLAN = -1  # the chunk number that stands for planning a job
 
-    def __init__(self, source: Source, side: int, dtype: torch.dtype):
+
+class _Work:
+    """What the threads do, and share: plans jobs and decodes their chunks, oldest first.
+
+    Page-locked memory is torch's, which knows when the GPU has read it; `_Buffers` could not.
+    """
+
+    def __init__(self, source: Source, side: int, dtype: torch.dtype, buffers: _Buffers | None):
         self.source, self.side, self.dtype = source, side, dtype
         table = lookup_table(source.augment, dtype)
         self.table = table.numpy() if dtype == torch.float32 else table.view(torch.int16).numpy()
-        self.buffers = _Buffers()
+        self.buffers = buffers  # None: page-locked memory, whose reuse torch manages
         self.stopping = False
         self._lock = threading.Lock()
         self._queue: queue.PriorityQueue = queue.PriorityQueue()
-        self._numbers = itertools.count()
-        self._seq: dict[_Job, int] = {}
 
-    def put(self, job: _Job | None, chunk: int) -> None:
-        """chunk -1: plan the job. Older jobs go first, so the next batch is never starved."""
-        if chunk < 0:
-            number = next(self._numbers) if job else -1
-            if job:
-                self._seq[job] = number
-        else:
-            number = self._seq[job]
-        self._queue.put((number, chunk, id(job), job))
+    def put(self, number: int, chunk: int, job: _Job | None) -> None:
+        self._queue.put((number, chunk, job))  # no two have both numbers alike, so jobs are not compared
 
     def run(self) -> None:
+        """A thread's life."""
         while True:
-            _, chunk, _, job = self._queue.get()
-            if self.stopping or job is None:
+            _, chunk, job = self._queue.get()
+            if self.stopping:
                 return
             try:
-                if chunk < 0:
+                if chunk == _PLAN:
                     self._prepare(job)
                 else:
                     self._decode(job, chunk)
@@ -169,13 +175,18 @@ class _Work:
         self.source.read_ahead(int(job.positions[0]))
         job.plan = self.source.plan(job.positions)
         shape = (len(self.source.views), len(job.positions), self.side, self.side, 3)
-        job.values = self.buffers.take(shape, self.table.dtype)
-        job.images = torch.from_numpy(job.values).view(self.dtype).permute(0, 1, 4, 2, 3)
+        if self.buffers is None:
+            values = torch.empty(shape, dtype=self.dtype, pin_memory=True)
+            job.values = values.view(torch.int16 if values.itemsize == 2 else torch.float32).numpy()
+        else:
+            job.values = self.buffers.take(shape, self.table.dtype)
+            values = torch.from_numpy(job.values).view(self.dtype)
+        job.images = values.permute(0, 1, 4, 2, 3)
         job.valid = np.zeros(shape[:2], np.bool_)
         chunks = range(0, len(job.positions), _CHUNK)
         job.left = len(chunks)
         for chunk in chunks:
-            self.put(job, chunk)
+            self.put(job.number, chunk, job)
 
     def _decode(self, job: _Job, first: int) -> None:
         part = slice(first, first + _CHUNK)
@@ -185,9 +196,16 @@ class _Work:
             job.left -= 1
             last = job.left == 0
         if last:
-            self._seq.pop(job)
             job.values = None
             job.done.set()
+
+    def finish(self, job: _Job) -> tuple[ImageText | Triplet, int]:
+        """Waits for a job; (batch, rejected). Raises what a thread raised."""
+        job.done.wait()
+        if job.error is not None:
+            raise job.error
+        valid = job.valid.all(0)
+        return self.source.batch(job.plan, job.images, valid), self.source.report(job.plan, valid)
 
 
 class _Buffers:
@@ -196,8 +214,8 @@ class _Buffers:
     New memory costs a page fault per 4 KiB, about a fifth of the whole work on an image.
     """
 
-    def __init__(self):
-        self._free: deque[np.ndarray] = deque()
+    def __init__(self, keep: int):
+        self._free: deque[np.ndarray] = deque(maxlen=keep)  # what a consumer hoarded goes back to the system
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = int(np.prod(shape)) * dtype.itemsize

@@ -20,6 +20,7 @@ from pipeline.ffcv_loader import FFCVLoader, once
 from pipeline.fields import Beton
 from pipeline.order import Order
 
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)  # values are levels
 
 
@@ -258,6 +259,7 @@ def test_files_that_are_none_are_refused(tmp_path, pairs, triplets):
         ({"seed": -1}, "seed -1"),
         ({"dtype": torch.float64}, "none of float32, float16, bfloat16"),
         ({"workers": 0}, "workers 0"),
+        pytest.param({"pin": True}, "pin: torch finds no CUDA GPU", marks=WITHOUT_GPU),
     ],
 )
 def test_wrong_arguments_are_named(pairs, options, message):
