@@ -30,6 +30,7 @@ _CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
 _WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|"
 _ascii_words = re.compile(_WORDS + r"[a-z]+|[0-9]|[^\sa-z0-9]+").findall  # for lowercase ASCII
 _plain = re.compile(r"[\t\n\r -%'-~]*").fullmatch  # ASCII without "&" and control characters
+_QUOTES = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
 _lines = re.compile(r"[^\n]*\n|[^\n]+").findall  # ftfy's segments
 
 
@@ -39,7 +40,10 @@ _lines = re.compile(r"[^\n]*\n|[^\n]+").findall  # ftfy's segments
 def clean(text: str) -> str:
     """ftfy, HTML entities unescaped twice, whitespace collapsed, lowercase: as open_clip's tokenizer."""
     if not _plain(text):
-        text = text if _untouched(text) else _clean_slowly(text)
+        straight = text.translate(_QUOTES)
+        # ftfy repairs the encoding first and straightens quotes then: both forms must be fine with it.
+        fine = _untouched(straight) and (straight == text or not _is_bad(text))
+        text = straight if fine else _clean_slowly(text)
     return " ".join(text.split()).lower()
 
 
@@ -60,8 +64,6 @@ def _touched():
 
     characters = {chr(c) for c in (*chardata.LIGATURES, *chardata.WIDTH_MAP, *chardata.CONTROL_CHARS)}
     characters |= {chr(c) for c in range(0x80, 0xA0)} | set("&\x1b\x7f\x85\u2028\u2029")
-    characters |= {chr(c) for c in range(0x2010, 0x2040) if chardata.SINGLE_QUOTE_RE.match(chr(c))}
-    characters |= {chr(c) for c in range(0x2010, 0x2040) if chardata.DOUBLE_QUOTE_RE.match(chr(c))}
     listed = "".join(re.escape(c) for c in sorted(characters - set("\t\n\r ")))
     quotes = chardata.SINGLE_QUOTE_RE.pattern[1:-1] + chardata.DOUBLE_QUOTE_RE.pattern[1:-1]
     return re.compile(f"[{listed}{quotes}\ud800-\udfff]").search
@@ -69,11 +71,16 @@ def _touched():
 
 def _untouched(text: str) -> bool:
     """True only if ftfy and html.unescape leave `text` as it is, line breaks aside."""
-    from ftfy.badness import is_bad
-
     if _touched()(text) or not unicodedata.is_normalized("NFC", text):
         return False
-    return not any(is_bad(line) for line in _lines(text))
+    return not _is_bad(text)
+
+
+def _is_bad(text: str) -> bool:
+    """Whether ftfy sees mojibake in a line of `text`; it looks at each line for itself."""
+    from ftfy.badness import is_bad
+
+    return any(is_bad(line) for line in _lines(text))
 
 
 # -- tokens -----------------------------------------------------------------------------------
