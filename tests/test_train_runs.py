@@ -40,7 +40,7 @@ def lines(run) -> list[dict]:
 
 
 def untimed(rows: list[dict]) -> list[dict]:
-    clock = ("seconds", "data_wait", "pairs_per_s", "triplets_per_s")
+    clock = ("seconds", "data_wait", "pairs_per_s", "triplets_per_s", "memory_gb")
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import open_clip
 import pytest
@@ -14,7 +15,7 @@ import train_kit as kit
 from pipeline.batch import ImageText, Triplet
 from train import recipes
 from train.distributed import World
-from train.model import build, set_trainable
+from train.model import build, fit_context, set_trainable
 from train.stage1 import PerceptualStage
 from train.stage2 import ContrastiveStage
 
@@ -41,7 +42,9 @@ def triplet_batch(side: int, samples: int = 12) -> Triplet:
 
 def recipe_of(stage: int, model: str, **changes):
     recipe = replace(recipes.RECIPES[stage]["debug"], model=model, batch=12)
-    compute = {k: changes.pop(k) for k in ("micro", "precision") if k in changes}
+    compute = {
+        k: changes.pop(k) for k in ("micro", "precision", "pack", "recompute", "compile") if k in changes
+    }
     return replace(recipe, compute=replace(recipe.compute, **compute), **changes)
 
 
@@ -115,6 +118,43 @@ def test_gradient_caching_is_exact(micro):
     parts, found, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), batch)
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-5)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("micro", (0, 4))
+def test_packed_captions_give_the_same_step(micro):
+    batch = pair_batch(16)
+    padded, expected, _ = gradients(recipe_of(2, "debug-ViT", pack="no"), batch)
+    packed, found, _ = gradients(recipe_of(2, "debug-ViT", pack="yes", micro=micro), batch)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=0)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("recompute", ("pointwise", "blocks"))
+def test_recomputing_changes_nothing(recompute):
+    batch = pair_batch(16)
+    _, expected, _ = gradients(recipe_of(2, "debug-ViT"), batch)
+    _, found, _ = gradients(recipe_of(2, "debug-ViT", recompute=recompute), batch)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_compiled_towers_give_the_same_step(stage, monkeypatch):
+    # The compiler's front half: what it makes of the graph, without minutes of C++.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    batch = (triplet_batch if stage == 1 else pair_batch)(16)
+    _, expected, _ = gradients(recipe_of(stage, "debug-ViT"), batch)
+    _, found, _ = gradients(recipe_of(stage, "debug-ViT", compile=True), batch)
+    assert_close(found, expected, 1e-4)
+
+
+def test_long_captions_end_in_their_end_token():
+    tokens = torch.zeros(3, 77, dtype=torch.int32)
+    for row, length in zip(tokens, (5, 8, 30)):
+        row[:length] = torch.arange(1, length + 1)
+        row[length - 1] = kit.END
+    short = fit_context(tokens, 8)
+    assert short[0].equal(tokens[0, :8]) and short[1].equal(tokens[1, :8])
+    assert short[2].tolist() == [1, 2, 3, 4, 5, 6, 7, kit.END]
 
 
 def test_gradient_caching_counts_running_statistics_once():

@@ -54,6 +54,8 @@ class Launch:
     """Any other sbatch flag, as often as needed: --slurm-arg mail-type=END."""
     signal_delay: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 120
     """How long before the time limit the run is warned, to save and be put in the queue again."""
+    profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Time so many steps of loader, step and both, and say what the run waits for; nothing is trained."""
     dry_run: bool = False
     """Only print what would be run or submitted."""
 
@@ -62,8 +64,9 @@ class Launch:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1")
-        if self.ngpus < 0:
-            raise ValueError(f"--ngpus {self.ngpus}: must not be negative")
+        for name in ("ngpus", "profile"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: must not be negative")
         for pair in self.slurm_arg:
             if not re.fullmatch(r"[a-z][a-z-]*(=.*)?", pair):
                 raise ValueError(f"--slurm-arg {pair}: expected KEY=VALUE, the key as in sbatch's --KEY")
@@ -141,7 +144,7 @@ def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None)
     executor.parameters.update(slurm_parameters(launch, ranks, recipe.stage, after))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what its error says
-            job = executor.submit(Job(recipe, {}))
+            job = executor.submit(Job(recipe, {}, launch.profile))
     except (FailedJobError, FailedSubmissionError) as error:
         if fresh is not None:
             shutil.rmtree(fresh)
@@ -153,14 +156,14 @@ def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None)
 # -- this machine ---------------------------------------------------------------------------
 
 
-def run_local(recipe: Recipe, ranks: int) -> int:
+def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
     """`ranks` processes on this machine through submitit, followed until they end; the exit code."""
     import submitit
 
     jobs = recipe.run / "jobs" / time.strftime("%Y%m%d-%H%M%S")
     executor = submitit.LocalExecutor(folder=jobs)
     executor.update_parameters(tasks_per_node=ranks, gpus_per_node=gpus_here(), timeout_min=YEAR)
-    job = Job(recipe, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
+    job = Job(recipe, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}, profile)
     asked: list[int] = []
     # submitit's controller would kill the ranks one second after a Ctrl-C.  It inherits "ignore" from
     # here; the ranks install handlers of their own and save first.

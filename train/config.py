@@ -93,6 +93,8 @@ class Compute:
     """torch.compile of the towers."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks."""
+    pack: Literal["auto", "yes", "no"] = "auto"
+    """Captions in rows of one length, so that shapes are static; auto: on a GPU or with --compile."""
     micro: int = 0
     """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate."""
     threads: int = 0
@@ -240,10 +242,12 @@ class Stage2(Recipe):
 
 
 # What may differ when a run is continued: it changes where, how fast and how often, not the numbers.
-FREE_TO_CHANGE = {"run", "init", "data.data", "data.val", "data.engine", "data.workers", "compute.compile",
-                  "compute.recompute", "compute.threads", "compute.nonfinite", "saving.save_every",
-                  "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
-                  "saving.tensorboard"}  # fmt: skip
+FREE_TO_CHANGE = {
+    "run", "init", "data.data", "data.val", "data.engine", "data.workers",
+    "compute.compile", "compute.pack", "compute.recompute", "compute.threads", "compute.nonfinite",
+    "saving.save_every", "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
+    "saving.tensorboard",
+}  # fmt: skip
 
 
 def to_dict(recipe: Recipe) -> dict:

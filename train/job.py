@@ -29,10 +29,11 @@ USER_ERRORS = (ValueError, OSError)
 
 @dataclass
 class Job:
-    """A recipe with its run folder, and variables for the ranks' environment."""
+    """A recipe with its run folder, variables for the ranks' environment, steps to profile (0: train)."""
 
     recipe: Recipe
     environment: dict[str, str]
+    profile: int = 0
 
     def __call__(self) -> dict:
         """{"step", "steps", "asked"}: how it ended; raises what ended it otherwise."""
@@ -43,7 +44,7 @@ class Job:
         failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
         threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
         try:
-            return vars(run(self.recipe, in_cluster=True))
+            return vars(run(self.recipe, self.profile, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
             _tell(failure, self.recipe.run, error)
             raise
@@ -55,8 +56,8 @@ class Job:
         return DelayedSubmission(self)
 
 
-def run(recipe: Recipe, in_cluster: bool = False) -> Outcome:
-    """Train this rank.
+def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
+    """Train this rank, or measure `profile` steps.
 
     in_cluster: when asked to make room, put the job in the queue again (only rank 0 does, once the
     checkpoint is written; the others wait to be ended).
@@ -66,6 +67,11 @@ def run(recipe: Recipe, in_cluster: bool = False) -> Outcome:
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:
+        if profile:
+            from train import profiling
+
+            profiling.profile(recipe, world, profile)
+            return loop.Outcome(0, 0)
         outcome = loop.train(recipe, world, stop)
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)

@@ -160,7 +160,10 @@ def launch(commands: Sequence[Command]) -> int:
     if cluster == "slurm":
         return _submit(recipe_list, options, ranks)
     for recipe in recipe_list:
-        code = (0 if run(recipe).done else 130) if cluster == "debug" else run_local(recipe, ranks)
+        if cluster == "debug":
+            code = 0 if run(recipe, profile=options.profile).done else 130
+        else:
+            code = run_local(recipe, ranks, options.profile)
         if code:
             return code
     return 0

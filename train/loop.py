@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import math
+import resource
 import shutil
 import subprocess
 import time
@@ -22,10 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train import checkpoint, data
 from train import model as models
+from train.arithmetic import forward_flops, image_side, peak_flops
 from train.config import Recipe, to_dict
 from train.distributed import World, share_buffers
 from train.metrics import LibraryWarnings, Log, Metrics, Window
@@ -106,6 +108,18 @@ def frozen_digest(clip: nn.Module) -> int | None:
     return value if frozen else None
 
 
+def update(stage: PerceptualStage | ContrastiveStage, optimizer: Optimizer, batch, lr: float) -> list[Tensor]:
+    """One optimizer step on this rank's share of a batch.
+
+    Returns, on the device: what the stage measures, gradient norm, logit scale, 1.0 if it was left out.
+    """
+    optimizer.zero_grad()
+    measured = stage.gradients(batch)
+    norm, bad = optimizer.step(lr)
+    stage.constrain()
+    return [measured, norm, stage.clip.logit_scale.exp(), bad]
+
+
 def train(recipe: Recipe, world: World, stop: Stop) -> Outcome:
     """Run the recipe to its end, or until asked to stop; every way out leaves a sound run folder.
 
@@ -123,7 +137,11 @@ def train(recipe: Recipe, world: World, stop: Stop) -> Outcome:
         handler = LibraryWarnings(log)
         logging.getLogger("pipeline").addHandler(handler)
         stack.callback(logging.getLogger("pipeline").removeHandler, handler)
-        return _Run(recipe, world, stop, log, stack).go()
+        try:
+            return _Run(recipe, world, stop, log, stack).go()
+        except torch.OutOfMemoryError as error:
+            ways = "--micro N (the same gradients in parts) or --recompute blocks; see python -m train.plan"
+            raise TrainingStopped(f"{world.device}: out of memory; {ways}") from error
 
 
 class _Run:
@@ -141,8 +159,9 @@ class _Run:
         self.state = self._restore()
         self.stage = STAGES[recipe.stage](recipe, self.clip, world)
         self.first = self.state.step
-        self.image_size = _side(self.clip.visual.image_size)
+        self.image_size = image_side(self.clip)
         self.skipped = 0
+        self.flops = 0  # of a sample, forward and backward; counted when first needed
         if self.done:
             return
         self.loader = stack.enter_context(
@@ -195,16 +214,8 @@ class _Run:
         start = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - start
-        batch = batch.to(self.world.device)
-        self.optimizer.zero_grad()
-        measured = self.stage.gradients(batch)
         lr = learning_rate(self.recipe.optim, self.state.step, self.steps)
-        norm, bad = self.optimizer.step(lr)
-        scale = self.clip.logit_scale
-        if self.recipe.stage == 2:
-            with torch.no_grad():
-                scale.clamp_(0, self.recipe.scale_max)
-        self.window.add([measured, norm, scale.exp(), bad], waited)
+        self.window.add(update(self.stage, self.optimizer, batch, lr), waited)
         self.state.step += 1
         self.state.samples += self.recipe.batch
 
@@ -252,6 +263,7 @@ class _Run:
             f"{self.stage.unit}_per_s": rate,
             "data_wait": means[-1] / seconds,
             "epoch": self.state.samples / self.recipe.samples(len(self.file)),
+            **self._hardware(rate),
         }
         self._check_rejected()
         if self.world.main:
@@ -263,6 +275,23 @@ class _Run:
                 f"waiting for data {line['data_wait']:.0%}  {_clock(left)} left"
             )
         self.window.clear()
+
+    def _hardware(self, rate: float) -> dict[str, float]:
+        """Memory of this rank, and on a known GPU the share of its peak that useful arithmetic reaches.
+
+        Useful: forward and backward once; what is computed again to save memory does not count.
+        """
+        if self.world.device.type != "cuda":
+            return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+        found = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+        peak = peak_flops(self.world.device)
+        if peak is not None:
+            if not self.flops:
+                tokens = self.file.info.get("captions", {}).get("mean_tokens") or 77
+                image, text = forward_flops(self.clip, round(tokens))
+                self.flops = 3 * (image * self.stage.images + (text if self.recipe.stage == 2 else 0))
+            found["mfu"] = rate * self.flops / (peak * self.world.size)
+        return found
 
     def _count_skipped(self, bad: torch.Tensor) -> None:
         first = self.state.step - len(bad) + 1
@@ -319,10 +348,6 @@ class _Run:
             why = "interrupted" if asked == INTERRUPT else "asked to make room"
             self.log(f"{why} after step {self.state.step} of {self.steps}; the same command continues")
         return outcome
-
-
-def _side(image_size) -> int:
-    return int(image_size[0] if isinstance(image_size, (tuple, list)) else image_size)
 
 
 def _clock(seconds: float) -> str:

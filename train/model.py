@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kernels.towers import TowerSettings, encode_image, encode_text
+from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
+from pipeline.packing import Packed
 from train import checkpoint
 from train.config import Recipe, Stage1
 from train.recipes import CONFIGS, check_model_name
@@ -147,12 +148,20 @@ class Towers(nn.Module):
         self.clip = clip
         self.settings = TowerSettings(recompute=recipe.compute.recompute)
         self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
+        self.encode = torch.compile(self._encode) if recipe.compute.compile else self._encode
 
-    def forward(self, images: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """images (B, 3, S, S), tokens (C, 77) → fp32 features (B, D), (C, D), not normalised."""
+    def forward(
+        self, images: Tensor, captions: Tensor | Packed | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """images (B, 3, S, S), captions (C, T) or packed → fp32 features (B, D), (C, D), not normalised."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            image = encode_image(self.clip, images, self.settings)
-            text = None
-            if tokens is not None:
-                text = encode_text(self.clip, fit_context(tokens, self.clip.context_length), self.settings)
+            image, text = self.encode(images, captions)
         return image.float(), None if text is None else text.float()
+
+    def _encode(self, images: Tensor, captions: Tensor | Packed | None) -> tuple[Tensor, Tensor | None]:
+        image = encode_image(self.clip, images, self.settings)
+        if captions is None:
+            return image, None
+        if isinstance(captions, Packed):
+            return image, encode_packed_text(self.clip, *captions, self.settings)
+        return image, encode_text(self.clip, captions, self.settings)

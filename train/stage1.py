@@ -21,10 +21,11 @@ class PerceptualStage:
     """Gradients and validation of stage 1; `measures` names what `gradients` returns."""
 
     unit = "triplets"
+    images = 3  # of a sample
     measures = ("loss", "2afc")
 
     def __init__(self, recipe: Stage1, clip: nn.Module, world: World):
-        self.recipe, self.world = recipe, world
+        self.recipe, self.world, self.clip = recipe, world, clip
         self.towers = Towers(clip, recipe)
         self.replica = replicate(self.towers, world)
         self.micro = recipe.compute.micro or recipe.rank_batch(world.size)
@@ -38,13 +39,17 @@ class PerceptualStage:
 
     def gradients(self, batch: Triplet) -> Tensor:
         """Add this step's gradient to the parameters; returns this rank's (mean loss, share of hits)."""
-        total = torch.zeros(2, device=batch.vote.device)
+        batch = batch.to(self.world.device)
+        total = torch.zeros(2, device=self.world.device)
         for part, last in micro_batches(batch, self.micro):
             with self.replica.synchronised(last):
                 losses, hits = self._losses(self.replica.module, part)
                 (losses.sum() / len(batch)).backward()
             total += torch.stack([losses.detach().sum(), hits.sum()])
         return total / len(batch)
+
+    def constrain(self) -> None:
+        """Nothing to do after an update."""
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Triplet]) -> dict[str, float]:

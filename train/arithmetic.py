@@ -1,0 +1,55 @@
+"""Floating-point operations of a model's towers as they are trained, and what GPUs can do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from kernels.towers import encode_image, encode_text
+
+# Dense bf16 TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits counts.
+PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "GH200": 989}
+
+
+def _attention(query, key, value, *_, out_shape=None, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch counts the GPU's fused attention, but not the CPU's.
+_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+
+def example(clip: nn.Module, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """(images, captions of `tokens` tokens) on the CPU that fit the model."""
+    side = image_side(clip)
+    length = max(2, min(tokens, clip.context_length))
+    captions = torch.zeros(samples, clip.context_length, dtype=torch.int64)
+    captions[:, :length] = 320
+    captions[:, length - 1] = clip.vocab_size - 1  # the end token is the largest
+    return torch.rand(samples, 3, side, side), captions
+
+
+def image_side(clip: nn.Module) -> int:
+    """The side of the square images that the image tower takes."""
+    side = clip.visual.image_size
+    return int(side[0] if isinstance(side, (tuple, list)) else side)
+
+
+def forward_flops(clip: nn.Module, tokens: int) -> tuple[int, int]:
+    """(of an image, of a caption of `tokens` tokens), 2 × multiply-adds, forward pass; counted by torch."""
+    images, captions = (x.to(clip.logit_scale.device) for x in example(clip, 1, tokens))
+    found = []
+    for encode, given in ((encode_image, images), (encode_text, captions)):
+        with FlopCounterMode(display=False, custom_mapping=_CPU) as counter, torch.no_grad():
+            encode(clip, given)
+        found.append(counter.get_total_flops())
+    return found[0], found[1]
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 operations a second of a known GPU, else None."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for part, peak in PEAKS.items() if part in name), None)

@@ -1,0 +1,114 @@
+"""What a run waits for: `python -m train.launch --stage 2 … --profile 20`.
+
+Three clocks over the same number of steps: the loader alone, the step on one batch that is already there, and
+both together as in training.  Nothing is saved but RUN/profile.json and a trace for Perfetto.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from train import data
+from train import model as models
+from train.arithmetic import image_side
+from train.checkpoint import write_atomically
+from train.config import Recipe
+from train.distributed import World
+from train.loop import STAGES, update
+from train.metrics import Log
+from train.optim import Optimizer
+from train.recipes import open_split
+
+WARM_UP = 3  # steps before a clock starts
+TRACED = 3
+
+
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    world.barrier()
+
+
+def _seconds(world: World, steps: int, step: Callable[[], None]) -> float:
+    """Seconds of one step, mean of `steps`, all ranks together."""
+    for _ in range(WARM_UP):
+        step()
+    _wait(world)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait(world)
+    return (time.perf_counter() - start) / steps
+
+
+def verdict(loader: float, step: float, together: float) -> str:
+    """In words, from seconds a step of the loader alone, the step alone, and both."""
+    hidden = max(loader, step)
+    if loader > 1.05 * step:
+        return f"the run waits for data: the loader is {loader / step:.1f} times slower than the step"
+    if together > 1.15 * hidden:
+        return (
+            f"loader and step disturb each other: together {together / hidden:.2f} times the slower one "
+            "(too few cores, or copies to the device that are not hidden)"
+        )
+    return f"the run waits for the step; the loader could feed {step / loader:.1f} times as much"
+
+
+def profile(recipe: Recipe, world: World, steps: int) -> dict:
+    """Measure, write RUN/profile.json and RUN/profile/rank-N.json (the trace); returns what was written."""
+    file = open_split(recipe.data.data, recipe.stage)
+    clip = models.build(recipe)
+    models.set_trainable(clip, recipe)
+    clip.to(world.device, memory_format=torch.channels_last).train()
+    optimizer = Optimizer(clip, recipe.optim)
+    stage = STAGES[recipe.stage](recipe, clip, world)
+    with data.stream(recipe, file, world, image_side(clip), 0) as loader:
+        batches = iter(loader)
+        batch = next(batches)
+
+        def train(batch) -> None:
+            update(stage, optimizer, batch, recipe.optim.lr * 1e-6)
+
+        clocks = {
+            "loader": _seconds(world, steps, lambda: next(batches)),
+            "step": _seconds(world, steps, lambda: train(batch)),
+            "together": _seconds(world, steps, lambda: train(next(batches))),
+        }
+        trace = _trace(recipe.run, world, lambda: train(next(batches)))
+    rates = {f"{name}_{stage.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()}
+    found = {
+        **{f"{name}_seconds": seconds for name, seconds in clocks.items()},
+        **rates,
+        "verdict": verdict(**clocks),
+        "steps": steps,
+        "ranks": world.size,
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "trace": str(trace),
+    }
+    if world.main:
+        write_atomically(recipe.run / "profile.json", json.dumps(found, indent=1).encode())
+    log = Log(recipe.run, world.main)
+    for name, seconds in clocks.items():
+        log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {stage.unit}/s")
+    log(f"{found['verdict']} (on {found['device']}; trace: {trace})")
+    log.close()
+    return found
+
+
+def _trace(run: Path, world: World, step: Callable[[], None]) -> Path:
+    """A trace of some steps, readable in Perfetto."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if world.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    path = run / "profile" / f"rank-{world.rank}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.profiler.profile(activities=activities) as traced:
+        for _ in range(TRACED):
+            step()
+    traced.export_chrome_trace(str(path))
+    return path
