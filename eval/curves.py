@@ -95,8 +95,8 @@ def beta(interval: Interval) -> str:
     return f"β {interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})".replace("-", "−")
 
 
-def _panels(arms: Sequence[Arm]) -> list[tuple[str, list[str], Measure, bool]]:
-    """(title, sets, measure, near chance) of every panel: families at top-1 and top-5, then retrieval."""
+def _panels(arms: Sequence[Arm]) -> list[tuple[str, list[str], Measure, list[str]]]:
+    """(title, sets, measure, names of near-chance sets) of every panel: families, then retrieval."""
     run = arms[0].runs[0]
     every = [r for arm in arms for r in arm.runs]
     keys = compare.shared_keys(every)
@@ -105,12 +105,13 @@ def _panels(arms: Sequence[Arm]) -> list[tuple[str, list[str], Measure, bool]]:
         for family, members in compare.families_of(run, keys).items():
             members = [k for k in members if measure.metric in run.final.datasets[k]["metrics"]]
             if members:
-                weak = all(run.final.datasets[k]["near_chance"] for k in members)
+                records = [run.final.datasets[k] for k in members]
+                weak = [r["name"] for r in records if r["near_chance"]]
                 out.append((f"{family}, {measure.title}", members, measure, weak))
     for key in keys:
         record = run.final.datasets[key]
         if record["task"] != CLASSIFICATION_TASK:
-            out += [(f"{record['name']}, {m.title}", [key], m, False) for m in compare.measures(record)]
+            out += [(f"{record['name']}, {m.title}", [key], m, []) for m in compare.measures(record)]
     return out
 
 
@@ -130,7 +131,9 @@ def scaling(arms: Sequence[Arm]) -> tuple[str, list[Figure]]:
             slopes.append(f"{page.arm_name(arm.label, i)} {beta(statistics.scaling(at[i], values))}")
         name, xlabel = f"scaling-{number:02d}", "training samples seen"
         drawn.append(figures.lines(name, f"{title}, %", series, xlabel, log=True, percent=True))
-        caption = f"{'; '.join(slopes)}.{' Near chance: the slope means nothing.' if weak else ''}"
+        caption = f"{'; '.join(slopes)}."
+        if weak:
+            caption += f" Near chance, where a slope means nothing: {', '.join(weak)}."
         cells.append(f"<figure>{drawn[-1].inline()}<figcaption>{caption}</figcaption></figure>")
     note = (
         "β: slope of a least-squares line through log10 of accuracy against log10 of samples seen, fitted "

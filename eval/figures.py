@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
 }
+_FONT = re.compile(r"font-family: [^;\"]*")
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -87,7 +89,7 @@ class Figure:
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
         for colour, variable in _VARIABLES.items():
             text = text.replace(colour, f"var({variable})")
-        text = re.sub(r"font: ([^;\"]*?)px [^;\"]*", r"font-size: \1px; font-family: inherit", text)
+        text = _FONT.sub("font-family: inherit", text)
         text = text.replace("bold ", "").replace(
             "<svg ", f'<svg role="img" aria-label="{self.alt or self.title}" ', 1
         )
@@ -150,6 +152,8 @@ def lines(
     percent: bool = False,
 ) -> Figure:
     """Curves of the arms over one x; percent: y are fractions."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     drawing, axes = _new(4.3, 2.75)
     scale = 100 if percent else 1
     for s in series:
@@ -158,6 +162,8 @@ def lines(
         axes.plot(s.x, y, color=colour, label=s.label, linewidth=1.8, marker=marker, markersize=3.5)
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlabel(xlabel)
     axes.set_title(title)
@@ -178,7 +184,7 @@ def bars(
     deltas: Sequence[str],
 ) -> Figure:
     """Grouped bars (Figure 2): values[arm][group] fractions, the difference written above each group."""
-    drawing, axes = _new(max(4.3, 1.25 * len(groups) + 1), 3.0)
+    drawing, axes = _new(max(4.3, 0.95 * len(groups) + 0.6), 2.9)
     width = 0.8 / len(values)
     x = np.arange(len(groups))
     for arm, heights in enumerate(values):
@@ -189,8 +195,8 @@ def bars(
     tops = 100 * np.max(np.asarray(values), 0)
     for at, top, text in zip(x, tops, deltas):
         axes.annotate(text, (at, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_xticks(x, [g.replace(" & ", " &\n").replace(" / ", " /\n") for g in groups])
+    axes.set_xticks(x, [textwrap.fill(g, 13) for g in groups], fontsize=9)
     axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
     axes.set_title(title)
-    axes.legend(loc="upper right", ncols=len(labels), bbox_to_anchor=(1, 1.14), handlelength=1)
+    axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
     return Figure(name, drawing, title, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))

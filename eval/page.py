@@ -105,6 +105,7 @@ def code(value: object) -> str:
 
 
 def charts(figures: Iterable, wide: bool = False) -> str:
+    """Side by side where there is room; wide: at most two in a row."""
     inside = "".join(f"<figure>{f.inline()}</figure>" for f in figures)
     return f'<div class="charts{" wide" if wide else ""}">{inside}</div>'
 

@@ -50,9 +50,7 @@ def verdict(found: Comparison) -> str:
     row = found.primary or (found.triplets[0] if found.triplets else None)
     if row is None:
         return f"{a} and {b} share no classification set; see the tables."
-    what = f"mean top-1 over {row.samples} sets" if found.primary else "2AFC"
-    if found.primary and row.samples == 1:
-        what = "top-1 on one set"
+    what = f"mean top-1 over {_sets(row.samples)}" if found.primary else "2AFC"
     figure = (
         f"{signed(row.delta.value)} points of {what} ({pct(row.a)} against {pct(row.b)} %), "
         f"95 % interval {spread(row.delta)}"
@@ -91,7 +89,7 @@ def _key_rows(found: Comparison) -> list[tuple[str, Row]]:
     rows = families or [r for r in found.rows if r.measure == "top-1"][:6]
     rows = rows + [r for r in found.rows if r.measure.endswith("R@1")][:4]
     named = [(f"{escape(r.name)}, {page.tied(r.measure)}", r) for r in rows]
-    return named + [(escape(r.name), r) for r in found.triplets[-1:]]
+    return named + [(escape(r.name), r) for r in found.triplets[:1]]
 
 
 def key_figures(found: Comparison) -> str:
@@ -174,6 +172,10 @@ def results_table(found: Comparison) -> str:
     return f"<h2>Results</h2>{page.table(heads, ''.join(parts))}{note}"
 
 
+def _sets(count: int) -> str:
+    return "1 set" if count == 1 else f"{count} sets"
+
+
 def family_section(found: Comparison) -> tuple[str, list[Figure]]:
     """Figure 2: means of the families; empty when only one family was evaluated."""
     if len({r.family for r in found.families}) < 2:
@@ -183,15 +185,14 @@ def family_section(found: Comparison) -> tuple[str, list[Figure]]:
         rows = [r for r in found.families if r.measure == measure]
         drawn.append(
             figures.bars(
-                f"families-{measure}", f"Mean {measure} accuracy by family, %", [r.name for r in rows],
+                f"families-{measure}", f"Mean {measure}, %", [r.name for r in rows],
                 [[r.a for r in rows], [r.b for r in rows]], [found.a.label, found.b.label],
                 [signed(r.delta.value) for r in rows],
             )
         )  # fmt: skip
     limit = _limit(found.families)
     rows = [
-        _row(r, cell(f"{escape(r.name)}<br>{span(f'{r.samples} sets', 'sub')}"), limit)
-        for r in found.families
+        _row(r, cell(f"{escape(r.name)}<br>{span(_sets(r.samples), 'sub')}"), limit) for r in found.families
     ]
     table = page.table(_heads(found), "".join(rows))
     return f"<h2>Families</h2>{page.charts(drawn, wide=True)}{table}", drawn
