@@ -75,6 +75,7 @@ def caution(found: Comparison) -> str:
     text = f"Over {seeds.count} paired seeds the mean difference is {signed(seeds.mean.value)} points"
     if seeds.mean.low is not None:
         text += f", BCa interval {spread(seeds.mean)}"
+        text += " (too narrow with so few)" if seeds.count < 10 else ""
     text += f", sign-flip p = {seeds.p:.3f}"
     if seeds.least_p > statistics.ALPHA:
         text += (

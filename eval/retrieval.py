@@ -50,16 +50,16 @@ def rank(queries: Tensor, candidates: Tensor, right: list[np.ndarray], chunk: in
     for start in range(0, len(queries), chunk):
         scores = queries[start : start + chunk] @ candidates.T
         value, index = scores.topk(k, dim=1)
-        positive = torch.zeros_like(scores, dtype=torch.bool)
         here = (owner_row >= start) & (owner_row < start + chunk)
-        positive[owner_row[here] - start, owner_col[here]] = True
+        row, col = torch.from_numpy(owner_row[here] - start), torch.from_numpy(owner_col[here])
+        positive = torch.zeros_like(scores, dtype=torch.bool)
+        positive[row, col] = True
         hit = positive.gather(1, index)
-        first = torch.where(hit.any(1), hit.to(torch.uint8).argmax(1), k)
-        best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+        best = torch.full((len(scores),), -torch.inf).scatter_reduce(0, row, scores[row, col], "amax")
         tops.append(index)
         values.append(value)
-        firsts.append(first)
-        ranks.append((scores > best).sum(1))
+        firsts.append(torch.where(hit.any(1), hit.to(torch.uint8).argmax(1), k))
+        ranks.append(torch.count_nonzero(scores > best[:, None], 1))
     joined = [torch.cat(parts).numpy() for parts in (tops, values, firsts, ranks)]
     return Ranking(*joined)
 

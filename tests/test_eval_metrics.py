@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from eval_support import encoded, encoders, pictures, tiny_model, write_webdataset
+from eval_kit import encoded, encoders, pictures, tiny_model, write_webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from eval_support import TINY, encoded, encoders, pictures, tiny_model, write_webdataset
+from eval_kit import TINY, encoded, encoders, pictures, tiny_model, write_webdataset
 
 from eval import oracle, results, sources, suite
 from eval.crops import Cache

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from eval_support import encoded, encoders, pictures, write_webdataset
+from eval_kit import encoded, encoders, pictures, write_webdataset
 
 from eval import catalog, compare, encode, page, paper, perceptual, report, results, sources, suite, zeroshot
 from eval.cli import command

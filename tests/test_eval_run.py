@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from eval_support import encoded, pictures, write_webdataset
+from eval_kit import encoded, pictures, write_webdataset
 
 from eval import run, watch
 from eval.cli import command

@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 import pytest
-from eval_support import encoded, pictures, write_tar, write_webdataset
+from eval_kit import encoded, pictures, write_tar, write_webdataset
 
 from eval import catalog, prompts, sources
 from eval.crops import Cache
