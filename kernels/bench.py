@@ -129,13 +129,12 @@ class Step:
             fused: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused) for fused in (True, False)
         }
 
-    def run(self, case: Case, update: bool = True) -> None:
-        """Forward, loss, backward and, if asked for, the update."""
+    def run(self, case: Case) -> None:
+        """Forward, loss, backward and update."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.loss(case).backward()
-        if update:
-            self.optimizers[case.fused_optimizer].step()
+        self.optimizers[case.fused_optimizer].step()
 
     def loss(self, case: Case) -> Tensor:
         if case.towers is None:
@@ -146,29 +145,24 @@ class Step:
         loss = contrastive_loss if case.our_loss else self.clip_loss
         return loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.model.logit_scale.exp())
 
-    def flops(self, case: Case) -> int:
-        """Of forward and backward, 2 a multiplication and addition, counted by torch."""
-        with FlopCounterMode(display=False) as counter:
-            self.run(case, update=False)
-        return counter.get_total_flops()
+    def count(self, case: Case) -> tuple[int, int, int]:
+        """FLOPs of both passes, bytes kept for the backward pass, peak bytes (gradients in, parameters out).
 
-    def memory(self, case: Case) -> tuple[int, int]:
-        """Bytes kept for the backward pass, and the peak of both passes with gradients, not parameters."""
+        FLOPs by torch's counter, 2 a multiplication and addition.
+        """
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        with PeakMemory() as memory:
+        with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
             loss = self.loss(case)
             kept = memory.now
             loss.backward()
-        return kept, memory.peak
+        return counter.get_total_flops(), kept, memory.peak
 
 
 def rounds(cases: dict[str, Callable[[], None]], number: int) -> dict[str, list[tuple[float, float]]]:
     """(wall seconds, CPU seconds) of each case in each round; the order turns from round to round."""
     names = list(cases)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for case in cases.values():
-        case()
     for turn in range(number):
         start = turn % len(names)
         for name in (*names[start:], *names[:start]):
@@ -201,8 +195,10 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         tokens = synthetic_captions(synthetic_lengths(args.batch, args.mean_tokens))
     step = Step(model, images, tokens)
     names = ["open_clip", "all"] if args.only_all else list(CASES)
-    flops = {name: step.flops(CASES[name]) for name in names}
-    memory = {name: step.memory(CASES[name]) for name in names}
+    flops, kept, peaks = zip(*(step.count(CASES[name]) for name in names))
+    flops, kept, peaks = (dict(zip(names, values)) for values in (flops, kept, peaks))
+    for name in {CASES[name].fused_optimizer: name for name in names}.values():
+        step.run(CASES[name])  # the optimizers make their state
     times = rounds({name: lambda n=name: step.run(CASES[n]) for name in names}, args.rounds)
 
     rows = {}
@@ -215,8 +211,8 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
             "times_faster_cpu_time": statistics.median(ratio(times, "open_clip", name, 1)),
             "gflop_per_pair": flops[name] / args.batch / 1e9,
             "flops_allow": flops["open_clip"] / flops[name],
-            "kept_bytes": memory[name][0],
-            "peak_bytes": memory[name][1],
+            "kept_bytes": kept[name],
+            "peak_bytes": peaks[name],
         }
     return {
         "model": args.model,
@@ -228,7 +224,7 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
         "step_vs_open_clip": rows["all"]["times_faster"],
         "step_vs_open_clip_cpu_time": rows["all"]["times_faster_cpu_time"],
         "flops_per_pair": flops["all"] / args.batch,
-        "peak_bytes": memory["all"][1],
+        "peak_bytes": peaks["all"],
         "levers": rows,
     }
 
