@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -291,10 +292,15 @@ def read_image(image: bytes | Path, settings: ImageSettings) -> bytes:
     if isinstance(image, bytes):
         return image
     try:
-        with open(image, "rb") as file:
-            data = file.read(settings.max_bytes + 1)
+        with open(image, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > settings.max_bytes:
+                raise Rejected("too many bytes", f"{size}, the limit is {settings.max_bytes}")
+            data = file.read()
     except FileNotFoundError:
         raise Rejected("missing file", str(image)) from None
+    except Rejected:
+        raise
     except (OSError, ValueError) as error:  # a folder, no permission, a name that cannot be
         raise Rejected("unreadable file", f"{image}: {error}") from None
     return data
