@@ -16,7 +16,19 @@ import torch
 from pipeline.augment import Augment
 from pipeline.fields import Beton
 
-_BLUR_WINDOW = 13  # 2 ceil(3 sigma) + 1 at the largest sigma; theirs does not follow sigma
+_EPOCH = 100  # batches, at least
+
+
+class _PILBlur:
+    """The blur of MoCo's, DINO's and SLIP's recipes, five times as fast as torchvision's on a CPU."""
+
+    def __init__(self, sigma: tuple[float, float]):
+        self._sigma = sigma
+
+    def __call__(self, image):
+        from PIL import ImageFilter
+
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(*self._sigma))))
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -33,7 +45,7 @@ class _Pictures(torch.utils.data.Dataset):
             t.RandomResizedCrop(side, a.scale, a.ratio, InterpolationMode.BICUBIC),
             t.RandomApply([jitter], a.jitter_p),
             t.RandomGrayscale(a.gray_p),
-            t.RandomApply([t.GaussianBlur(_BLUR_WINDOW, a.blur_sigma)], a.blur_p),
+            t.RandomApply([_PILBlur(a.blur_sigma)], a.blur_p),
             t.RandomHorizontalFlip(a.flip_p),
             t.ToTensor(),
             t.Normalize(a.mean, a.std),
@@ -88,8 +100,10 @@ def stock_ffcv(
         operations.append(t.NormalizeImage(mean, std, np.float32))
     operations += [t.ToTensor(), t.ToTorchImage()]
     pipelines = {name: None for name in file.fields} | {"image": operations}
+    # A small file many times over: the start of an epoch costs FFCV more than some batches do.
+    indices = np.tile(np.arange(len(file)), -(-_EPOCH * batch // len(file)))
     loader = Loader(str(file.path), batch, num_workers=workers, order=OrderOption.RANDOM,
-                    pipelines=pipelines, os_cache=True)  # fmt: skip
+                    pipelines=pipelines, os_cache=True, indices=indices)  # fmt: skip
     while True:
         with contextlib.closing(iter(loader)) as epoch:
             for batch_of_columns in epoch:
