@@ -210,7 +210,8 @@ def gradients(
 
 def _even(x: Tensor, variant: Variant) -> Tensor:
     """Zeros added to the width up to a whole number of blocks (none for open_clip's widths)."""
-    return F.pad(x, (0, -x.shape[1] % variant.constants["BLOCK_K"])).contiguous()
+    missing = -x.shape[1] % variant.constants["BLOCK_K"]
+    return F.pad(x, (0, missing)) if missing else x.contiguous()
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
