@@ -64,8 +64,19 @@ def verdict(found: Comparison) -> str:
     return f"{a} is not shown to be better than {b} here: {figure}, which includes 0."
 
 
+_DEMO_TUNED = (
+    " The demonstration's model and recipe were chosen by looking at these very drawings: no training saw "
+    "them, but as a test they are used, and the figures are on the optimistic side."
+)
+
+
 def caution(found: Comparison) -> str:
-    """What the interval does not cover: training luck, as far as there are seeds to tell."""
+    """What the interval does not cover: training luck, as far as there are seeds to tell; tuning."""
+    tuned = any(r.family == catalog.DEMO for r in found.rows)
+    return _seeds_caution(found) + (_DEMO_TUNED if tuned else "")
+
+
+def _seeds_caution(found: Comparison) -> str:
     seeds = found.primary.seeds if found.primary else None
     if seeds is None:
         return (
@@ -210,7 +221,8 @@ def triplet_section(found: Comparison) -> str:
     if votes == page.CONSTRUCTED:
         about += (
             " These triplets were built from the data: the same concept against a neighbouring one. Nobody "
-            "was asked, so the figure does not measure agreement with people."
+            "was asked, so the figure does not measure agreement with people. Their drawings are among the "
+            "pairs of stage 2 as well, so after it no drawing here is new."
         )
     elif ceiling < 1:
         about += f" Always answering with the majority would agree with {pct(ceiling)} % of the people."

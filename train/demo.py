@@ -104,7 +104,7 @@ def write_summary(out: Path, seconds: dict[str, float], headlines: dict[str, dic
 
 
 def print_table(runs: dict[str, dict]) -> None:
-    print(f"\n{'on the unseen drawing style':28}{'PI':>8}{'baseline':>10}{'Δ':>8}")
+    print(f"\n{'held-out drawings, fractions':28}{'PI':>8}{'baseline':>10}{'Δ':>8}")
     for key in HEADLINES:
         pi, baseline = runs["pi"][key], runs["baseline"][key]
         print(f"{key:28}{pi:8.3f}{baseline:10.3f}{pi - baseline:+8.3f}")
@@ -124,6 +124,7 @@ def main(demo: Demo) -> None:
     }
     write_summary(out, seconds, headlines)
     print_table(headlines)
+    print("twoafc: constructed triplets, no human vote" if not demo.nights else "twoafc: human votes")
     if demo.short:
         print("(--short: a few training steps only; these figures show that it runs, nothing else)")
     print(f"\n{time.perf_counter() - started:.0f} s in all; the report: {out / 'report' / 'index.html'}")
