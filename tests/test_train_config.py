@@ -163,6 +163,19 @@ def test_a_mistake_is_one_line_and_code_2(args, said, split, triplets, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_needs_no_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--stages", "1,2", "--recipe", "paper", "--nodes", "1", "--cluster", "slurm", "--dry-run"]
+    assert launch.main(args) == 0
+    told = capsys.readouterr().out
+    assert told.count("is not there yet") == 2 and "#SBATCH --dependency=afterok:" in told
+    assert "#SBATCH --ntasks-per-node=6" in told and not list(tmp_path.iterdir())
+    assert launch.main([*args, "--prior", "none"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("is not there yet") == 1 and "dependency" not in told
+    assert launch.main([*args, "--batch", "7"]) == 2
+
+
 def test_missing_data_names_the_command_that_builds_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for args in (["--stage", "1"], ["--stage", "2"], ["--stage", "1", "--prior", "bapps"]):

@@ -68,6 +68,7 @@ def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed:
     if used < len(file):
         order = Share(samples=used, total=len(file), seed=recipe.seed)
     loader, _ = _engine(recipe)
+    pinned = {"pin": True} if recipe.data.engine == "ffcv" and world.device.type == "cuda" else {}
     return loader(
         file,
         batch_size=recipe.rank_batch(world.size),
@@ -80,6 +81,7 @@ def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed:
         consumed=consumed,
         workers=recipe.data.workers,
         dtype=DTYPES[recipe.compute.precision],
+        **pinned,
     )
 
 

@@ -76,7 +76,7 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
         raise ValueError("flags of one stage of a chain are written --stage1.FLAG=VALUE")
     shared = [a for a in args if not a.startswith(("--stage1.", "--stage2."))]
     commands = []
-    for stage in "1" if prior == "none" else "12":
+    for stage in "2" if prior == "none" else "12":
         flags = [f"--{a.partition('.')[2]}" for a in own[stage]]
         if stage == "1" and prior:
             flags.append(f"--prior={prior}")
@@ -85,7 +85,7 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
         if commands:
             flags.append(f"--init={commands[0].recipe.run}")
         commands.append(parse_stage(["--stage", stage, *shared, *flags]))
-    first, *_, last = commands
+    first, last = commands[0], commands[-1]
     if first.recipe.model != last.recipe.model:
         raise ValueError(f"--model: stage 1 trains {first.recipe.model} and stage 2 {last.recipe.model}")
     return commands
@@ -93,7 +93,7 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
 
 def place(recipe: Recipe) -> Recipe:
     """The recipe with its training file and run folder named."""
-    recipe = recipes.resolve_data(recipe)
+    recipe = recipes.locate_data(recipe)
     if recipe.run is None:
         start = "-init" if recipe.init else ""
         folder = f"{recipe.name}-{recipe.model}-stage{recipe.stage}{start}-seed{recipe.seed}"
@@ -110,11 +110,10 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     before: the run that `--init` names and that will exist by then.
     """
     recipe.rank_batch(world_size)
+    recipes.check_data(recipe)
     recipe.total_steps(len(recipes.open_split(recipe.data.data, recipe.stage)))
     if recipe.data.val:
         recipes.open_split(recipe.data.val, recipe.stage)
-    if recipe.data.engine == "dali" and not (gpus_here() or shutil.which("sbatch")):
-        raise ValueError("--engine dali: decodes on a GPU, and this machine shows none; use --engine ffcv")
     recipes.check_model_name(recipe.model)
     _check_folder(recipe)
     partial = recipe.stage == 1 and recipe.trainable != "image"
@@ -150,7 +149,11 @@ def launch(commands: Sequence[Command]) -> int:
     ranks = _ranks(commands[0], cluster)
     before = None
     for command in commands:
-        check(command.recipe, ranks * options.nodes, before)
+        if options.dry_run and not command.recipe.data.data.is_file():
+            command.recipe.rank_batch(ranks * options.nodes)
+            print(f"note: {command.recipe.data.data} is not there yet; nothing in it was checked")
+        else:
+            check(command.recipe, ranks * options.nodes, before)
         before = command.recipe
     if options.cluster == "auto":
         print(f"--cluster auto: {cluster}", file=sys.stderr)

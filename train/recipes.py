@@ -181,13 +181,14 @@ def cli(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of tyro's framed message."""
-    lines = []
+    """The first paragraph of tyro's message, which is framed in a terminal's characters or in ASCII."""
+    lines: list[str] = []
     for line in box.splitlines()[1:]:
-        text = line.strip("│ ").strip()
-        if not text or set(text) <= set("─╰╯"):
+        text = line.strip("│| ").strip()
+        if text and not set(text) <= set("─╰╯-+"):
+            lines.append(text)
+        elif lines:
             break
-        lines.append(text)
     text = " ".join(lines) or "the command line could not be read (see --help)"
     return re.sub(r"^Error parsing (recipe(\.\w+)?: )?", "", text)
 
@@ -205,14 +206,12 @@ def locate_data(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, data=chosen))
 
 
-def resolve_data(recipe: Recipe) -> Recipe:
-    """`locate_data`; ValueError says which command builds a file that is missing."""
-    recipe = locate_data(recipe)
+def check_data(recipe: Recipe) -> None:
+    """ValueError says which command builds a file that is missing."""
     for file in (recipe.data.data, recipe.data.val):
         if file is not None and not file.is_file():
             command = f"python dataprep/build_ffcv.py {_data_source(recipe)[1]}"
             raise ValueError(f"{file}: no such file; build it with: {command}")
-    return recipe
 
 
 def open_split(path: Path, stage: int) -> Beton:
