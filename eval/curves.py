@@ -24,6 +24,11 @@ LOGGED = (
     ("val_2afc", "Validation 2AFC, %", False, True),
     ("logit_scale", "Logit scale", True, False),
 )
+FIRST_STAGE = (
+    ("loss", "Stage 1: loss", False),
+    ("2afc", "Stage 1: 2AFC in training, %", True),
+    ("val_2afc", "Stage 1: validation 2AFC, %", True),
+)
 
 
 def _line(rows: list[dict], name: str, label: str, colour: int, smooth: bool) -> Series | None:
@@ -43,8 +48,7 @@ def _first_stage(arms: Sequence[Arm]) -> list[Figure]:
             continue
         places = (Path(start), arm.runs[0].folder.parent / Path(start).name)
         log = next((rows for p in places if (rows := compare.read_log(p))), [])
-        wanted = (("loss", "Stage 1: loss", False), ("val_2afc", "Stage 1: validation 2AFC, %", True))
-        lines = [(n, t, p, _line(log, n, arm.label, number, n == "loss")) for n, t, p in wanted]
+        lines = [(n, t, p, _line(log, n, arm.label, number, n != "val_2afc")) for n, t, p in FIRST_STAGE]
         return [
             figures.lines(f"stage1-{name}", title, [line], "triplets seen", percent=percent)
             for name, title, percent, line in lines

@@ -16,6 +16,8 @@ from pathlib import Path
 
 PROFILES = ("datacomp", "clip_benchmark")
 BESIDE = "beside the data"
+NO_TEMPLATES = "no published profile: ImageNet's 80 templates"
+_AS_IMAGENET = ("imagenet1k", "imagenetv2", "imagenet_sketch", "objectnet")  # share its templates
 CLASSNAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"
 
 
@@ -46,7 +48,7 @@ def known_classnames(name: str, profile: str = PROFILES[0]) -> tuple[str, ...] |
     data = packaged()
     if name == "svhn" and profile == "datacomp":
         name = "mnist"
-    if name in ("imagenet1k", "imagenetv2", "imagenet_sketch"):
+    if name in _AS_IMAGENET[:3]:
         return tuple(IMAGENET_CLASSNAMES)
     if name in data["imagenet_subsets"]:
         return tuple(IMAGENET_CLASSNAMES[i] for i in data["imagenet_subsets"][name])
@@ -109,7 +111,9 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
         templates = known_templates(name, fallback)
     else:
         templates = checked_templates(beside_templates, folder / TEMPLATES_FILE)
-    prompts = Prompts(tuple(classes), templates, fallback)
+    published = name in packaged()["templates"] or name in packaged()["imagenet_subsets"]
+    label = fallback if published or name in _AS_IMAGENET else NO_TEMPLATES
+    prompts = Prompts(tuple(classes), templates, label)
     if beside_classes is None and beside_templates is None:
         return prompts
     return Prompts(prompts.classes, templates, _recognised(name, prompts))

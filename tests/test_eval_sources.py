@@ -91,6 +91,8 @@ def test_files_beside_the_data_win_and_the_profile_is_named(tmp_path):
     assert prompts.load("svhn", tmp_path, None, None).profile == "beside the data (equal to datacomp)"
     forced = prompts.load("svhn", tmp_path, None, "clip_benchmark")
     assert forced.classes[0] == "zero" and forced.profile == "clip_benchmark"
+    fashion = prompts.load("fashion-mnist", tmp_path / "none", None, None)
+    assert fashion.classes[0] == "T-shirt/top" and fashion.profile == prompts.NO_TEMPLATES
 
 
 @pytest.mark.parametrize("line", ["a photo", "a {d}", "a {c", "{0}"])
