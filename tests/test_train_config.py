@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import train_kit as kit
@@ -85,6 +86,15 @@ def test_only_what_decides_the_numbers_separates_two_runs(stage, tmp_path):
         assert differences(to_dict(recipe), to_dict(same)) == []
         other = replace(recipe, optim=replace(recipe.optim, lr=0.125))
         assert differences(to_dict(recipe), to_dict(other)) == [f"lr was {recipe.optim.lr}, now 0.125"]
+
+
+def test_another_start_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = recipes.STAGE2["debug"]
+    saved = to_dict(replace(base, init=tmp_path / "stage1"))
+    assert differences(saved, to_dict(replace(base, init=Path("stage1")))) == []
+    assert len(differences(saved, to_dict(base))) == 1
+    assert len(differences(saved, to_dict(replace(base, init=Path("other"))))) == 1
 
 
 def test_the_paper_recipe_is_the_papers():

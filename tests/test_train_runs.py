@@ -68,6 +68,13 @@ def test_a_run_killed_after_its_checkpoint_drops_the_lines_past_it(split, tmp_pa
     assert [row["step"] for row in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_another_file_does_not_continue_a_run(split, tmp_path):
+    kit.train(kit.debug(2, split, tmp_path / "run"), kit.Asked(2))
+    other = kit.pairs(tmp_path / "other.beton", 40)
+    with pytest.raises(ValueError, match="has 40 samples, but .* was trained on a file of 48"):
+        kit.train(kit.debug(2, other, tmp_path / "run"))
+
+
 def test_a_complete_run_is_left_alone(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run")
     kit.train(recipe)

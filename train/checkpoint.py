@@ -42,6 +42,9 @@ class State:
 
     step: int = 0
     samples: int = 0
+    """Handed out by the loader so far."""
+    in_file: int = 0
+    """Of the training file."""
     keep: bool = False
     """Never remove this checkpoint."""
     frozen: int | None = None

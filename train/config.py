@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -243,7 +244,7 @@ class Stage2(Recipe):
 
 # What may differ when a run is continued: it changes where, how fast and how often, not the numbers.
 FREE_TO_CHANGE = {
-    "run", "init", "data.data", "data.val", "data.engine", "data.workers",
+    "run", "data.data", "data.val", "data.engine", "data.workers",
     "compute.compile", "compute.pack", "compute.recompute", "compute.threads", "compute.nonfinite",
     "saving.save_every", "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
     "saving.tensorboard",
@@ -262,6 +263,8 @@ def differences(saved: dict, wanted: dict, prefix: str = "") -> list[str]:
         old, new, name = saved.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, name + ".")
+        elif key == "init" and None not in (old, new) and os.path.abspath(old) == os.path.abspath(new):
+            continue
         elif old != new and name not in FREE_TO_CHANGE:
             found.append(f"{key} was {old}, now {new}")
     return found

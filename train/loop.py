@@ -182,8 +182,13 @@ class _Run:
         """4 of train/model.py's list; every rank reads the same files."""
         folder = checkpoint.latest(self.recipe.run, self.log)
         if folder is None:
-            return checkpoint.State(frozen=frozen_digest(self.clip))
+            return checkpoint.State(frozen=frozen_digest(self.clip), in_file=len(self.file))
         state = checkpoint.check(folder)
+        if state.in_file != len(self.file):
+            raise ValueError(
+                f"{self.recipe.data.data}: has {len(self.file)} samples, but {self.recipe.run} was trained "
+                f"on a file of {state.in_file}; choose another --run"
+            )
         self.clip.load_state_dict(checkpoint.weights(folder))
         self.optimizer.load(checkpoint.moments(folder))
         self.log(f"continuing {self.recipe.run} from {folder.name}")
