@@ -105,6 +105,20 @@ DEMONSTRATION = (
 OTHERS = (Entry("Fashion-MNIST", "fashion-mnist", OTHER, 10000, 10),)
 ENTRIES = CLASSIFICATION + CAPTIONS + DEMONSTRATION + OTHERS
 _BY_KEY = {e.key: e for e in ENTRIES}
+# DataComp's names (its tasklist.yml) where they are not the paper's: its aggregate looks sets up by name,
+# and open_clip's tables have them as columns.
+_DATACOMP_NAMES = {
+    "imagenet1k": "ImageNet 1k", "imagenet_sketch": "ImageNet Sketch", "imagenetv2": "ImageNet v2",
+    "vtab/clevr_closest_object_distance": "CLEVR Distance", "vtab/clevr_count_all": "CLEVR Counts",
+    "vtab/kitti_closest_vehicle_distance": "KITTI Vehicle Distance", "vtab/dtd": "Describable Textures",
+    "vtab/flowers": "Oxford Flowers-102", "vtab/pcam": "PatchCamelyon", "fgvc_aircraft": "FGVC Aircraft",
+    "voc2007": "Pascal VOC 2007", "renderedsst2": "Rendered SST2", "flickr30k": "Flickr",
+    "mscoco_captions": "MSCOCO",
+}  # fmt: skip
+_DATACOMP_KEYS = {
+    "flickr30k": "retrieval/flickr30k",
+    "mscoco_captions": "retrieval/mscoco_2014_5k_test_image_text_retrieval",
+}
 # Names under which people's folders hold a set; matched in lower case with "/" and "_" as "-".
 _ALIASES = {
     "cifar100": "vtab/cifar100", "cifar-100": "vtab/cifar100", "cifar-10": "cifar10",
@@ -116,11 +130,17 @@ _ALIASES = {
     "stl10-binary": "stl10", "imagenet": "imagenet1k", "imagenet-1k": "imagenet1k",
     "imagenetv2-matched-frequency": "imagenetv2", "sketch": "imagenet_sketch",
     "imagenet-sketch": "imagenet_sketch", "coco": "mscoco_captions", "mscoco": "mscoco_captions",
-    "flickr": "flickr30k", "fashionmnist": "fashion-mnist", "vocdevkit": "voc2007",
+    "flickr": "flickr30k",
+    "retrieval-flickr30k": "flickr30k", "fashionmnist": "fashion-mnist", "vocdevkit": "voc2007",
     "clevr-count-all": "vtab/clevr_count_all",
     "clevr-closest-object-distance": "vtab/clevr_closest_object_distance",
     "kitti-closest-vehicle-distance": "vtab/kitti_closest_vehicle_distance",
 }  # fmt: skip
+
+
+def datacomp(entry: Entry) -> tuple[str, str]:
+    """(key, name) of a set in DataComp's results."""
+    return _DATACOMP_KEYS.get(entry.key, entry.key), _DATACOMP_NAMES.get(entry.key, entry.name)
 
 
 def _plain(name: str) -> str:

@@ -21,7 +21,7 @@ from eval.catalog import Entry
 from eval.prompts import Prompts
 
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in the order clip-benchmark looks for them
-_DECODE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError,
+_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
 
 
@@ -58,6 +58,8 @@ class FileImages:
         """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
         try:
             return Image.open(io.BytesIO(self.read(i))).convert("RGB")
+        except UnidentifiedImageError:
+            raise Unreadable(f"{self.name(i)}: no image that any decoder knows") from None
         except _DECODE_ERRORS as error:
             raise Unreadable(f"{self.name(i)}: not a readable image ({error})") from None
 

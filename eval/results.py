@@ -132,12 +132,14 @@ def datacomp_record(result: SetResult) -> dict:
         metrics["main_metric"] = metrics["mean_recall@1"]
     else:
         metrics["main_metric"] = metrics[result.one.entry.main_metric]
-    return {"key": result.one.entry.key, "dataset": result.one.entry.name, "metrics": metrics}
+    key, name = catalog.datacomp(result.one.entry)
+    return {"key": key, "dataset": name, "metrics": metrics}
 
 
 def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | float]:
-    """open_clip's openclip_results.csv: name, pretrained, the mean, then one column a set (main metrics)."""
-    values = {r.one.entry.name: datacomp_record(r)["metrics"]["main_metric"] for r in outcome.sets}
+    """open_clip's openclip_results.csv: name, pretrained, the mean, then DataComp's main metrics."""
+    records = [datacomp_record(r) for r in outcome.sets]
+    values = {r["dataset"]: r["metrics"]["main_metric"] for r in records}
     classified = [v for r, v in zip(outcome.sets, values.values()) if r.one.entry.task == CLASSIFICATION_TASK]
     mean = {}
     if classified:

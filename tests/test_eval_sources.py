@@ -59,6 +59,17 @@ def test_wrong_count_names_both_numbers(tmp_path, images):
         sources.read_webdataset(folder)
 
 
+def test_datacomps_names():
+    """Those its aggregate_scores.py looks for, of the sets that the paper has."""
+    wanted = {
+        "ImageNet 1k", "ImageNet Sketch", "ImageNet v2", "ImageNet-A", "ImageNet-O", "ImageNet-R",
+        "ObjectNet", "Caltech-101", "CIFAR-100", "CLEVR Counts", "CLEVR Distance", "Describable Textures",
+        "EuroSAT", "KITTI Vehicle Distance", "Oxford Flowers-102", "Oxford-IIIT Pet", "PatchCamelyon",
+        "RESISC45", "SVHN", "Flickr", "MSCOCO",
+    }  # fmt: skip
+    assert wanted <= {catalog.datacomp(e)[1] for e in catalog.CLASSIFICATION + catalog.CAPTIONS}
+
+
 def test_select_families():
     assert catalog.select(families=["retrieval"]) == {"flickr30k", "mscoco_captions"}
     assert catalog.select(datasets=["wds_vtab-dtd", "own"]) == {"vtab/dtd", "own"}
