@@ -39,7 +39,7 @@ def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str, scale:
 
 @pytest.mark.parametrize(("batch", "width"), [(1, 96), (3, 512), (65, 1000), (5, 640), (2, 17)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_triplet(batch: int, width: int, dtype: torch.dtype, reduction: str):
     generator = torch.Generator().manual_seed(batch)
     features = [torch.randn(batch, width, generator=generator).to(dtype) for _ in range(3)]
