@@ -32,7 +32,7 @@ from dataprep.things import Spose, Things
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
-_DEMO = SampleSettings(images=ImageSettings(quality=98, subsampling="444"))
+DEMO = SampleSettings(images=ImageSettings(quality=98, subsampling="444"))
 
 
 @dataclass(kw_only=True)
@@ -46,10 +46,10 @@ class Demo:
     how: _flat[RunSettings] = field(default_factory=RunSettings)
 
     def run(self) -> None:
-        build(emoji.EmojiPairs(), self.out / "pairs-train.beton", _DEMO, self.how)
+        build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
         for split in ("train", "test"):
             source = nights.Nights(self.nights, split, 6) if self.nights else emoji.EmojiTriplets(split)
-            settings = SampleSettings() if self.nights else _DEMO
+            settings = SampleSettings() if self.nights else DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
         written = emoji.write_eval(self.out / "eval")
         told = f"4 evaluation sets of the held-out vendor {emoji.HELD_OUT}"

@@ -139,7 +139,7 @@ def _png(data: bytes, margin: int = 0) -> bytes:
     with Image.open(io.BytesIO(data)) as image:
         ground = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), "white")
         ground.paste(image, (margin, margin))
-    ground.save(out, "PNG", optimize=not margin)  # without a margin it is kept, in an evaluation set
+    ground.save(out, "PNG")
     return out.getvalue()
 
 

@@ -323,18 +323,27 @@ def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> 
     """Copy bytes [low, high) of a file to `offset` of the descriptor `target`.
 
     By os.copy_file_range, which shares the blocks instead of copying where the file system can;
-    by read and write where it is not supported.
+    by read and write where it is not supported.  Holes stay holes.
     """
+    shift = offset - low
     with open(source, "rb", buffering=0) as file:
         while low < high:
-            try:
-                done = os.copy_file_range(file.fileno(), target, min(_COPY, high - low), low, offset)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                chunk = os.pread(file.fileno(), min(_COPY, high - low), low)
-                _pwrite(target, chunk, offset)
-                done = len(chunk)
-            if not done:
-                raise ValueError(f"{source}: became shorter while it was read")
-            low, offset = low + done, offset + done
+            low = os.lseek(file.fileno(), low, os.SEEK_DATA)
+            stop = min(os.lseek(file.fileno(), low, os.SEEK_HOLE), high)
+            while low < stop:
+                done = _copy_some(file.fileno(), target, low, low + shift, min(_COPY, stop - low))
+                if not done:
+                    raise ValueError(f"{source}: became shorter while it was read")
+                low += done
+
+
+def _copy_some(source: int, target: int, low: int, offset: int, size: int) -> int:
+    """Copy at most `size` bytes between descriptors; how many were copied."""
+    try:
+        return os.copy_file_range(source, target, size, low, offset)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    chunk = os.pread(source, size, low)
+    _pwrite(target, chunk, offset)
+    return len(chunk)

@@ -15,9 +15,9 @@ import dataprep_kit as kit
 import numpy as np
 import pytest
 
-from dataprep import shard, tables
+from dataprep import emoji, shard, tables
 from dataprep.build import Job, RunSettings, TooManyRejects, build
-from dataprep.build_ffcv import main
+from dataprep.build_ffcv import DEMO, main
 from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
 from dataprep.pairs import open_pairs
@@ -96,8 +96,9 @@ def test_nights_splits_filter_and_soft_votes(tmp_path):
 def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "a")]) == 0  # no source: the demo
     assert "constructed, no human vote" in capsys.readouterr().out
-    assert main(["demo", "--out", str(tmp_path / "b")]) == 0
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    build(emoji.EmojiPairs(), tmp_path / "b" / "pairs-train.beton", DEMO, ONE)
+    for name, data in files_of(tmp_path / "b").items():
+        assert (tmp_path / "a" / name).read_bytes() == data
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.*")}
     assert main(["demo", "--out", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out.count("up to date") == 4
@@ -307,11 +308,10 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_builds_go_on_and_end_in_the_same_file(tmp_path, workers):
+def test_killed_builds_go_on_and_end_in_the_same_file(tmp_path):
     table = big_table(tmp_path / "in", 24)
     out = tmp_path / "out.beton"
-    command = slow_build(table, out, "--workers", workers, "--no-passthrough")
+    command = slow_build(table, out, "--workers", "2", "--no-passthrough")
     parts = tmp_path / "out.beton.parts"
     finished = 0
     for _ in range(2):  # killed twice, each time after some progress

@@ -105,17 +105,17 @@ def stock_loader(path, images, process_cache=False):
     with contextlib.closing(iter(loader)) as batches:
         for batch in batches:
             for name, value in zip(loader.pipeline_specs, batch):
-                columns[name].append(np.array(value))
+                columns[name].append(np.asarray(value).copy())
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-@pytest.mark.parametrize("process_cache", [False, True])
-def test_stock_ffcv_reads_a_joined_file(tmp_path, process_cache):
+def test_stock_ffcv_reads_a_joined_file(tmp_path):
+    """Through FFCV's own cache of pages: a value that crossed a page border would come out wrong."""
     samples = [pair(i, picture(i, 64, 80)) for i in range(23)]
     write(tmp_path / "a.beton", samples[:9], page_size=PAGE)
     write(tmp_path / "b.beton", samples[9:], page_size=PAGE)
     join([tmp_path / "a.beton", tmp_path / "b.beton"], tmp_path / "all.beton")
-    got = stock_loader(tmp_path / "all.beton", ["image"], process_cache)
+    got = stock_loader(tmp_path / "all.beton", ["image"], process_cache=True)
     assert (got["tokens"] == [s["tokens"] for s in samples]).all()
     assert (got["luma"][:, 0] == [s["luma"] for s in samples]).all()
     for row, sample in zip(got["key"], samples):

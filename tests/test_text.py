@@ -50,7 +50,7 @@ def test_every_code_point_alone_and_in_a_word():
 
 
 def test_assigned_code_points_beyond():
-    captions = [f"a{chr(number)}b" for number in range(0x3000, 0x110000, 61)]
+    captions = [f"a{chr(number)}b" for number in range(0x3000, 0x110000, 211)]
     assert [clean(c) for c in captions] == [slow(c) for c in captions]
     assert (tokenize(captions) == reference(captions).numpy()).all()
 
