@@ -20,7 +20,7 @@ from pipeline import text
 
 _CHUNK = 2_000  # samples a task
 _SHOWN = 20  # faults that are named
-_LUMA = 2.0  # of 255: a stored mean was taken before the image was encoded
+_LUMA = 16.0  # of 255: the mean was taken before the encoding, which shifts noise and saturated colours
 
 
 @dataclass
