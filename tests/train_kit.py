@@ -65,7 +65,7 @@ def start(*args: object, module: str = "train.launch", **kwargs) -> subprocess.P
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 500) -> tuple[int, str]:
     """(exit code, everything it said)."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err
