@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -117,14 +118,25 @@ def test_a_killed_rank_ends_the_others(split, processes, tmp_path):
 LONG = ("--stage", "2", "--recipe", "debug", "--steps", "100000", "--log-every", "20", "--no-tensorboard")
 
 
-def start_long(split, run, *args):
-    return kit.start(*LONG, "--data", split, "--run", run, *args)
+@pytest.fixture
+def start_long(split):
+    """Starts the launcher on an endless run; whatever a failing test leaves of it is ended."""
+    started = []
+
+    def start(run, *args):
+        started.append(kit.start(*LONG, "--data", split, "--run", run, *args))
+        return started[-1]
+
+    yield start
+    for launcher in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("cluster", ("local", "debug"))
-def test_ctrl_c_saves_and_ends_with_130(cluster, split, tmp_path):
+def test_ctrl_c_saves_and_ends_with_130(cluster, start_long, tmp_path):
     run = tmp_path / "run"
-    launcher = start_long(split, run, "--cluster", cluster)
+    launcher = start_long(run, "--cluster", cluster)
     wait_for_step(run, 20)
     os.killpg(launcher.pid, signal.SIGINT)  # what a terminal does
     code, said = kit.finish(launcher, 240)
