@@ -344,7 +344,7 @@ def alive_in(folder: Path) -> bool:
 
 
 def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
-    table = big_table(tmp_path / "in", 24)
+    table = big_table(tmp_path / "in", 96)
     command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -78,7 +78,8 @@ def test_a_mistake_in_a_plan_is_one_line(args, said, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", (1, 2))
-def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys):
+def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no data lies that the recipe would find by itself
     out = tmp_path / "plan.json"
     args = ["--stage", str(stage), "--recipe", "debug", "--ngpus", "2", "--json", str(out)]
     assert plan.main([*args, *(["--data", str(split)] if stage == 2 else ["--samples", "1000"])]) == 0

@@ -101,9 +101,13 @@ class Asked:
 
 def train(recipe, stop: Asked | None = None):
     """Run a recipe in this process, alone; its `Outcome`."""
+    import torch
+
     from train import loop
     from train.distributed import World
 
+    # Another test may have left more: sums split over other threads round otherwise.
+    torch.set_num_threads(1)
     return loop.train(recipe, World(), stop or Asked())
 
 
