@@ -344,11 +344,13 @@ def alive_in(folder: Path) -> bool:
 
 
 def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
-    table = big_table(tmp_path / "in", 96)
+    table = big_table(tmp_path / "in", 24)
     command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")
+    # A shell starts background jobs with SIGINT ignored, which children inherit; a terminal does not.
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     wait_for(lambda: list((tmp_path / "out.beton.parts").glob("*.json")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=30)[1]
