@@ -64,7 +64,7 @@ def _engine(recipe: Recipe):
 
 def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed: int) -> StreamLoader:
     """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on."""
-    used, order = recipe.samples(len(file)), Order()
+    used, order = recipe.samples(len(file)), Order(kind=recipe.data.order)
     if used < len(file):
         order = Share(samples=used, total=len(file), seed=recipe.seed)
     loader, _ = _engine(recipe)
