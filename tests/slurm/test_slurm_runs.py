@@ -6,8 +6,12 @@ A run that was disturbed must end with the very weights of one that was not.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import train_kit as kit
@@ -50,6 +54,55 @@ def wait_for_step(slurm, job: str, run, step: int, timeout: float = 180) -> None
         assert slurm.job(job)["JobState"] not in ENDED, said_by(run)
         assert time.monotonic() < deadline, said_by(run)
         time.sleep(0.05)
+
+
+def ranks(job: str) -> dict[int, int]:
+    """The process of each rank of the job."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "environ").read_bytes().split(b"\0")
+            program, *flags = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        variables = dict(word.split(b"=", 1) for word in words if b"=" in word)
+        mine = variables.get(b"SLURM_JOB_ID") == job.encode()
+        if mine and b"python" in program and b"submitit.core._submit" in flags:  # srun says so too
+            rank = int(variables[b"SLURM_PROCID"])
+            found[rank] = min(int(process.name), found.get(rank, int(process.name)))  # not its children
+    return found
+
+
+def was_warned(process: int) -> bool:
+    """Whether SIGUSR2 waits for a process that we stopped, or SLURM has let it go on to see it."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return True  # saved and ended already
+    sent = [int(mask, 16) for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)", status, re.M)]
+    return any(mask >> (signal.SIGUSR2 - 1) & 1 for mask in sent) or "State:\tT" not in status
+
+
+@contextmanager
+def held_until_warned(job: str, patience: float = 120):
+    """Hold the job's ranks until what the block asks of SLURM has reached them as SIGUSR2.
+
+    SLURM looks at time limits twice a minute only: a run that is not held may end before.
+    """
+    held = list(ranks(job).values())
+    assert len(held) == 2, f"two ranks were expected: {held}"
+    for process in held:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+        deadline = time.monotonic() + patience
+        while not all(map(was_warned, held)):
+            assert time.monotonic() < deadline, f"SLURM did not warn the ranks within {patience:.0f} s"
+            time.sleep(0.1)
+    finally:
+        for process in held:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
 
 def said_by(run) -> str:
@@ -100,7 +153,8 @@ def test_usr2_saves_and_continues(slurm, files, undisturbed, tmp_path):
     run = tmp_path / "run"
     (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2))
     wait_for_step(slurm, job, run, 20)
-    slurm.run("scancel", "--signal=USR2", job)
+    with held_until_warned(job):
+        slurm.run("scancel", "--signal=USR2", job)
     assert slurm.wait_job(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", said_by(run)
     assert slurm.job(job)["Restarts"] == "1"
     assert "asked to make room after step" in (run / "log.txt").read_text()
@@ -111,12 +165,15 @@ def test_a_time_limit_saves_and_continues(slurm, files, undisturbed, tmp_path):
     run = tmp_path / "run"
     (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2, signal_delay=600))
     wait_for_step(slurm, job, run, 20)
-    # A limit that is nearer than the delay of the warning: SLURM warns at once, as it would at its time.
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
-    slurm.wait_job(job, "PENDING")
+    # A limit that is nearer than the delay of the warning: SLURM warns as it would at its time.
+    with held_until_warned(job):
+        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
+    deadline = time.monotonic() + 60
+    while slurm.job(job)["Restarts"] == "0":
+        assert time.monotonic() < deadline, said_by(run)
+        time.sleep(0.2)
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
     assert slurm.wait_job(job, "COMPLETED", "FAILED", "TIMEOUT")["JobState"] == "COMPLETED", said_by(run)
-    assert slurm.job(job)["Restarts"] == "1"
     assert_ended_like(undisturbed, run)
 
 
@@ -124,9 +181,10 @@ def test_preemption_saves_and_continues(slurm, files, undisturbed, tmp_path):
     run = tmp_path / "run"
     (job,) = submit(slurm, *stage2(files, run, steps=LONG, ngpus=2, partition="scavenge"))
     wait_for_step(slurm, job, run, 20)
-    said = slurm.run(
-        "sbatch", "--parsable", "--nodes=2", "--exclusive", "--wrap=sleep 5", "--output=/dev/null"
-    )
+    with held_until_warned(job):
+        said = slurm.run(
+            "sbatch", "--parsable", "--nodes=2", "--exclusive", "--wrap=sleep 5", "--output=/dev/null"
+        )
     assert slurm.wait_job(said.strip(), *ENDED)["JobState"] == "COMPLETED"
     assert slurm.wait_job(job, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", said_by(run)
     assert int(slurm.job(job)["Restarts"]) >= 1
@@ -147,24 +205,10 @@ def test_scancel_saves_and_ends(slurm, files, tmp_path):
 
 
 def test_a_killed_rank_ends_the_job(slurm, files, tmp_path):
-    import os
-    import signal
-    from pathlib import Path
-
     run = tmp_path / "run"
     (job,) = submit(slurm, *stage2(files, run, steps=100_000, ngpus=2))
     wait_for_step(slurm, job, run, 5)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (process / "environ").read_bytes().split(b"\0")
-            words = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if {f"SLURM_JOB_ID={job}".encode(), b"SLURM_PROCID=1"} <= set(variables) and b"submitit" in words:
-            os.kill(int(process.name), signal.SIGKILL)
-            break
-    else:
-        pytest.fail("rank 1 was not found")
+    os.kill(ranks(job)[1], signal.SIGKILL)
     assert slurm.wait_job(job, *ENDED, timeout=60)["JobState"] in ("FAILED", "CANCELLED", "NODE_FAIL")
 
 
