@@ -1,8 +1,8 @@
 """One image file's bytes → the JPEG that is stored: decode, check, orient, resize, re-encode.
 
 Every image is decoded once in full, so that what cannot be decoded never reaches training.  A JPEG
-that already fits is kept byte for byte; for it the full entropy decoding is the check, and the
-pixels are reconstructed at 1/8 size only, for the mean luma.
+that already fits is kept byte for byte; for it the full entropy decoding is the check, which tells the
+mean luma too (`jpeg_scan.py`); libjpeg judges what that does not vouch for.
 
 Not here: captions (`pipeline/text.py`), where images come from (`sources.py`, `triplets.py`).
 
@@ -22,6 +22,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from dataprep.jpeg_scan import mean_luma as scanned_luma
 from dataprep.writer import Jpeg
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
@@ -219,10 +220,13 @@ def _fits(head: Head, settings: ImageSettings) -> bool:
 
 
 def _checked_luma(data: bytes, head: Head) -> float:
-    """Entropy-decode a JPEG in full; its mean luma, within about 0.2 of 255, from the blocks' means.
+    """Entropy-decode a JPEG in full; its mean luma, within about 0.5 of 255, from the blocks' means.
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
+    luma = scanned_luma(data)
+    if luma is not None:
+        return luma
     blocks = simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)[..., 0]
     down, across = (_coverage(n, m) for n, m in zip((head.height, head.width), blocks.shape))
     return float(down @ blocks @ across)
