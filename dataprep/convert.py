@@ -22,7 +22,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from dataprep.jpeg_scan import mean_luma as scanned_luma
 from dataprep.writer import Jpeg
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
@@ -224,7 +223,9 @@ def _checked_luma(data: bytes, head: Head) -> float:
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
-    luma = scanned_luma(data)
+    from dataprep import jpeg_scan  # with its compiler only where it is needed: that takes 100 MB
+
+    luma = jpeg_scan.mean_luma(data)
     if luma is not None:
         return luma
     blocks = simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)[..., 0]
