@@ -20,6 +20,10 @@ from torch.autograd.function import once_differentiable
 
 from kernels.engine import Engine, resolve
 
+# Torch 2.14 calls them so, and warns at their older names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 _CHUNK_ELEMENTS = 1 << 22  # logits of the plain version that exist at a time
 
 
@@ -28,6 +32,7 @@ def contrastive_loss(
     text: Tensor,
     logit_scale: Tensor,
     *,
+    valid: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     engine: Engine = "auto",
 ) -> Tensor:
@@ -36,6 +41,9 @@ def contrastive_loss(
     image, text: (n, D) features of this rank's pairs, L2-normalised by the caller (as in open_clip), of one
     dtype and device. Half-precision features are multiplied as such and summed in float32.
     logit_scale: tensor of one element, the factor itself (1/τ), not its logarithm.
+    valid: (n,) bool; a pair that is not valid is nobody's negative either: the loss and its gradients are
+    those of the batch without it, its own gradients zero. Without any valid pair the loss is zero. None: all
+    are valid. Either every rank passes it or none does.
     group: the process group over which the batch is spread; None means this process alone. Every rank of it
     must call with the same n and D, and run backward with the same upstream gradient.
     engine: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
@@ -52,9 +60,9 @@ def contrastive_loss(
     Call it outside a torch.compile region (it communicates); a surrounding autocast does not change it.
     Raises ValueError where shapes, dtypes or devices do not fit.
     """
-    _check(image, text, logit_scale)
+    _check(image, text, logit_scale, valid)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, group, _engine(resolve(engine, image)))
+        return _Contrastive.apply(image, text, logit_scale, valid, group, _engine(resolve(engine, image)))
 
 
 class _Engine(NamedTuple):
@@ -72,26 +80,35 @@ def _engine(name: str) -> _Engine:
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image: Tensor, text: Tensor, logit_scale: Tensor, group, engine: _Engine) -> Tensor:
+    def forward(
+        ctx, image: Tensor, text: Tensor, logit_scale: Tensor, valid, group, engine: _Engine
+    ) -> Tensor:
         ranks = _Ranks(group)
         texts = ranks.gather(text)  # (N, D)
         offset = ranks.rank * len(image)
         scale = logit_scale.detach().reshape(()).to(_sum_dtype(image))
-        row_lse, column_lse, diagonal = engine.sweep(image, texts, scale, offset)
+        masks = None if valid is None else (valid, ranks.gather(valid.byte()).bool())
+        row_lse, column_lse, diagonal = engine.sweep(image, texts, scale, offset, masks)
         column_lse = ranks.gather(column_lse[None]).logsumexp(0)
-        own = column_lse[offset : offset + len(image)]
-        total = ranks.sum((row_lse + own - 2 * diagonal).sum())
+        losses = row_lse + column_lse[offset : offset + len(image)] - 2 * diagonal
+        if masks is None:
+            pairs = len(texts)
+        else:
+            losses = losses.where(valid, losses.new_zeros(()))
+            pairs = masks[1].sum().clamp_min(1)
         ctx.save_for_backward(image, texts, logit_scale, scale, row_lse, column_lse)
-        ctx.ranks, ctx.offset, ctx.engine = ranks, offset, engine
-        return total / (2 * len(texts))
+        ctx.ranks, ctx.offset, ctx.engine, ctx.masks, ctx.pairs = ranks, offset, engine, masks, pairs
+        return ranks.sum(losses.sum()) / (2 * pairs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor):
         image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
         ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
-        d_image, d_texts, d_scale = ctx.engine.gradients(image, texts, scale, row_lse, column_lse, ctx.offset)
-        unit = upstream / (2 * len(texts))
+        d_image, d_texts, d_scale = ctx.engine.gradients(
+            image, texts, scale, row_lse, column_lse, ctx.offset, ctx.masks
+        )
+        unit = upstream / (2 * ctx.pairs)
         features = unit * scale * ranks.world_size  # DDP divides by the world size again
         return (
             (d_image * features).to(image.dtype) if need_image else None,
@@ -101,25 +118,41 @@ class _Contrastive(torch.autograd.Function):
             else None,
             None,
             None,
+            None,
         )
 
 
-def _sweep(image: Tensor, texts: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+# Which of the local images and of all texts are valid.
+Masks = tuple[Tensor, Tensor] | None
+
+
+def _sweep(
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Masks
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     rows, columns, diagonals = [], None, []
     wide = texts.to(scale.dtype)
     for start, part in _chunks(image, texts):
         logits = scale * part.to(scale.dtype) @ wide.T
+        diagonals.append(logits.diagonal(offset + start).clone())
+        if masks is not None:
+            # Not -inf: rows of nothing but it must not make NaN.
+            logits.masked_fill_(_outside(masks, start, len(part)), -1e30)
         rows.append(logits.logsumexp(1))
         column = logits.logsumexp(0)
         columns = column if columns is None else torch.logaddexp(columns, column)
-        diagonals.append(logits.diagonal(offset + start))
     assert columns is not None
     return torch.cat(rows), columns, torch.cat(diagonals)
 
 
 def _gradients(
-    image: Tensor, texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, offset: int
+    image: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    offset: int,
+    masks: Masks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
     wide = texts.to(scale.dtype)
@@ -130,10 +163,18 @@ def _gradients(
         logits = scale * cosine
         g = (logits - row_lse[start : start + len(part), None]).exp_() + (logits - column_lse).exp_()
         g.diagonal(offset + start).sub_(2)
+        if masks is not None:
+            g.masked_fill_(_outside(masks, start, len(part)), 0)
         d_image.append(g @ wide)
         d_texts.addmm_(g.T, part)
         d_scale += (g * cosine).sum()
     return torch.cat(d_image), d_texts, d_scale
+
+
+def _outside(masks: tuple[Tensor, Tensor], start: int, count: int) -> Tensor:
+    """Which logits of some rows have an invalid image or text, (count, N)."""
+    images, texts = masks
+    return ~(images[start : start + count, None] & texts)
 
 
 def _chunks(image: Tensor, texts: Tensor):
@@ -156,7 +197,7 @@ class _Ranks:
         if self.world_size == 1:
             return x
         out = x.new_empty(self.world_size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(out, x.contiguous(), group=self.group)
+        _all_gather(out, x.contiguous(), group=self.group)
         return out
 
     def scatter(self, x: Tensor) -> Tensor:
@@ -164,7 +205,7 @@ class _Ranks:
         if self.world_size == 1:
             return x
         out = x.new_empty(len(x) // self.world_size, *x.shape[1:])
-        dist.reduce_scatter_tensor(out, x.contiguous(), group=self.group)
+        _reduce_scatter(out, x.contiguous(), group=self.group)
         return out
 
     def sum(self, x: Tensor) -> Tensor:
@@ -178,7 +219,7 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _check(image: Tensor, text: Tensor, logit_scale: Tensor) -> None:
+def _check(image: Tensor, text: Tensor, logit_scale: Tensor, valid: Tensor | None) -> None:
     shapes = f"image {tuple(image.shape)}, text {tuple(text.shape)}"
     if image.ndim != 2 or image.shape != text.shape or 0 in image.shape:
         raise ValueError(
@@ -195,3 +236,10 @@ def _check(image: Tensor, text: Tensor, logit_scale: Tensor) -> None:
     if not image.device == text.device == logit_scale.device:
         devices = f"{image.device}, {text.device}, {logit_scale.device}"
         raise ValueError(f"contrastive_loss: features and logit_scale on one device, got {devices}")
+    if valid is not None and (
+        valid.dtype != torch.bool or valid.shape != image.shape[:1] or valid.device != image.device
+    ):
+        raise ValueError(
+            f"contrastive_loss: valid is a bool for each of the {len(image)} pairs on {image.device}, "
+            f"got {valid.dtype} {tuple(valid.shape)} on {valid.device}"
+        )

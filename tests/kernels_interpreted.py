@@ -113,6 +113,24 @@ def test_contrastive(n: int, width: int, dtype: torch.dtype, monkeypatch: pytest
         assert_as_good(*values, what, scale=size)
 
 
+@pytest.mark.parametrize("which", [[0], [3, 64, 65, 69], range(64), range(70)])
+def test_contrastive_without_invalid_pairs(which):
+    """A single one, some, a whole tile, all of them."""
+    valid = torch.ones(70, dtype=torch.bool)
+    valid[list(which)] = False
+    results = []
+    for engine in ("triton", "torch"):
+        inputs = [x.requires_grad_() for x in _pairs(70, 64, torch.float32)]
+        scale = torch.tensor(50.0, requires_grad=True)
+        loss = contrastive_loss(*inputs, scale, valid=valid, engine=engine)
+        loss.backward()
+        results.append([loss.detach(), *(x.grad for x in (*inputs, scale))])
+    # The gradients are differences of terms up to 50 / 6 (scale over valid pairs): 1e-5 of those.
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        assert ours.isfinite().all()
+
+
 @pytest.mark.parametrize(("n", "ranks", "width"), [(3, 4, 64), (70, 2, 32)])
 def test_contrastive_ranks(n: int, ranks: int, width: int):
     """Each rank's rows against all columns: offsets, merged columns, and the sum of the parts."""

@@ -107,6 +107,35 @@ def test_contrastive_equals_open_clip(batch: int, chunk: int, monkeypatch: pytes
         torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [1, 30, 1 << 22])
+@pytest.mark.parametrize("which", [[0], [4, 5, 8], range(8)])
+def test_contrastive_without_invalid_pairs_equals_open_clip(which, chunk: int, monkeypatch):
+    monkeypatch.setattr("kernels.contrastive._CHUNK_ELEMENTS", chunk)
+    valid = torch.ones(9, dtype=torch.bool)
+    valid[list(which)] = False
+    ours = [*_pairs(9, 7), torch.tensor(14.0, dtype=torch.float64)]
+    ours[0][~valid], ours[1][~valid] = ours[1][~valid], -ours[1][~valid]  # they would matter
+    theirs = [x.clone() for x in ours]
+    for x in (*ours, *theirs):
+        x.requires_grad_()
+    loss = contrastive_loss(*ours, valid=valid)
+    wanted = ClipLoss()(theirs[0][valid], theirs[1][valid], theirs[2])
+    torch.testing.assert_close(loss, wanted)
+    (3 * loss).backward()
+    (3 * wanted).backward()
+    for x, y in zip(ours, theirs):
+        torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
+
+
+def test_contrastive_of_nothing_valid_is_zero():
+    inputs = [*_pairs(3, 4), torch.tensor(14.0, dtype=torch.float64)]
+    for x in inputs:
+        x.requires_grad_()
+    loss = contrastive_loss(*inputs, valid=torch.zeros(3, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0 and all((x.grad == 0).all() for x in inputs)
+
+
 def test_contrastive_gradients():
     image, text = _pairs(5, 3)
     inputs = [
@@ -140,6 +169,8 @@ def test_contrastive_is_not_changed_by_autocast():
         ({"logit_scale": torch.ones(2)}, "one element"),
         ({"logit_scale": 100.0}, "one element"),
         ({"logit_scale": torch.ones((), device="meta")}, "one device"),
+        ({"valid": torch.ones(3, dtype=torch.bool)}, "each of the 2 pairs"),
+        ({"valid": torch.ones(2)}, "a bool for"),
     ],
 )
 def test_contrastive_errors(change: dict, words: str):
@@ -148,16 +179,23 @@ def test_contrastive_errors(change: dict, words: str):
         contrastive_loss(**(good | change))
 
 
+# Of four ranks of three: all, none, two and one.
+VALID = torch.tensor([1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0], dtype=torch.bool)
+
+
 def _rank(rank: int, world_size: int, folder: str, batch: int, width: int) -> None:
     """Gradients on one of several ranks: ours, and open_clip's with its local loss and gathered gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
     image, text = (x[rank * batch : (rank + 1) * batch] for x in _pairs(batch * world_size, width))
     results = {}
-    for name in ("ours", "open_clip"):
+    for name in ("ours", "open_clip", "without"):
         inputs = [x.clone().requires_grad_() for x in (image, text, torch.tensor(10.0, dtype=torch.float64))]
         if name == "ours":
             loss = contrastive_loss(*inputs, group=dist.group.WORLD)
+        elif name == "without":
+            valid = VALID[rank * batch : (rank + 1) * batch]
+            loss = contrastive_loss(*inputs, valid=valid, group=dist.group.WORLD)
         else:
             loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)(*inputs)
         loss.backward()
@@ -186,3 +224,12 @@ def test_contrastive_on_four_ranks(tmp_path):
     for name in ("ours", "open_clip"):
         scale = torch.stack([result[name][3] for result in results]).mean(0)
         torch.testing.assert_close(scale, inputs[2].grad)
+
+    few = [x.detach().clone().requires_grad_() for x in inputs]
+    loss = reference.contrastive_loss(few[0][VALID], few[1][VALID], few[2])
+    loss.backward()
+    parts = [torch.stack(x) for x in zip(*(result["without"] for result in results))]
+    torch.testing.assert_close(parts[0], loss.detach().expand(ranks))
+    torch.testing.assert_close(parts[1].flatten(0, 1) / ranks, few[0].grad)
+    torch.testing.assert_close(parts[2].flatten(0, 1) / ranks, few[1].grad)
+    torch.testing.assert_close(parts[3].mean(0), few[2].grad)

@@ -111,6 +111,18 @@ def test_a_triplet_that_does_not_decode_has_no_effect():
     assert_close(found, other, 1e-6)
 
 
+@pytest.mark.parametrize("micro", (0, 2))
+def test_a_pair_that_does_not_decode_has_no_effect(micro):
+    batch = pair_batch(16)
+    valid = torch.ones(len(batch), dtype=torch.bool)
+    valid[[1, 4]] = False
+    measured, found, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), replace(batch, valid=valid))
+    without = ImageText(*(x[valid] for x in (batch.images, batch.tokens, batch.index, batch.valid)))
+    wanted, expected, _ = gradients(recipe_of(2, "debug-ViT"), without)
+    torch.testing.assert_close(measured, wanted, rtol=1e-5, atol=0)
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("micro", (1, 3, 6))
 def test_gradient_caching_is_exact(micro):
     batch = pair_batch(16)

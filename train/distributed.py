@@ -6,6 +6,7 @@ without; a second, gloo, group carries the loop's decisions so that they never w
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -136,7 +137,10 @@ def replicate(module: torch.nn.Module, world: World) -> Replica:
     if world.size == 1:
         return Replica(module)
     devices = [world.device] if world.device.type == "cuda" else None
-    return Replica(DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False))
+    # Torch 2.14 renames the setting, and warns at the older name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return Replica(DistributedDataParallel(module, device_ids=devices, **{setting: False}))
 
 
 def share_buffers(module: torch.nn.Module, world: World) -> None:

@@ -6,7 +6,7 @@ Gao et al. 2021, arXiv 2101.06983): features of all parts without a graph, the l
 respect to the features, then each part again with a graph and that gradient fed in.  With
 `negatives="micro"` each part is a batch of its own, as in the authors' runs.
 
-A pair whose image did not decode keeps its place (its image is blank): `train/loop.py` limits their share.
+A pair whose image did not decode is left out of the loss, as if the batch had not had it.
 
 B pairs of a rank, D embedding width.
 """
@@ -36,6 +36,7 @@ class Part(NamedTuple):
 
     images: Tensor
     captions: Tensor | Packed
+    valid: Tensor
     last: bool
 
 
@@ -61,7 +62,8 @@ class ContrastiveStage:
         parts = []
         for part, last in micro_batches(batch, self.micro):
             captions = self._captions(part.tokens.cpu()).to(self.world.device)
-            parts.append(Part(part.images.to(self.world.device, non_blocking=True), captions, last))
+            images, valid = (x.to(self.world.device, non_blocking=True) for x in (part.images, part.valid))
+            parts.append(Part(images, captions, valid, last))
         return parts
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
@@ -73,12 +75,13 @@ class ContrastiveStage:
             self.rows = -(-len(pack(tokens, ROW).tokens) * 17 // 16)
         return pack(tokens, ROW, self.rows)
 
-    def _loss(self, image: Tensor, text: Tensor) -> Tensor:
-        """The loss of all ranks' pairs, from features (B, D) that are not normalised."""
+    def _loss(self, image: Tensor, text: Tensor, valid: Tensor) -> Tensor:
+        """The loss of all ranks' valid pairs, from features (B, D) that are not normalised."""
         return contrastive_loss(
             F.normalize(image, dim=-1),
             F.normalize(text, dim=-1),
             self.clip.logit_scale.exp(),
+            valid=valid,
             group=self.group,
         )
 
@@ -90,14 +93,16 @@ class ContrastiveStage:
         total = torch.zeros(1, device=self.world.device)
         for part in parts:
             with self.replica.synchronised(part.last):
-                loss = self._loss(*self.replica.module(part.images, part.captions)) / len(parts)
+                features = self.replica.module(part.images, part.captions)
+                loss = self._loss(*features, part.valid) / len(parts)
                 loss.backward()
             total += loss.detach()
         return total
 
     def _cached_gradients(self, parts: list[Part]) -> Tensor:
         image, text = self._features(parts)
-        loss = self._loss(image.requires_grad_(), text.requires_grad_())
+        valid = torch.cat([part.valid for part in parts])
+        loss = self._loss(image.requires_grad_(), text.requires_grad_(), valid)
         d_image, d_text, d_scale = torch.autograd.grad(loss, (image, text, self.clip.logit_scale))
         slices = zip(d_image.split(self.micro), d_text.split(self.micro))
         for part, (part_image, part_text) in zip(parts, slices):
@@ -133,7 +138,8 @@ class ContrastiveStage:
             tokens = fit_context(batch.tokens, self.clip.context_length)
             image, text = self.towers(batch.images.to(self.world.device), tokens.to(self.world.device))
             image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-            loss = contrastive_loss(image, text, self.clip.logit_scale.exp())
-            total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+            valid = batch.valid.to(self.world.device)
+            loss, pairs = contrastive_loss(image, text, self.clip.logit_scale.exp(), valid=valid), valid.sum()
+            total += torch.stack([loss * pairs, pairs]).double().cpu()
         loss, count = self.world.total(total).tolist()
         return {"val_loss": loss / count}

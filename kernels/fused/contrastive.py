@@ -22,6 +22,8 @@ def lse_kernel(
     image,  # (n, D)
     texts,  # (N, D)
     logit_scale,  # (1,) float32
+    valid_images,  # (n,) bytes: 0 is no pair's
+    valid_texts,  # (N,)
     row_lse,  # (⌈N / BLOCK_N⌉, n) float32: over the tile's columns
     column_lse,  # (⌈n / BLOCK_M⌉, N) float32: over the tile's rows
     diagonal,  # (n,) float32: the logits of the pairs
@@ -63,7 +65,9 @@ def lse_kernel(
         tl.store(diagonal + rows, tl.sum(tl.where(paired, s, 0.0), 1), mask=has)
 
     outside = -1e30  # not -inf: rows of nothing but it must not make NaN
-    s = tl.where((rows < n)[:, None] & (columns < N)[None, :], s, outside)
+    valid_rows = tl.load(valid_images + rows, mask=rows < n, other=0) != 0
+    valid_columns = tl.load(valid_texts + columns, mask=columns < N, other=0) != 0
+    s = tl.where(valid_rows[:, None] & valid_columns[None, :], s, outside)
     row_max, column_max = tl.max(s, 1), tl.max(s, 0)
     row_sum = tl.sum(tl.exp(s - row_max[:, None]), 1)
     column_sum = tl.sum(tl.exp(s - column_max[None, :]), 0)
@@ -78,6 +82,8 @@ def gradient_kernel(
     image,  # (n, D)
     texts,  # (N, D)
     logit_scale,  # (1,) float32
+    valid_images,  # (n,) bytes
+    valid_texts,  # (N,)
     row_lse,  # (n,) float32
     column_lse,  # (N,) float32
     gradient,  # (n, C) out, for columns start … start + C: UNIT · G
@@ -115,40 +121,37 @@ def gradient_kernel(
         dot = tl.dot(x, y, dot, input_precision=PRECISION)
 
     s = dot * tl.load(logit_scale)
-    # Of what lies outside, the log-sum-exp is far above any logit: its probability is zero.
-    over_row = tl.load(row_lse + rows, mask=rows < n, other=1e30)
-    over_column = tl.load(column_lse + columns, mask=local < size, other=1e30)
+    over_row = tl.load(row_lse + rows, mask=rows < n, other=0.0)
+    over_column = tl.load(column_lse + columns, mask=local < size, other=0.0)
+    valid_rows = tl.load(valid_images + rows, mask=rows < n, other=0) != 0
+    valid_columns = tl.load(valid_texts + columns, mask=local < size, other=0) != 0
     g = tl.exp(s - over_row[:, None]) + tl.exp(s - over_column[None, :])
     g = tl.where((rows + offset)[:, None] == columns[None, :], g - 2.0, g)
-    mask = (rows < n)[:, None] & (local < size)[None, :]
-    g = tl.where(mask, g, 0.0)
+    g = tl.where(valid_rows[:, None] & valid_columns[None, :], g, 0.0)  # even where it is infinite
     tl.store(d_scale + tl.program_id(0), tl.sum(g * dot))
     places = gradient + rows.to(tl.int64)[:, None] * size + local[None, :]
-    tl.store(places, (g * UNIT).to(gradient.dtype.element_ty), mask=mask)
+    inside = (rows < n)[:, None] & (local < size)[None, :]
+    tl.store(places, (g * UNIT).to(gradient.dtype.element_ty), mask=inside)
 
 
 def lse_variant(dtype: torch.dtype) -> Variant:
     """How `lse_kernel` runs for features of this dtype."""
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    arguments = {"image": feature, "texts": feature, "logit_scale": "*fp32", "row_lse": "*fp32"}
-    arguments |= {
-        "column_lse": "*fp32",
-        "diagonal": "*fp32",
-        "n": "i32",
-        "N": "i32",
-        "width": "i32",
-        "offset": "i32",
-    }
+    arguments = _inputs(dtype) | {"diagonal": "*fp32"} | dict.fromkeys(("n", "N", "width", "offset"), "i32")
     return _variant("InfoNCE log-sum-exp", lse_kernel, dtype, arguments, {})
 
 
 def gradient_variant(dtype: torch.dtype) -> Variant:
     """How `gradient_kernel` runs for features of this dtype."""
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    arguments = {"image": feature, "texts": feature, "logit_scale": "*fp32", "row_lse": "*fp32"}
-    arguments |= {"column_lse": "*fp32", "gradient": feature, "d_scale": "*fp32", "n": "i32", "N": "i32"}
-    arguments |= {"width": "i32", "offset": "i32", "start": "i32", "size": "i32"}
+    arguments = _inputs(dtype) | {"gradient": f"*{TRITON_DTYPES[dtype]}", "d_scale": "*fp32"}
+    arguments |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
     return _variant("InfoNCE gradient", gradient_kernel, dtype, arguments, {"UNIT": UNIT})
+
+
+def _inputs(dtype: torch.dtype) -> dict[str, str]:
+    feature = f"*{TRITON_DTYPES[dtype]}"
+    masks = {"valid_images": "*u8", "valid_texts": "*u8"}
+    lse = {"row_lse": "*fp32", "column_lse": "*fp32"}
+    return {"image": feature, "texts": feature, "logit_scale": "*fp32"} | masks | lse
 
 
 def variants() -> list[Variant]:
@@ -170,7 +173,9 @@ def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: 
     )
 
 
-def sweep(image: Tensor, texts: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+def sweep(
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     variant = lse_variant(image.dtype)
     image, texts = _even(image, variant), _even(texts, variant)
@@ -180,12 +185,19 @@ def sweep(image: Tensor, texts: Tensor, scale: Tensor, offset: int) -> tuple[Ten
         triton.cdiv(N, variant.constants["BLOCK_N"]),
     )
     rows, columns, diagonal = (scale.new_empty(shape) for shape in ((tiles_n, n), (tiles_m, N), (n,)))
-    variant.launch((tiles_m * tiles_n,), image, texts, scale, rows, columns, diagonal, n, N, width, offset)
+    inputs = (image, texts, scale, *_bytes(masks, image, texts), rows, columns, diagonal)
+    variant.launch((tiles_m * tiles_n,), *inputs, n, N, width, offset)
     return rows.logsumexp(0), columns.logsumexp(0), diagonal
 
 
 def gradients(
-    image: Tensor, texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, offset: int
+    image: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    offset: int,
+    masks: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
     variant = gradient_variant(image.dtype)
@@ -195,17 +207,25 @@ def gradients(
     step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
     d_image, d_texts = scale.new_zeros(image.shape), scale.new_empty(texts.shape)
     d_scale = torch.zeros_like(scale)
+    valid_images, valid_texts = _bytes(masks, image, texts)
     for start in range(0, N, step):
         size = min(step, N - start)
         gradient = image.new_empty(n, size)
         tiles = triton.cdiv(n, block_m) * triton.cdiv(size, block_n)
         partial = scale.new_empty(tiles)
-        inputs = (wide_image, wide_texts, scale, row_lse, column_lse, gradient, partial)
-        variant.launch((tiles,), *inputs, n, N, width, offset, start, size)
+        inputs = (wide_image, wide_texts, scale, valid_images, valid_texts, row_lse, column_lse)
+        variant.launch((tiles,), *inputs, gradient, partial, n, N, width, offset, start, size)
         d_image += _product(gradient, texts[start : start + size])
         d_texts[start : start + size] = _product(gradient.T, image)
         d_scale += partial.sum()
     return d_image.div_(UNIT), d_texts.div_(UNIT), d_scale
+
+
+def _bytes(masks: tuple[Tensor, Tensor] | None, image: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images and texts are valid, as the kernels read it: a byte costs nothing beside its features."""
+    if masks is None:
+        return tuple(x.new_ones(len(x), dtype=torch.uint8) for x in (image, texts))
+    return tuple(mask.byte().contiguous() for mask in masks)
 
 
 def _even(x: Tensor, variant: Variant) -> Tensor:
