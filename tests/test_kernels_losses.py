@@ -189,12 +189,12 @@ def _rank(rank: int, world_size: int, folder: str, batch: int, width: int) -> No
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
     image, text = (x[rank * batch : (rank + 1) * batch] for x in _pairs(batch * world_size, width))
     results = {}
-    for name in ("ours", "open_clip", "without"):
+    for name in ("ours", "open_clip", "without", "nothing"):
         inputs = [x.clone().requires_grad_() for x in (image, text, torch.tensor(10.0, dtype=torch.float64))]
         if name == "ours":
             loss = contrastive_loss(*inputs, group=dist.group.WORLD)
-        elif name == "without":
-            valid = VALID[rank * batch : (rank + 1) * batch]
+        elif name in ("without", "nothing"):
+            valid = VALID[rank * batch : (rank + 1) * batch] & (name == "without")
             loss = contrastive_loss(*inputs, valid=valid, group=dist.group.WORLD)
         else:
             loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)(*inputs)
@@ -233,3 +233,4 @@ def test_contrastive_on_four_ranks(tmp_path):
     torch.testing.assert_close(parts[1].flatten(0, 1) / ranks, few[0].grad)
     torch.testing.assert_close(parts[2].flatten(0, 1) / ranks, few[1].grad)
     torch.testing.assert_close(parts[3].mean(0), few[2].grad)
+    assert all((x == 0).all() for result in results for x in result["nothing"])

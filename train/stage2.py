@@ -6,7 +6,8 @@ Gao et al. 2021, arXiv 2101.06983): features of all parts without a graph, the l
 respect to the features, then each part again with a graph and that gradient fed in.  With
 `negatives="micro"` each part is a batch of its own, as in the authors' runs.
 
-A pair whose image did not decode is left out of the loss, as if the batch had not had it.
+A pair whose image did not decode is left out of the loss, as if the batch had not had it.  (Only batch
+normalisation, in ResNets, still sees the blank image that stands in its place.)
 
 B pairs of a rank, D embedding width.
 """

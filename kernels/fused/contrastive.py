@@ -225,7 +225,7 @@ def _bytes(masks: tuple[Tensor, Tensor] | None, image: Tensor, texts: Tensor) ->
     """Which images and texts are valid, as the kernels read it: a byte costs nothing beside its features."""
     if masks is None:
         return tuple(x.new_ones(len(x), dtype=torch.uint8) for x in (image, texts))
-    return tuple(mask.byte().contiguous() for mask in masks)
+    return tuple(mask.contiguous().view(torch.uint8) for mask in masks)
 
 
 def _even(x: Tensor, variant: Variant) -> Tensor:
