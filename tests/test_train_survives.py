@@ -148,46 +148,24 @@ def test_ctrl_c_saves_and_ends_with_130(cluster, start_long, tmp_path):
     assert state.step == step_of(run) and state.samples == 16 * state.step
 
 
+def launch_two_ranks(split, run, *args: object) -> tuple[int, str]:
+    recipe = ("--stage", 2, "--recipe", "debug", "--data", split, "--run", run)
+    return kit.launch(*recipe, "--cluster", "local", "--ngpus", 2, *args)
+
+
 def test_local_ranks_finish_and_report(split, tmp_path):
     run = tmp_path / "run"
-    args = (
-        "--stage",
-        "2",
-        "--recipe",
-        "debug",
-        "--data",
-        split,
-        "--run",
-        run,
-        "--cluster",
-        "local",
-        "--ngpus",
-        2,
-    )
-    code, said = kit.launch(*args)
+    code, said = launch_two_ranks(split, run)
     assert code == 0, said
     assert "on 2 rank(s)" in said and "step 4/4" in said and "checkpoint step-000004" in said
-    code, said = kit.launch(*args)
+    logs = [path.read_text() for path in (run / "jobs").glob("*/*.err")]
+    assert len(logs) == 2 and not any("Warning" in text for text in (said, *logs)), (said, logs)
+    code, said = launch_two_ranks(split, run)
     assert code == 0 and "complete (4 steps); nothing to do" in said
 
 
 def test_the_first_failure_is_what_the_user_sees(split, tmp_path):
-    run = tmp_path / "run"
-    args = (
-        "--stage",
-        "2",
-        "--recipe",
-        "debug",
-        "--data",
-        split,
-        "--run",
-        run,
-        "--cluster",
-        "local",
-        "--ngpus",
-        2,
-    )
-    code, said = kit.launch(*args, "--lr", "1e30", "--steps", 30)
+    code, said = launch_two_ranks(split, tmp_path / "run", "--lr", "1e30", "--steps", 30)
     assert code == 1, said
     assert "error: step" in said and "the gradient is not finite" in said and "Traceback" not in said
 
@@ -199,3 +177,4 @@ def test_torchrun_starts_the_same_job(split, tmp_path):
     code, said = kit.launch(*args, module="torch.distributed.run")
     assert code == 0, said
     assert "on 2 rank(s)" in said and checkpoint.latest(run).name == "step-000004"
+    assert "Warning" not in said, said
