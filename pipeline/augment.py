@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CROPS = ("resize", "centre", "random")
+RANDOM = CROPS.index("random")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """One recipe of augmentation; defaults change nothing but size and scale of values.
 
-    crop: "resize" squeezes the whole image, "centre" takes the largest centred square,
-    "random" draws torchvision's RandomResizedCrop box from `scale` (share of the area) and
-    `ratio` (width over height).  brightness, contrast, saturation: factor 1 ± value; hue: ± turns.
+    crop: "resize" squeezes the whole image, "centre" scales the short side to S and cuts the middle out
+    (torchvision's Resize and CenterCrop, as open_clip evaluates), "random" draws torchvision's
+    RandomResizedCrop box from `scale` (share of the area) and `ratio` (width over height).
+    brightness, contrast, saturation: factor 1 ± value; hue: ± turns.
     `*_p` are probabilities; `blur_sigma` is in pixels of the resized image.
     """
 
@@ -91,6 +93,7 @@ class Draws:
     """The numbers of a batch. Boxes are per image; everything else but the contrast centre is shared."""
 
     box: np.ndarray  # (B, V, 4) int32: top, left, height, width of the crop
+    covers: bool  # the box is not squeezed to the square but covers it: see `pixels.covering`
     matrix: np.ndarray  # (B, V, 3, 4) float32: colour' = M[:, :3] @ colour + M[:, 3], in 0 … 255
     colour: np.ndarray  # (B,) bool: whether the matrix is other than the identity
     sigma: np.ndarray  # (B,) float32: blur in pixels, 0 for none
@@ -112,8 +115,9 @@ def draws(augment: Augment, seed: int, epoch, index, heights, widths, luma) -> D
     strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
     chances = np.array([a.jitter_p, a.gray_p, a.blur_p, a.flip_p])
     limits = np.array([*a.scale, *np.log(a.ratio), *a.blur_sigma])
-    return Draws(*_draw(np.uint64(seed), epoch, index, heights, widths, luma,
-                        CROPS.index(a.crop), strengths, chances, limits))  # fmt: skip
+    box, *others = _draw(np.uint64(seed), epoch, index, heights, widths, luma,
+                         CROPS.index(a.crop), strengths, chances, limits)  # fmt: skip
+    return Draws(box, a.crop == "centre", *others)
 
 
 @njit(nogil=True, cache=True)
@@ -171,12 +175,6 @@ def _colour_matrix(brightness, contrast, saturation, turns, gray, luma, out):
 
 
 @njit(nogil=True, cache=True)
-def _factor(u, strength):
-    low = max(0.0, 1 - strength)
-    return low + u * (1 + strength - low)
-
-
-@njit(nogil=True, cache=True)
 def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances, limits):
     count, views = heights.shape
     box = np.empty((count, views, 4), np.int32)
@@ -208,10 +206,7 @@ def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances
         for v in range(views):
             h, w = heights[i, v], widths[i, v]
             top = left = 0
-            if crop == 1:
-                side = min(h, w)
-                top, left, h, w = (h - side) // 2, (w - side) // 2, side, side
-            elif crop == 2:
+            if crop == RANDOM:
                 top, left, h, w = _random_box(seed, epoch, index, h, w, limits, uy, ux)
             box[i, v, 0], box[i, v, 1], box[i, v, 2], box[i, v, 3] = top, left, h, w
             _colour_matrix(b, c, s, turns, gray, luma[i, v], matrix[i, v])
@@ -240,7 +235,11 @@ def apply_reference(image: Image.Image, drawn: Draws, row: int, view: int, side:
 
     top, left, height, width = (int(n) for n in drawn.box[row, view])
     image = image.convert("RGB").crop((left, top, left + width, top + height))
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    if drawn.covers:
+        image = F.center_crop(F.resize(image, side, F.InterpolationMode.BICUBIC), [side, side])
+    else:
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
     if drawn.colour[row]:
         m = drawn.matrix[row, view].astype(np.float64)
         pixels = np.rint(np.clip(pixels @ m[:, :3].T + m[:, 3], 0, 255)).astype(np.uint8)

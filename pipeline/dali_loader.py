@@ -97,7 +97,7 @@ def _batches(
     def feed():
         for t in positions:
             source.read_ahead(int(t[0]))
-            submitted.append(_submit(source, source.plan(t)))
+            submitted.append(_submit(source, source.plan(t), side))
             yield submitted[-1].arguments
 
     pipe = define(source.augment, feed(), batch_size * len(source.views), side, dtype, workers, device)
@@ -120,7 +120,7 @@ def _batches(
         yield source.batch(job.plan, images, whole), rejected
 
 
-def _submit(source: Source, plan: Plan) -> _Submitted:
+def _submit(source: Source, plan: Plan, side: int) -> _Submitted:
     """The graph's inputs for a plan. Bytes that are plainly no whole JPEG are exchanged beforehand."""
     data, drawn, views = source.file.bytes, plan.draws, len(source.views)
     start, size = plan.start.T.ravel(), plan.size.T.ravel()
@@ -129,10 +129,16 @@ def _submit(source: Source, plan: Plan) -> _Submitted:
     box = np.ascontiguousarray(drawn.box.swapaxes(0, 1)).reshape(-1, 4)
     for i in np.flatnonzero(~readable):
         jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
+    if drawn.covers:
+        grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
+    else:
+        grid = np.empty((len(box), 4), np.int32)  # not asked for
     arguments = {
         "jpeg": jpegs,
         "corner": np.ascontiguousarray(box[:, :2]),
         "size": np.ascontiguousarray(box[:, 2:]),
+        "whole": grid[:, :2].astype(np.float32),
+        "cut": np.ascontiguousarray(grid[:, 2:]),
         "flip": np.tile(drawn.flip, views).astype(np.int32),
         "coloured": np.tile(drawn.colour, views),
         "matrix": np.ascontiguousarray(drawn.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
@@ -145,6 +151,8 @@ def _submit(source: Source, plan: Plan) -> _Submitted:
 def _inputs(augment: Augment) -> dict[str, int]:
     """The graph's inputs, name → dimensions of one; only those that this recipe of augmentation uses."""
     names = {"jpeg": 1, "corner": 1, "size": 1, "flip": 0}
+    if augment.crop == "centre":
+        names |= {"whole": 1, "cut": 1}
     if augment.jitter_p or augment.gray_p:
         names |= {"coloured": 0, "matrix": 2}
     if augment.blur_p:
@@ -198,8 +206,9 @@ def define(
     from nvidia.dali import pipeline_def, types
 
     kinds = {
-        "jpeg": types.UINT8, "corner": types.INT32, "size": types.INT32, "flip": types.INT32,
-        "coloured": types.BOOL, "matrix": types.FLOAT, "blurred": types.BOOL, "sigma": types.FLOAT,
+        "jpeg": types.UINT8, "corner": types.INT32, "size": types.INT32, "whole": types.FLOAT,
+        "cut": types.INT32, "flip": types.INT32, "coloured": types.BOOL, "matrix": types.FLOAT,
+        "blurred": types.BOOL, "sigma": types.FLOAT,
     }  # fmt: skip
     inputs = _inputs(augment)
     mean, std = ([255 * v for v in values] for values in (augment.mean, augment.std))
@@ -214,7 +223,7 @@ def define(
             ndim=list(inputs.values()), no_copy=True,
         )  # fmt: skip
         given = dict(zip(inputs, given))
-        image = _resized(given["jpeg"], given["corner"], given["size"], device, side)
+        image = _resized(given, device, side)
         if "matrix" in given:
             image = _recoloured(image, given["coloured"], given["matrix"])
         if "sigma" in given:
@@ -227,17 +236,21 @@ def define(
     return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=_QUEUE)
 
 
-def _resized(jpeg, corner, size, device: str, side: int):
+def _resized(given: dict, device: str, side: int):
     """The box of a JPEG, decoded alone, at side x side."""
     from nvidia.dali import fn, types
 
     image = fn.decoders.image_slice(
-        jpeg, corner, size, axis_names="HW", normalized_anchor=False, normalized_shape=False,
-        device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
+        given["jpeg"], given["corner"], given["size"], axis_names="HW", normalized_anchor=False,
+        normalized_shape=False, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
         adjust_orientation=False,  # a stored picture is upright, whatever its EXIF says; PIL's way too
         jpeg_fancy_upsampling=True,
     )  # fmt: skip
-    return fn.resize(image, size=(side, side), interp_type=types.INTERP_CUBIC, antialias=True)
+    cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+    if "whole" not in given:
+        return fn.resize(image, size=(side, side), **cubic)
+    image = fn.resize(image, size=given["whole"], **cubic)
+    return fn.slice(image, given["cut"], shape=[side, side], axis_names="HW", normalized_anchor=False)
 
 
 def _recoloured(image, coloured, matrix):

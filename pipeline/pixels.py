@@ -124,18 +124,19 @@ def _cubic(x):
 
 
 @njit(nogil=True, cache=True)
-def filter_taps(size, side):
-    """PIL's bicubic weights, `size` pixels → `side`: first (side,) int64, weights (side, K >= 4) float32.
+def filter_taps(size, whole, start, side):
+    """PIL's bicubic weights, `size` pixels → `whole`, of which `side` from `start` on are wanted.
 
-    All rows have the same number of weights, padded with zeros; the reader clamps or pads pixels.
+    Returns first (side,) int64 and weights (side, K >= 4) float32.  All rows have the same number of
+    weights, padded with zeros; the reader clamps or pads pixels.
     """
-    scale = size / side
+    scale = size / whole
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     first, values = np.empty(side, np.int64), np.zeros((side, int(np.ceil(support)) * 2 + 1))
     most = 4
     for x in range(side):
-        centre = (x + 0.5) * scale
+        centre = (start + x + 0.5) * scale
         low = max(0, int(centre - support + 0.5))
         high = min(size, int(centre + support + 0.5))
         total = 0.0
@@ -248,6 +249,15 @@ def _stack(rows, height, first, weights, total, out):
 
 
 @njit(nogil=True, cache=True)
+def covering(height, width, side):
+    """torchvision's Resize(side) and CenterCrop(side): rows and columns in between, and the crop's corner."""
+    short, long = min(height, width), max(height, width)
+    long = int(side * long / short)
+    rows, columns = (side, long) if height <= width else (long, side)
+    return rows, columns, int(np.rint((rows - side) / 2)), int(np.rint((columns - side) / 2))
+
+
+@njit(nogil=True, cache=True)
 def scratch_size(height, width, side):
     """How many float32 `resize` and `blur` need for images up to this size."""
     taps = 4 * max(height, width) // side + 8
@@ -256,11 +266,17 @@ def scratch_size(height, width, side):
 
 
 @njit(nogil=True, cache=True)
-def resize(image, top, left, height, width, scratch, out):
-    """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8."""
+def resize(image, top, left, height, width, covers, scratch, out):
+    """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8.
+
+    It is squeezed to the square, or, where it `covers` it, scaled to cover it and cut (`covering`).
+    """
     side = len(out)
-    first_x, weights_x = filter_taps(width, side)
-    first_y, weights_y = filter_taps(height, side)
+    rows_whole, columns_whole, first_row, first_column = side, side, 0, 0
+    if covers:
+        rows_whole, columns_whole, first_row, first_column = covering(height, width, side)
+    first_x, weights_x = filter_taps(width, columns_whole, first_column, side)
+    first_y, weights_y = filter_taps(height, rows_whole, first_row, side)
     line = 3 * (width + weights_x.shape[1]) + 4
     stop = (height + _ROWS) * (3 * side + 1)
     rows = scratch[:stop].reshape(height + _ROWS, 3 * side + 1)
@@ -349,11 +365,11 @@ def normalise(image, flip, table, out):
 
 
 @njit(nogil=True, cache=True)
-def process(data, start, size, height, width, box, matrix, colour, sigma, flip, table, out, valid):
+def process(data, start, size, height, width, box, covers, matrix, colour, sigma, flip, table, out, valid):
     """Samples from the file's bytes to normalised images.
 
     data: the whole file, uint8.  start, size, height, width: (N,) int64 of the stored JPEGs.
-    box (N, 4) int32, matrix (N, 3, 4), colour (N,), sigma (N,), flip (N,): see `augment.Draws`.
+    box (N, 4) int32, covers, matrix (N, 3, 4), colour (N,), sigma (N,), flip (N,): see `augment.Draws`.
     table (3, 256) and out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that
     does not decode becomes zeros, the mean colour.
     """
@@ -368,7 +384,7 @@ def process(data, start, size, height, width, box, matrix, colour, sigma, flip, 
             out[n] = 0
             continue
         image = pixels[: h * w * 3].reshape(h, w, 3)
-        resize(image, box[n, 0], box[n, 1], box[n, 2], box[n, 3], scratch, small)
+        resize(image, box[n, 0], box[n, 1], box[n, 2], box[n, 3], covers, scratch, small)
         if colour[n]:
             recolour(small, matrix[n])
         if sigma[n] > 0:

@@ -48,8 +48,8 @@ class Plan:
         drawn = self.draws
         pixels.process(
             data, self.start[part, view], self.size[part, view], self.height[part, view],
-            self.width[part, view], drawn.box[part, view], drawn.matrix[part, view], drawn.colour[part],
-            drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
+            self.width[part, view], drawn.box[part, view], drawn.covers, drawn.matrix[part, view],
+            drawn.colour[part], drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
         )  # fmt: skip
 
 

@@ -18,6 +18,45 @@ UNIT = 1024.0  # stored gradient of 1: keeps probabilities of 1/32768 among floa
 
 
 @triton.jit
+def _tile(n, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """This program's tile of n rows and N columns.
+
+    In groups of rows, so that neighbours in time share their features in the L2 cache.
+    """
+    tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    in_group = GROUP * tiles_n
+    first = tl.program_id(0) // in_group * GROUP
+    size = tl.minimum(tiles_m - first, GROUP)
+    return first + tl.program_id(0) % in_group % size, tl.program_id(0) % in_group // size
+
+
+@triton.jit
+def _cosines(
+    image,  # (n, D)
+    texts,  # (N, D)
+    rows,
+    columns,
+    n,
+    N,
+    width,  # D, a multiple of BLOCK_K
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """image·textsᵀ of a tile's rows and columns, float32; zero from row n and from column N on."""
+    depth = tl.arange(0, BLOCK_K)
+    a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
+    b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
+    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, width, BLOCK_K):
+        x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
+        y = tl.load(b + k, mask=(columns < N)[None, :], other=0.0)
+        dot = tl.dot(x, y, dot, input_precision=PRECISION)
+    return dot
+
+
+@triton.jit
 def lse_kernel(
     image,  # (n, D)
     texts,  # (N, D)
@@ -37,25 +76,10 @@ def lse_kernel(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Tiles in groups of rows, so that neighbours in time share their features in the L2 cache.
-    tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    in_group = GROUP * tiles_n
-    first = tl.program_id(0) // in_group * GROUP
-    size = tl.minimum(tiles_m - first, GROUP)
-    tile_m = first + tl.program_id(0) % in_group % size
-    tile_n = tl.program_id(0) % in_group // size
-
+    tile_m, tile_n = _tile(n, N, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
-    a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
-    b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
-    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, width, BLOCK_K):
-        x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
-        y = tl.load(b + k, mask=(columns < N)[None, :], other=0.0)
-        dot = tl.dot(x, y, dot, input_precision=PRECISION)
-
+    dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     s = dot * tl.load(logit_scale)
     if (tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M) & (
         offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N
@@ -101,25 +125,12 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(size, BLOCK_N)
-    in_group = GROUP * tiles_n
-    first = tl.program_id(0) // in_group * GROUP
-    group = tl.minimum(tiles_m - first, GROUP)
-    tile_m = first + tl.program_id(0) % in_group % group
-    tile_n = tl.program_id(0) % in_group // group
-
+    tile_m, tile_n = _tile(n, size, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     local = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = start + local
-    depth = tl.arange(0, BLOCK_K)
-    a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
-    b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
-    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, width, BLOCK_K):
-        x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
-        y = tl.load(b + k, mask=(local < size)[None, :], other=0.0)
-        dot = tl.dot(x, y, dot, input_precision=PRECISION)
-
+    end = start + size
+    dot = _cosines(image, texts, rows, columns, n, end, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     s = dot * tl.load(logit_scale)
     over_row = tl.load(row_lse + rows, mask=rows < n, other=0.0)
     over_column = tl.load(column_lse + columns, mask=local < size, other=0.0)
