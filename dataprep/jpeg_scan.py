@@ -71,8 +71,7 @@ def _mean_luma(data, words):
             size = (height, width, step[frame[0, 3]])
             return _decode(data, words, end, size, frame, tables, (look, limits, offsets, symbols))
         else:
-            skipped = 0xE0 <= marker <= 0xEF or marker == 0xFE  # APPn, COM
-            sound = skipped or (marker == 0xDD and length == 4 and _pair(data, body) == 0)
+            sound = _is_harmless(data, marker, body, end)
         if not sound:
             return _UNSOUND
         at = end
@@ -87,6 +86,16 @@ def _byte(data, at):
 @njit(nogil=True, cache=True)
 def _pair(data, at):
     return np.int64(data[at]) << 8 | np.int64(data[at + 1])
+
+
+@njit(nogil=True, cache=True)
+def _is_harmless(data, marker, at, end):
+    """Whether libjpeg goes past a segment without a word: APPn and COM, and "no restarts"."""
+    if marker == 0xE0 and end - at >= 14:
+        jfif = _pair(data, at) == 0x4A46 and _pair(data, at + 2) == 0x4946 and data[at + 4] == 0
+        return not jfif or data[at + 5] == 1  # it warns of other revisions, and the loaders heed warnings
+    restarts = marker == 0xDD and end - at == 2 and _pair(data, at) == 0
+    return 0xE0 <= marker <= 0xEF or marker == 0xFE or restarts
 
 
 @njit(nogil=True, cache=True)
@@ -232,13 +241,14 @@ def _decode(data, words, at, size, frame, tables, huffman):
     runs = np.empty((3, 1 << PEEK), np.int32)
     for c in range(3):
         _gather_runs(look[tables[c, 1]], runs[c])
-    level, total = np.int64(0), 0.0
+    blocks = np.zeros((_filled(height, frame[0, 2]), _filled(width, frame[0, 1])))  # the luma's means
+    level = np.int64(0)
     bits, held, absent = np.uint64(0), np.int64(0), np.int64(0)  # the next bits, from the top; how many
-    for top in range(0, height, 8 * frame[0, 2]):
-        for left in range(0, width, 8 * frame[0, 1]):
+    for top in range(0, len(blocks), frame[0, 2]):
+        for left in range(0, blocks.shape[1], frame[0, 1]):
             for c in range(3):
                 dc, ac = tables[c, 0], tables[c, 1]
-                x, y, right = left, top, left + 8 * frame[c, 1]
+                x, y, right = left, top, left + frame[c, 1]
                 for _ in range(frame[c, 1] * frame[c, 2]):
                     word = words[at] if at < len(words) else _NONE
                     if ((word & _LOW) + _ONES) & word & _HIGH:  # a byte is 0xFF: a stuffed one or a marker
@@ -253,14 +263,9 @@ def _decode(data, words, at, size, frame, tables, huffman):
                             return _UNSOUND
                     if c == 0:
                         level += _difference(bits, found)
-                        mean = level * step / 8
-                        if abs(mean) > _SPAN:
-                            return _UNSOUND
-                        inside = max(0, min(8, width - x)) * max(0, min(8, height - y))
-                        total += inside * min(255.0, max(0.0, mean + 128))
-                        x += 8
+                        blocks[y, x], x = level * step / 8, x + 1
                         if x == right:
-                            x, y = left, y + 8
+                            x, y = left, y + 1
                     bits, held, done = bits << np.uint64(found & 255), held - (found & 255), 1
                     while done < 64:
                         word = words[at] if at < len(words) else _NONE
@@ -287,7 +292,26 @@ def _decode(data, words, at, size, frame, tables, huffman):
         if held < absent:  # bits were used that are not there
             return _UNSOUND
     ended = held - absent < 8 and at + 2 <= len(data) and data[at] == 0xFF and data[at + 1] == 0xD9
-    return total / (width * height) if ended and held >= absent else _UNSOUND
+    return _mean(blocks, height, width) if ended and held >= absent else _UNSOUND
+
+
+@njit(nogil=True, cache=True)
+def _filled(length, unit):
+    """Blocks along a side: whole units of `unit` blocks that cover it."""
+    return -(-length // (8 * unit)) * unit
+
+
+@njit(nogil=True, cache=True)
+def _mean(blocks, height, width):
+    """Mean of the blocks' means (from middle grey) over the image; NaN for one that no encoder makes."""
+    total = 0.0
+    for y in range(len(blocks)):
+        for x in range(blocks.shape[1]):
+            if abs(blocks[y, x]) > _SPAN:
+                return _UNSOUND
+            inside = max(0, min(8, height - 8 * y)) * max(0, min(8, width - 8 * x))
+            total += inside * min(255.0, max(0.0, blocks[y, x] + 128))
+    return total / (height * width)
 
 
 @njit(nogil=True, cache=True)

@@ -211,8 +211,8 @@ def _captions(table: TableFile, wanted: int) -> int:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Captions in a table, images as files that it names."""
+class _Rows:
+    """Captions in a table, and images elsewhere."""
 
     table: TableFile
     folder: Path  # relative names start here
@@ -229,6 +229,11 @@ class Table:
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
 
+
+@dataclass(frozen=True)
+class Table(_Rows):
+    """Images as files that the table names."""
+
     def read(self, task: Task) -> Iterator[Pair | Bad]:
         for record in self.table.groups(task.start, task.stop):
             if record.fault:
@@ -243,24 +248,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Zips:
+class Zips(_Rows):
     """SLIP's layout: photo 12345678 is 678.jpg in 12/345.zip; titles and descriptions in a table."""
 
-    table: TableFile
-    folder: Path
-    wanted: int
     max_bytes: int
-    kind = "pairs"
-
-    @property
-    def captions(self) -> int:
-        return _captions(self.table, self.wanted)
-
-    def tasks(self) -> list[Task]:
-        return _tasks(self.table)
-
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
 
     def read(self, task: Task) -> Iterator[Pair | Bad]:
         opened: dict[Path, zipfile.ZipFile | None] = {}

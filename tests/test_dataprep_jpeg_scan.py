@@ -99,13 +99,9 @@ def damaged(draw) -> bytes:
 @settings(max_examples=3000, deadline=None)
 def test_nothing_is_vouched_for_that_libjpeg_complains_of(data):
     luma = mean_luma(data)
-    if luma is None:
-        return
-    try:
+    if luma is not None:
         simplejpeg.decode_jpeg(data)  # in full, and it raises on any warning
         assert luma == pytest.approx(libjpeg_luma(data), abs=0.51)
-    except ValueError as error:
-        assert "JFIF" in str(error)  # an unknown revision of that header says nothing of the pixels
 
 
 @given(st.binary(max_size=300))
@@ -125,6 +121,7 @@ def test_any_bytes_are_survived(data):
         ("bytes before the end marker", SOUND[0][:-2] + b"\x00\x00" + SOUND[0][-2:]),
         ("no end marker", SOUND[0][:-2]),
         ("half of it", SOUND[0][: len(SOUND[0]) // 2]),
+        ("a revision of JFIF that is none", SOUND[0].replace(b"JFIF\0\1", b"JFIF\0\2")),
         ("no tables", SOUND[0].replace(b"\xff\xc4", b"\xff\xe9")),
         ("nothing", b""),
     ],
