@@ -4,13 +4,15 @@ What is saved, each exact and each a setting:
 
 * a caption's tokens after its end token are dead (causal mask, pooled at the end token): not computed;
 * of the last block only the pooled token is read: query, output projection and MLP run for it alone;
+* so with the attention that pools a ModifiedResNet: all four projections run once an image;
 * the patch embedding is one matrix product;
 * the outputs of LayerNorm and GELU can be computed again in the backward pass instead of stored.
 
-Image towers: open_clip's VisionTransformer pooled at its class token; any other (ModifiedResNet, timm)
-runs as it is. Text towers: the causal transformer of CLIP and CustomTextCLIP, pooled at the end token. The
-functions read a model and keep nothing: its `state_dict` stays open_clip's. They do not pass through
-`model.forward`, so under DistributedDataParallel call them inside the wrapped module's forward.
+Image towers: open_clip's VisionTransformer pooled at its class token; of ModifiedResNet the pooling, its
+convolutions as they are; any other (timm) runs as it is. Text towers: the causal transformer of CLIP and
+CustomTextCLIP, pooled at the end token. The functions read a model and keep nothing: its `state_dict` stays
+open_clip's. They do not pass through `model.forward`, so under DistributedDataParallel call them inside the
+wrapped module's forward.
 
 B images or captions, T tokens, W width, R packed rows, L tokens in a row, D width of the features.
 """
@@ -37,7 +39,7 @@ class TowerSettings:
     """What the towers leave out. No choice changes the mathematics, only time and memory."""
 
     trim: bool = True  # padded captions: do not compute what follows the end token
-    prune: bool = True  # last block: query, output projection and MLP for the pooled token only
+    prune: bool = True  # last block, attention pooling: of what is read only the pooled token's part
     patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
     attention: AttentionEngine = "sdpa"  # see kernels.attention: "triton" takes half precision and short rows
     recompute: Recompute = "none"  # in the backward pass again: nothing, LayerNorm and GELU, or whole blocks
@@ -61,11 +63,16 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
     visual: Any = model.visual
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"encode_image: expected images (B, 3, S, S) with B > 0, got {tuple(images.shape)}")
-    if not is_fast_image_tower(visual):
+    pools = has_attention_pool(visual)
+    if not pools and not is_fast_image_tower(visual):
         return visual(images)
-    if tuple(images.shape[2:]) != tuple(visual.image_size):
-        sizes = f"{tuple(visual.image_size)}, got {tuple(images.shape[2:])}"
-        raise ValueError(f"encode_image: this tower takes images of {sizes}")
+    size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else [visual.image_size] * 2
+    if tuple(images.shape[2:]) != tuple(size):
+        raise ValueError(
+            f"encode_image: this tower takes images of {tuple(size)}, got {tuple(images.shape[2:])}"
+        )
+    if pools:
+        return _resnet(visual, images) if settings.prune else visual(images)
     x = _embed_image(visual, images, settings)
     class_token = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
     attend = partial(attention, engine=settings.attention)
@@ -148,7 +155,7 @@ def _block_widths(transformer: Any) -> int:
 
 
 def is_fast_image_tower(visual: Any) -> bool:
-    """Whether `encode_image` rewrites this tower (a ViT pooled at its class token) or runs it as it is."""
+    """Whether `encode_image` rewrites all of this tower: a ViT pooled at its class token."""
     return (
         hasattr(visual, "class_embedding")
         and getattr(visual, "attn_pool", None) is None
@@ -156,6 +163,11 @@ def is_fast_image_tower(visual: Any) -> bool:
         and not visual.output_tokens
         and _has_plain_blocks(visual.transformer)
     )
+
+
+def has_attention_pool(visual: Any) -> bool:
+    """Whether this is a ModifiedResNet, whose last layer `encode_image` rewrites."""
+    return hasattr(visual, "stem") and hasattr(getattr(visual, "attnpool", None), "c_proj")
 
 
 Attend = Callable[[Tensor, int], Tensor]  # packed projections (…, 3W), heads → (…, W)
@@ -290,6 +302,32 @@ def _patches(visual: Any, images: Tensor) -> Tensor:
     else:
         pixels = pixels.permute(0, 2, 4, 1, 3, 5)
     return F.linear(pixels.flatten(3).flatten(1, 2), weight.flatten(1), visual.conv1.bias)
+
+
+def _resnet(visual: Any, images: Tensor) -> Tensor:
+    x = visual.stem(images)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = layer(x)
+    return _attention_pool(visual.attnpool, x)
+
+
+def _attention_pool(pool: Any, x: Tensor) -> Tensor:
+    """Attention from the mean of a feature map (B, W, rows, columns) over it and all its places: → (B, D).
+
+    With one query an image, keys and values need not exist: q·(K x) = (Kᵀ q)·x, and Σ p (V x) = V (Σ p x),
+    head by head (h, width e). The keys' bias is the same for all places, so the softmax leaves it out; it is
+    added all the same, for its parameter to have a gradient.
+    """
+    x = x.flatten(2).transpose(1, 2)  # (B, T, W)
+    x = torch.cat([x.mean(1, keepdim=True), x], 1) + pool.positional_embedding.to(x.dtype)
+    heads = (pool.num_heads, -1)
+    query = pool.q_proj(x[:, 0]).unflatten(-1, heads)  # (B, h, e)
+    query = query * query.shape[-1] ** -0.5
+    asked = torch.einsum("bhe,hew->bhw", query, pool.k_proj.weight.unflatten(0, heads))
+    bias = (query * pool.k_proj.bias.unflatten(0, heads)).sum(-1, keepdim=True)
+    mean = (asked @ x.transpose(1, 2) + bias).softmax(-1).to(x.dtype) @ x  # (B, h, W)
+    value = torch.einsum("bhw,hew->bhe", mean, pool.v_proj.weight.unflatten(0, heads)).flatten(1)
+    return pool.c_proj(value + pool.v_proj.bias)
 
 
 def _transformer(

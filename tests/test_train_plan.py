@@ -11,6 +11,7 @@ import torch
 import train_kit as kit
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from train import arithmetic, model, plan, profiling, recipes
 from train.distributed import World
@@ -36,6 +37,23 @@ def test_flops_are_the_towers_own_sum():
     # The last block's query is projected for the pooled token alone.
     assert image == tower(5, 32, 2, patches=4) - 2 * 4 * 32 * 32
     assert text == tower(6, 16, 2) - 2 * 5 * 16 * 16
+
+
+def test_flops_of_a_resnet_are_its_convolutions_and_one_query():
+    clip = model.create("debug-RN").train()
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    image, _ = arithmetic.forward_flops(clip, 6)
+    kit.assert_same(clip.state_dict(), before)
+    assert clip.training
+    visual, (images, _) = clip.eval().visual, arithmetic.example(clip, 1, 6)
+    with FlopCounterMode(display=False) as convolutions:
+        x = visual.stem(images)
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = layer(x)
+    width, places, heads = x.shape[1], 1 + x[0, 0].numel(), visual.attnpool.num_heads
+    # Query, it through the keys' matrix, values and output of one token; scores and means in every head.
+    pool = 2 * width * (3 * width + visual.output_dim) + 4 * heads * places * width
+    assert image == convolutions.get_total_flops() + pool
 
 
 def test_the_plan_of_the_paper_adds_up():
@@ -82,7 +100,8 @@ def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch
     monkeypatch.chdir(tmp_path)  # where no data lies that the recipe would find by itself
     out = tmp_path / "plan.json"
     args = ["--stage", str(stage), "--recipe", "debug", "--ngpus", "2", "--json", str(out)]
-    assert plan.main([*args, *(["--data", str(split)] if stage == 2 else ["--samples", "1000"])]) == 0
+    args += ["--samples", "1000"] if stage == 1 else ["--data", str(split), "--model", "debug-RN"]
+    assert plan.main(args) == 0
     told = capsys.readouterr().out
     for word in ("parameters", "loader", "memory a GPU", "checkpoint", "(this recipe)"):
         assert word in told

@@ -37,13 +37,19 @@ def image_side(clip: nn.Module) -> int:
 
 
 def forward_flops(clip: nn.Module, tokens: int) -> tuple[int, int]:
-    """(of an image, of a caption of `tokens` tokens), 2 × multiply-adds, forward pass; counted by torch."""
+    """(of an image, of a caption of `tokens` tokens), 2 × multiply-adds, forward pass; counted by torch.
+
+    Leaves the model as it is, its running statistics too.
+    """
     images, captions = (x.to(clip.logit_scale.device) for x in example(clip, 1, tokens))
+    training = clip.training
+    clip.eval()
     found = []
     for encode, given in ((encode_image, images), (encode_text, captions)):
         with FlopCounterMode(display=False, custom_mapping=_CPU) as counter, torch.no_grad():
             encode(clip, given)
         found.append(counter.get_total_flops())
+    clip.train(training)
     return found[0], found[1]
 
 

@@ -101,7 +101,10 @@ def count(recipe: Recipe, tokens: int) -> Counts:
 
 
 def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
-    """Bytes that autograd keeps for a sample: the difference between two samples and one."""
+    """Bytes that autograd keeps for a sample: the difference between three samples and two.
+
+    (Of one sample alone batch normalisation has no variance.)
+    """
     import torch
 
     from train.arithmetic import example
@@ -110,7 +113,7 @@ def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
     towers = Towers(clip, replace(recipe, compute=replace(recipe.compute, recompute=recompute)))
     parameters = {p.untyped_storage().data_ptr() for p in clip.parameters()}
     sizes = []
-    for samples in (1, 2):
+    for samples in (2, 3):
         storages: dict[int, int] = {}
 
         def keep(tensor, storages=storages):
