@@ -1,9 +1,10 @@
 """What the towers and losses cost, beside open_clip's own: `python -m kernels.bench`.
 
 Without arguments the part for any machine: a whole training step with each saving alone and with all of them,
-in paired rounds (every round runs every case once, in turn, so that a busy machine is busy for all), its
-FLOPs by torch's counter and its memory. `--compile` compiles every Triton kernel for A100 and H100 and prints
-its resources. `--gpu` is the part for a GPU (kernels/bench_gpu.py). The last line is one JSON object.
+in paired rounds (every round runs every case once, in an order of its own, so that a busy machine is busy for
+all and none always follows the same other), its FLOPs by torch's counter and its memory. `--compile` compiles
+every Triton kernel for A100 and H100 and prints its resources. `--gpu` is the part for a GPU
+(kernels/bench_gpu.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -25,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.contrastive import contrastive_loss
+from kernels.flops import flop_counter
 from kernels.towers import TowerSettings, encode_image, encode_text
 
 START, END = 49406, 49407
@@ -45,6 +47,8 @@ class Case:
 
 CASES = {
     "open_clip": Case(),
+    "open_clip again": Case(),  # as good as the machine can tell two equal steps apart
+    "towers": Case(towers=OPEN_CLIP),  # ours, but nothing left out
     "trim": Case(towers=TowerSettings(prune=False, patch_gemm=False)),
     "prune": Case(towers=TowerSettings(trim=False, patch_gemm=False)),
     "patch_gemm": Case(towers=TowerSettings(trim=False, prune=False)),
@@ -152,7 +156,7 @@ class Step:
         """
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+        with flop_counter() as counter, PeakMemory() as memory:
             loss = self.loss(case)
             kept = memory.now
             loss.backward()
@@ -160,12 +164,11 @@ class Step:
 
 
 def rounds(cases: dict[str, Callable[[], None]], number: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall seconds, CPU seconds) of each case in each round; the order turns from round to round."""
-    names = list(cases)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    """(wall seconds, CPU seconds) of each case in each round; the order is drawn anew for each."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    chance = random.Random(0)
     for turn in range(number):
-        start = turn % len(names)
-        for name in (*names[start:], *names[:start]):
+        for name in chance.sample(list(cases), len(cases)):
             wall, cpu = time.perf_counter(), time.process_time()
             cases[name]()
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -197,18 +200,19 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     names = ["open_clip", "all"] if args.only_all else list(CASES)
     flops, kept, peaks = zip(*(step.count(CASES[name]) for name in names))
     flops, kept, peaks = (dict(zip(names, values)) for values in (flops, kept, peaks))
-    for name in {CASES[name].fused_optimizer: name for name in names}.values():
-        step.run(CASES[name])  # the optimizers make their state
+    for name in names:
+        step.run(CASES[name])  # not timed: the optimizers make their state, the allocator finds its memory
     times = rounds({name: lambda n=name: step.run(CASES[n]) for name in names}, args.rounds)
 
     rows = {}
     for name in names:
-        wall = ratio(times, "open_clip", name, 0)
+        wall, cpu = (ratio(times, "open_clip", name, clock) for clock in (0, 1))
         rows[name] = {
             "seconds": statistics.median(t[0] for t in times[name]),
             "times_faster": statistics.median(wall),
             "times_faster_range": [min(wall), max(wall)],
-            "times_faster_cpu_time": statistics.median(ratio(times, "open_clip", name, 1)),
+            "times_faster_cpu_time": statistics.median(cpu),
+            "times_faster_cpu_time_range": [min(cpu), max(cpu)],
             "gflop_per_pair": flops[name] / args.batch / 1e9,
             "flops_allow": flops["open_clip"] / flops[name],
             "kept_bytes": kept[name],
@@ -234,18 +238,18 @@ def print_step(result: dict[str, Any]) -> None:
         f"{result['model']}, float32, batch {result['batch']}, {result['threads']} threads, captions of "
         f"{result['mean_tokens']:.1f} tokens ({result['captions']}), {result['rounds']} paired rounds"
     )
-    heads = ("seconds", "× faster", "range", "CPU time", "limit", "GFLOP", "kept MB", "peak MB")
+    heads = ("seconds", "× faster", "range", "CPU time", "range", "limit", "GFLOP", "kept MB", "peak MB")
     print(f"{'step':26}" + "".join(f"{head:>11}" for head in heads))
     for name, row in result["levers"].items():
-        low, high = row["times_faster_range"]
+        ranges = (row["times_faster_range"], row["times_faster_cpu_time_range"])
+        wall, cpu = (f"{low:.2f}–{high:.2f}" for low, high in ranges)
         print(
-            f"{name:26}{row['seconds']:11.2f}{row['times_faster']:11.2f}{f'{low:.2f}–{high:.2f}':>11}"
-            f"{row['times_faster_cpu_time']:11.2f}{row['flops_allow']:11.2f}{row['gflop_per_pair']:11.1f}"
-            f"{row['kept_bytes'] / 1e6:11.0f}{row['peak_bytes'] / 1e6:11.0f}"
+            f"{name:26}{row['seconds']:11.2f}{row['times_faster']:11.2f}{wall:>11}"
+            f"{row['times_faster_cpu_time']:11.2f}{cpu:>11}{row['flops_allow']:11.2f}"
+            f"{row['gflop_per_pair']:11.1f}{row['kept_bytes'] / 1e6:11.0f}{row['peak_bytes'] / 1e6:11.0f}"
         )
-    print(
-        "× faster, CPU time: against open_clip's step of the same round, median; limit: what the FLOPs allow;"
-    )
+    print("× faster, CPU time: against open_clip's step of the same round, median and range of the rounds;")
+    print("open_clip again: how far apart equal steps are here; limit: what the FLOPs allow;")
     print("GFLOP: a pair; kept: held for the backward pass; peak: with gradients, without parameters")
 
 

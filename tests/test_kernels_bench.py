@@ -10,6 +10,7 @@ import torch
 
 from kernels import bench
 from kernels.bench_gpu import pack
+from kernels.flops import flop_counter
 
 TINY = {
     "embed_dim": 8,
@@ -57,6 +58,16 @@ def test_memory_by_hand():
     del z
 
 
+def test_flops_count_attention_by_hand():
+    q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    for backward, products in ((False, 2), (True, 2 + 5)):  # scores, sums; backward the scores again, 4 more
+        with flop_counter() as counter:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            if backward:
+                out.sum().backward()
+        assert counter.get_total_flops() == products * 2 * 2 * 3 * 5 * 5 * 8
+
+
 def test_one_line_of_json(tiny: str, capsys: pytest.CaptureFixture, tmp_path):
     out = tmp_path / "bench.json"
     captions = tmp_path / "captions.txt"
@@ -78,6 +89,8 @@ def test_one_line_of_json(tiny: str, capsys: pytest.CaptureFixture, tmp_path):
     assert result == json.loads(out.read_text())
     assert result["levers"].keys() == bench.CASES.keys()
     assert result["flops_per_pair"] * 3 < result["levers"]["open_clip"]["gflop_per_pair"] * 3e9
+    flops = {name: row["gflop_per_pair"] for name, row in result["levers"].items()}
+    assert flops["open_clip again"] == flops["open_clip"] and flops["trim"] < flops["towers"]
     assert result["levers"]["all+pointwise"]["kept_bytes"] < result["levers"]["all"]["kept_bytes"]
     assert result["peak_bytes"] > 0 and result["step_vs_open_clip"] > 0
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from kernels.flops import flop_counter
 from kernels.towers import encode_image, encode_text
 
 # Dense bf16 TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits counts.
 PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "GH200": 989}
-
-
-def _attention(query, key, value, *_, out_shape=None, **__) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-# torch counts the GPU's fused attention, but not the CPU's.
-_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 def example(clip: nn.Module, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +38,7 @@ def forward_flops(clip: nn.Module, tokens: int) -> tuple[int, int]:
     clip.eval()
     found = []
     for encode, given in ((encode_image, images), (encode_text, captions)):
-        with FlopCounterMode(display=False, custom_mapping=_CPU) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             encode(clip, given)
         found.append(counter.get_total_flops())
     clip.train(training)
