@@ -46,7 +46,7 @@ class Pair(NamedTuple):
     """An image, as bytes or as a file's path, and its captions, as strings or as (K, 77) token ids."""
 
     key: str
-    image: bytes | Path
+    image: bytes | str | Path
     captions: list[str] | np.ndarray
 
 
@@ -234,7 +234,7 @@ class _Shard:
         strings = [c for captions in said if isinstance(captions, list) for c in captions]
         rows = text.tokenize(strings)
         said_something = text.lengths(rows) > 2  # start and end alone say nothing
-        out, at = [], 0
+        out, at, most = [], 0, self.source.captions
         for raw, count in zip(batch, counts):
             ids, at = rows[at : at + count][said_something[at : at + count]], at + count
             if isinstance(raw, Bad):
@@ -245,8 +245,8 @@ class _Shard:
             if not len(ids):
                 out.append(Rejected("empty caption"))
                 continue
-            self.tally.captions_left_out += max(0, len(ids) - self.source.captions)
-            table = np.zeros((self.source.captions, CONTEXT_LENGTH), np.int32)
+            self.tally.captions_left_out += max(0, len(ids) - most)
+            table = np.zeros((most, CONTEXT_LENGTH), np.int32)
             table[: len(ids)] = ids[: len(table)]
             out.append(table)
         return out
@@ -287,7 +287,7 @@ class _Shard:
         return self.cache[path]
 
 
-def read_image(image: bytes | Path, settings: ImageSettings) -> bytes:
+def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
     """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
     if isinstance(image, bytes):
         return image

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -241,7 +242,7 @@ class Table(_Rows):
             elif not record.image:
                 yield Bad(f"offset {record.offset}", "bad row", "it names no image")
             else:
-                yield Pair(record.image, self.folder / record.image, record.captions)
+                yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
 
     def describe(self) -> dict:
         return {"layout": "table"} | _described(self)
