@@ -6,7 +6,8 @@ restarts and changed batch sizes only read other positions of the same stream.
 
 `random` is a full shuffle.  `block` is for files larger than memory or on network storage:
 blocks of consecutive samples in random order, shuffled within a window of some blocks, so
-that the disk sees sequential reads of `block` samples and memory needs to hold one window.
+that the disk sees sequential reads of `block` samples and memory needs to hold one window.  Every
+node reads every block: blocks of its own would make the global batches depend on the number of nodes.
 `file` keeps the file's order.
 
 The bijection is a Feistel network over a power of two, walked until it falls below N

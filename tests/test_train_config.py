@@ -32,7 +32,6 @@ def triplets(tmp_path_factory):
         (lambda: Data(fraction=1.1), "--fraction 1.1"),
         (lambda: Data(workers=0), "--workers 0"),
         (lambda: Data(crop_scale=(0.5, 0.2)), "--crop-scale"),
-        (lambda: Data(order="block", fraction=0.5), "--order block"),
         (lambda: Optim(lr=0.0), "--lr 0.0"),
         (lambda: Optim(betas=(0.9, 1.0)), "--betas"),
         (lambda: Optim(weight_decay=-1), "--weight-decay -1"),

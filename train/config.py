@@ -45,7 +45,8 @@ class Data:
     crop_scale: tuple[float, float] | None = None
     """Replaces the range of crop areas that --augment has."""
     order: Literal["random", "block"] = "random"
-    """Shuffle an epoch completely, or by blocks (for files larger than memory or on network disks)."""
+    """Shuffle an epoch completely, or by blocks (for files larger than memory or on network disks; each node
+    reads all blocks, since the order does not depend on the number of ranks)."""
     engine: Literal["ffcv", "dali"] = "ffcv"
     """Decode on the CPU or on the GPU; both deliver the same batches."""
     workers: int = 4
@@ -53,10 +54,6 @@ class Data:
 
     def __post_init__(self) -> None:
         _require(0 < self.fraction <= 1, f"--fraction {self.fraction}: must lie in (0, 1]")
-        _require(
-            self.fraction == 1 or self.order == "random",
-            f"--order {self.order}: needs the whole file, but --fraction is {self.fraction}",
-        )
         low, high = self.crop_scale or (1.0, 1.0)
         _require(0 < low <= high <= 1, f"--crop-scale {low} {high}: must be 0 < LOW <= HIGH <= 1")
         _require(self.workers >= 1, f"--workers {self.workers}: at least 1")

@@ -25,7 +25,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Share(Order):
     """The order of a fixed draw of `samples` out of a file's `total` samples.
 
-    The draw is the head of a permutation by `seed`, so a smaller share lies inside a larger one.
+    The draw is the head of a permutation by `seed`, so a smaller share lies inside a larger one.  Blocks are
+    of members that follow each other in the file; what lies between them is read ahead with them.
     """
 
     samples: int
@@ -41,6 +42,10 @@ class Share(Order):
     def locate(self, seed: int, samples: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epoch, position = super().locate(seed, self.samples, t)
         return epoch, self.members[position]
+
+    def reads(self, seed: int, samples: int, t: int) -> list[tuple[int, int]]:
+        ranges = super().reads(seed, self.samples, t)
+        return [(int(self.members[first]), int(self.members[stop - 1]) + 1) for first, stop in ranges]
 
 
 def augmentation(recipe: Recipe) -> Augment:
@@ -64,9 +69,10 @@ def _engine(recipe: Recipe):
 
 def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed: int) -> StreamLoader:
     """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on."""
-    used, order = recipe.samples(len(file)), Order(kind=recipe.data.order)
+    used, kind = recipe.samples(len(file)), recipe.data.order
+    order = Order(kind=kind)
     if used < len(file):
-        order = Share(samples=used, total=len(file), seed=recipe.seed)
+        order = Share(kind=kind, samples=used, total=len(file), seed=recipe.seed)
     loader, _ = _engine(recipe)
     pinned = {"pin": True} if recipe.data.engine == "ffcv" and world.device.type == "cuda" else {}
     return loader(
