@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -394,6 +395,9 @@ def cli() -> int:
             given["settings"] |= {"file": Path(given["settings"]["file"]), "parts": ()}
             print(json.dumps(measure(given["name"], Settings(**given["settings"]))))
         else:
+            signal.signal(
+                signal.SIGTERM, lambda *_: sys.exit(143)
+            )  # made-up files are gigabytes: remove them
             main(tyro.cli(Settings, description=__doc__.split("\n\n")[0]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

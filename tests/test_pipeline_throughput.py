@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -88,6 +90,21 @@ def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, me
     assert throughput.cli() == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_made_up_files_are_removed_when_it_is_stopped(tmp_path, number):
+    command = [sys.executable, "-m", "pipeline.throughput", "--synthetic", "64", "--simulate", "200000"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    said = next(line for line in process.stderr if "measuring" in line)  # the files are there now
+    assert list(tmp_path.glob("*/large.beton")), said
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 130)
+    assert not list(tmp_path.glob("*/*.beton"))
 
 
 def test_cpu_seconds_count_children():
