@@ -116,7 +116,7 @@ _DATACOMP_NAMES = {
     "mscoco_captions": "MSCOCO",
 }  # fmt: skip
 _DATACOMP_KEYS = {
-    "flickr30k": "retrieval/flickr30k",
+    "flickr30k": "retrieval/flickr_1k_test_image_text_retrieval",
     "mscoco_captions": "retrieval/mscoco_2014_5k_test_image_text_retrieval",
 }
 # Names under which people's folders hold a set; matched in lower case with "/" and "_" as "-".

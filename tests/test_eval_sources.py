@@ -67,7 +67,10 @@ def test_datacomps_names():
         "EuroSAT", "KITTI Vehicle Distance", "Oxford Flowers-102", "Oxford-IIIT Pet", "PatchCamelyon",
         "RESISC45", "SVHN", "Flickr", "MSCOCO",
     }  # fmt: skip
-    assert wanted <= {catalog.datacomp(e)[1] for e in catalog.CLASSIFICATION + catalog.CAPTIONS}
+    known = dict(map(catalog.datacomp, catalog.CLASSIFICATION + catalog.CAPTIONS))
+    assert wanted <= set(known.values())
+    assert known["retrieval/flickr_1k_test_image_text_retrieval"] == "Flickr"
+    assert known["retrieval/mscoco_2014_5k_test_image_text_retrieval"] == "MSCOCO"
 
 
 def test_select_families():
