@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -157,6 +158,21 @@ def test_compiled_towers_give_the_same_step(stage, monkeypatch):
     _, expected, _ = gradients(recipe_of(stage, "debug-ViT"), batch)
     _, found, _ = gradients(recipe_of(stage, "debug-ViT", compile=True), batch)
     assert_close(found, expected, 1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
+def test_compiled_code_gives_the_same_step():
+    """The whole compiler: its C++, forward and backward, in one graph. (A minute, but torch keeps the code.)"""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    batch = pair_batch(16)
+    loss, expected, _ = gradients(recipe_of(2, "debug-ViT", pack="yes"), batch)
+    compiled, found, _ = gradients(recipe_of(2, "debug-ViT", compile=True), batch)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    # Fused sums round in another order: some of float32's last bits (1e-7 each) in a few hundred additions.
+    torch.testing.assert_close(compiled, loss, rtol=1e-5, atol=0)
+    assert_close(found, expected)
 
 
 def test_long_captions_end_in_their_end_token():

@@ -72,6 +72,23 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
         assert_as_good(*values, what)
 
 
+def test_contrastive_without_invalid_pairs():
+    """The mask gives what the batch without these pairs gives: half of them, and a whole tile of the kernels."""
+    valid = torch.rand(1500, device="cuda") < 0.5
+    valid[512:768] = False
+    features = [F.normalize(torch.randn(1500, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2)]
+    scale = torch.tensor(100.0, device="cuda")
+    whole, few = ([x.detach().clone().requires_grad_() for x in features] for _ in range(2))
+    loss = contrastive_loss(*whole, scale, valid=valid, engine="triton")
+    wanted = contrastive_loss(*(x[valid] for x in few), scale, engine="triton")
+    torch.testing.assert_close(loss, wanted)
+    loss.backward()
+    wanted.backward()
+    for ours, x in zip(whole, few):
+        torch.testing.assert_close(ours.grad, x.grad, rtol=2e-2, atol=1e-4)
+        assert (ours.grad[~valid] == 0).all()
+
+
 def test_contrastive_scale_gradient():
     image, text = (F.normalize(torch.randn(700, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2))
     gradients = []
