@@ -1,9 +1,8 @@
-"""torchvision's raw data sets, ObjectNet and PASCAL VOC 2007's single objects, as they lie on disk.
+"""torchvision's raw data sets, PCAM, ObjectNet and PASCAL VOC 2007's single objects, as they lie on disk.
 
 torchvision's own classes find and check the files; here they only give up their file lists or
-arrays, so that images are decoded once and by our threads.  PCAM's HDF5 files are not read
-(take the tars), and the sets whose test split exists only as tars (EuroSAT, RESISC45,
-Caltech-101, CLEVR, KITTI) are not guessed at.
+arrays, so that images are decoded once and by our threads.  The sets whose test split exists only
+as tars (EuroSAT, RESISC45, Caltech-101, CLEVR, KITTI) are not guessed at.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 
 from eval import catalog, prompts
 from eval.catalog import CLASSIFICATION_TASK
-from eval.evalset import ArrayImages, CroppedImages, EvalSet, FileImages, pictures
+from eval.evalset import ArrayImages, CroppedImages, EvalSet, FileImages, StoredImages, pictures
 
 # catalog key → (torchvision class, its arguments for the test split, the folder it makes under its root)
 TORCHVISION: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -79,6 +78,34 @@ def _read_torchvision(key: str, folder: Path, profile: str | None) -> EvalSet | 
     return EvalSet(entry, folder, f"torchvision {cls}", images, labels, loaded)
 
 
+def _read_pcam(folder: Path, profile: str | None) -> EvalSet | None:
+    """PatchCamelyon's test split, two HDF5 files as its authors (and torchvision) keep them."""
+    names = [f"camelyonpatch_level_2_split_test_{which}.h5" for which in "xy"]
+    base = next((b for b in (folder, folder / "pcam") if all((b / name).is_file() for name in names)), None)
+    if base is None:
+        return None
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(
+            f"{base}: HDF5 files need h5py: pip install h5py, or this project with its extra pcam"
+        ) from None
+    try:
+        images, labels = (h5py.File(base / name)[which] for name, which in zip(names, "xy"))
+        labels = np.asarray(labels, np.int64).reshape(-1)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{base}: not PCAM's HDF5 files ({error})") from None
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or len(images) != len(labels):
+        raise ValueError(
+            f"{base}: {len(labels)} labels, and images {images.shape} of {images.dtype}; "
+            "PCAM has as many, (N, 96, 96, 3) of uint8"
+        )
+    entry = catalog.find("vtab/pcam")
+    loaded = prompts.load(entry.prompts, folder, None, profile)
+    return EvalSet(entry, folder, "PCAM's HDF5", StoredImages(images, base / names[0]),
+                   labels, loaded)  # fmt: skip
+
+
 def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
     """ObjectNet's 113 classes that ImageNet shares, labelled as clip-benchmark does."""
     names_file = folder / "folder_to_objectnet_label.json"
@@ -137,4 +164,5 @@ def read(folder: Path, profile: str | None = None) -> EvalSet | None:
     found = _read_torchvision(key, folder, profile) if key in TORCHVISION else None
     if found is not None:
         return found
-    return _read_objectnet(folder, profile) or _read_voc2007(folder, profile)
+    others = (_read_pcam, _read_objectnet, _read_voc2007)
+    return next((found for read_one in others if (found := read_one(folder, profile)) is not None), None)

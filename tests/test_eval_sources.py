@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from eval_kit import encoded, pictures, write_tar, write_webdataset
 
-from eval import catalog, prompts, sources
+from eval import catalog, prompts, rawsets, sources
 from eval.crops import Cache
-from eval.evalset import FileImages, Unreadable
+from eval.evalset import ArrayImages, FileImages, Unreadable
 
 CLASSES = ["cat", "dog", "", "fish"]
 
@@ -393,3 +395,42 @@ def test_files_are_read_by_many_threads(tmp_path, images):
         assert list(pool.map(files.read, [i % 12 for i in range(200)])) == [
             images[i % 12] for i in range(200)
         ]
+
+
+def _write_pcam(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """HDF5 files as PatchCamelyon's authors keep them."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    folder.mkdir()
+    for which, data in (("x", images), ("y", labels.reshape(-1, 1, 1, 1))):
+        with h5py.File(folder / f"camelyonpatch_level_2_split_test_{which}.h5", "w") as file:
+            file.create_dataset(which, data=data, chunks=True, compression="gzip")
+
+
+def test_pcam_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (5, 96, 96, 3), dtype=np.uint8), np.array([0, 1, 1, 0, 1], np.uint8)
+    _write_pcam(tmp_path / "pcam", images, labels)
+    with pytest.raises(ValueError, match="vtab/pcam has 32768 test images, 5 are here"):
+        sources.read_folder(tmp_path / "pcam")
+    monkeypatch.setattr(catalog, "check_counts", lambda *_: None)
+    from torchvision.datasets import PCAM
+
+    theirs = PCAM(str(tmp_path), split="test")
+    for folder in (tmp_path / "pcam", tmp_path):  # the folder itself, or the root that torchvision is given
+        found = rawsets._read_pcam(folder, None)
+        assert len(found.images) == len(theirs) == 5 and found.prompts.classes[0] == "lymph node"
+        for i, (image, label) in enumerate(theirs):
+            assert np.array_equal(found.images[i], image) and found.labels[i] == label
+    stamp, identity = found.images.stamp(), found.images.identity()
+    assert identity == ArrayImages(images, tmp_path).identity()
+    os.utime(found.images.where, (1, 1))
+    assert found.images.stamp() != stamp and found.images.identity() == identity
+
+
+def test_a_damaged_pcam_is_one_line(tmp_path):
+    _write_pcam(tmp_path / "pcam", np.zeros((2, 96, 96, 3), np.uint8), np.zeros(3, np.uint8))
+    with pytest.raises(ValueError, match="3 labels, and images"):
+        rawsets.read(tmp_path / "pcam")
+    (tmp_path / "pcam" / "camelyonpatch_level_2_split_test_x.h5").write_bytes(b"not HDF5")
+    with pytest.raises(ValueError, match="not PCAM's HDF5 files"):
+        rawsets.read(tmp_path / "pcam")
