@@ -112,6 +112,19 @@ def test_a_triplet_that_does_not_decode_has_no_effect():
     assert_close(found, other, 1e-6)
 
 
+@pytest.mark.parametrize("stage", (1, 2))
+def test_validation_leaves_out_what_does_not_decode(stage):
+    batch = (triplet_batch if stage == 1 else pair_batch)(16)
+    recipe = recipe_of(stage, "debug-ViT")
+    validate = (PerceptualStage if stage == 1 else ContrastiveStage)(recipe, build(recipe), World()).validate
+    batch.valid[[0, 5]] = False
+    without = replace(batch, **{name: value[batch.valid] for name, value in vars(batch).items()})
+    assert validate([batch]) == pytest.approx(validate([without]), rel=1e-5)
+    batch.valid[:] = False
+    with pytest.raises(ValueError, match="no sample of it decodes"):
+        validate([batch])
+
+
 @pytest.mark.parametrize("micro", (0, 2))
 def test_a_pair_that_does_not_decode_has_no_effect(micro):
     batch = pair_batch(16)
@@ -162,7 +175,7 @@ def test_compiled_towers_give_the_same_step(stage, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
 def test_compiled_code_gives_the_same_step():
-    """The whole compiler: its C++, forward and backward, in one graph. (A minute, but torch keeps the code.)"""
+    """The whole compiler: its C++, forward and backward, in one graph. (A minute; torch keeps the code.)"""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     batch = pair_batch(16)

@@ -60,4 +60,6 @@ class PerceptualStage:
             losses, hits = self._losses(self.towers, batch)
             total += torch.stack([losses.sum(), hits.sum(), batch.valid.sum()]).double().cpu()
         loss, hits, count = self.world.total(total).tolist()
+        if not count:
+            raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
         return {"val_loss": loss / count, "val_2afc": hits / count}

@@ -143,4 +143,6 @@ class ContrastiveStage:
             loss, pairs = contrastive_loss(image, text, self.clip.logit_scale.exp(), valid=valid), valid.sum()
             total += torch.stack([loss * pairs, pairs]).double().cpu()
         loss, count = self.world.total(total).tolist()
+        if not count:
+            raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
         return {"val_loss": loss / count}

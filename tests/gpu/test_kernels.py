@@ -73,7 +73,7 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
 
 
 def test_contrastive_without_invalid_pairs():
-    """The mask gives what the batch without these pairs gives: half of them, and a whole tile of the kernels."""
+    """The mask gives what the batch without these pairs gives: half of them, and a whole tile."""
     valid = torch.rand(1500, device="cuda") < 0.5
     valid[512:768] = False
     features = [F.normalize(torch.randn(1500, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2)]
