@@ -12,8 +12,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from eval.panels import Answer, Pictures, Query, RetrievalPanel
 
 INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
@@ -200,3 +204,69 @@ def bars(
     axes.set_title(title)
     axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
     return Figure(name, drawing, title, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
+
+
+@_styled
+def answers(name: str, title: str, panel: RetrievalPanel, way: str) -> Figure:
+    """Figure 5: a row for each query, beside it both arms' first answers with scores."""
+    from matplotlib.figure import Figure as Drawing
+
+    queries, pictures = panel.queries(way), panel.pictures()
+    drawing = Drawing(figsize=(13, 1.35 * len(queries) + 0.6), layout="constrained")
+    drawing.set_layout_engine("none")  # without this detour, saving would arrange it all anew
+    drawing.suptitle(
+        title, x=0.01, y=1 - 0.1 / drawing.get_figheight(), ha="left", va="top", fontweight="bold"
+    )
+    rows = drawing.add_gridspec(
+        len(queries), 3, width_ratios=(3, 5, 5), left=0.01, right=0.99, bottom=0.01, hspace=0.28, wspace=0.04,
+        top=1 - 0.65 / drawing.get_figheight(),
+    )  # fmt: skip
+    for row, query in enumerate(queries):
+        places = [drawing.add_subplot(rows[row, column]) for column in range(3)]
+        for axes in places:
+            axes.set_axis_off()
+        _query(places[0], query, pictures)
+        for number in (0, 1):
+            heading = f"{panel.labels[number]}: {query.standings[number]}"
+            colour = ARM_COLOURS[number]
+            places[1 + number].text(
+                0, 1.03, heading, color=colour, fontsize=8.5, transform=places[1 + number].transAxes
+            )
+            _answer_list(places[1 + number], query.answers[number], pictures)
+    described = f"{title}: {panel.labels[0]} and {panel.labels[1]} on {len(queries)} queries"
+    return Figure(name, drawing, title, described)
+
+
+def _query(axes, query: Query, pictures: Pictures) -> None:
+    """The caption, or the picture with its true captions."""
+    axes.text(0, 1.03, query.outcome, fontsize=8.5, fontweight="bold", transform=axes.transAxes)
+    at, width = 0.0, 44
+    if query.image is not None:
+        _picture(axes.inset_axes((0, 0, 0.36, 0.96)), pictures.thumbnail(query.image))
+        at, width = 0.39, 27
+    text = "\n".join(line for t in query.texts[:3] for line in textwrap.wrap(t, width)[:2])
+    axes.text(at, 0.94, text, fontsize=8, va="top", transform=axes.transAxes)
+
+
+def _answer_list(axes, found: Sequence[Answer], pictures: Pictures) -> None:
+    for place, answer in enumerate(found):
+        said, colour = f"{answer.said()}{' ✓' if answer.right else ''}", INK if answer.right else MUTED
+        weight = "bold" if answer.right else "normal"
+        if answer.image is None:
+            text = f"{said}  {textwrap.shorten(answer.text, 62, placeholder=' …')}"
+            axes.text(0, 0.86 - 0.2 * place, text, fontsize=8, color=colour, fontweight=weight,
+                      transform=axes.transAxes)  # fmt: skip
+        else:
+            _picture(axes.inset_axes((0.2 * place, 0.14, 0.19, 0.82)), pictures.thumbnail(answer.image))
+            axes.text(0.2 * place + 0.095, 0, said, fontsize=8, color=colour, fontweight=weight, ha="center",
+                      transform=axes.transAxes)  # fmt: skip
+
+
+def _picture(axes, image) -> None:
+    """An image, or an empty frame where there is none any more."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    if image is None:
+        return
+    axes.set_axis_off()
+    axes.imshow(np.asarray(image.convert("RGB")))

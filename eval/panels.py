@@ -1,5 +1,7 @@
 """Pictures for the report: retrieval answers of both arms side by side, and triplets.
 
+Retrieval (Figure 5) is drawn twice from the same queries: in the page, and as a file by `figures.answers`.
+
 Which queries are shown is drawn at random with a fixed seed within each kind of outcome (only one
 arm right, both, neither), and the number of queries of each kind is shown beside: nothing is picked
 by eye.
@@ -9,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -48,8 +49,8 @@ class Pictures:
             crops = record.get("crops")
             return np.load(crops, mmap_mode="r") if crops and Path(crops).is_file() else None
 
-    def uri(self, index: int) -> str | None:
-        """A data: URI of a thumbnail, or None where there is no picture any more."""
+    def thumbnail(self, index: int) -> Image.Image | None:
+        """None where there is no picture any more."""
         if not self._opened:
             self._images, self._opened = self._open(), True
         if self._images is None or index >= len(self._images):
@@ -58,6 +59,13 @@ class Pictures:
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return image
+
+    def uri(self, index: int) -> str | None:
+        """A data: URI of a thumbnail, or None where there is no picture any more."""
+        image = self.thumbnail(index)
+        if image is None:
+            return None
         data = io.BytesIO()
         image.save(data, "webp", quality=82)
         return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -107,85 +115,124 @@ def _standing(arrays: dict[str, np.ndarray], way: str, query: int, right: set[in
     return f"right answer at rank {place}, margin {margin:+.3f}".replace("-", "−")
 
 
-def _alt(record: dict, owner: np.ndarray, image: int) -> str:
+def _alt(record: dict, image: int) -> str:
     captions = record["captions"]
     return captions[image][0] if image < len(captions) and captions[image] else f"image {image}"
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of an arm's first answers: a caption, or an image of the set."""
+
+    text: str  # the caption, or one of the image's
+    image: int | None  # its number in the set
+    score: float
+    right: bool
+
+    def said(self) -> str:
+        return f"{self.score:.3f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query with what both arms answered."""
+
+    outcome: str  # whose first answer is right
+    image: int | None  # the query, where it is a picture: its number in the set
+    texts: list[str]  # the caption, or the picture's true captions
+    standings: tuple[str, str]
+    answers: tuple[list[Answer], list[Answer]]
+
+
+@dataclass(frozen=True)
 class RetrievalPanel:
-    """Figure 5 for one retrieval set and two arms (their first seeds)."""
+    """Figure 5 for one retrieval set and two arms (their first seeds); way: `i2t` or `t2i`."""
 
     key: str
     arms: tuple[Arm, Arm]
     each: int = 2
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        return self.arms[0].label, self.arms[1].label
+
     def _evaluations(self) -> list[Evaluation]:
         return [arm.runs[0].final for arm in self.arms]
 
-    def _captions(self) -> tuple[dict, np.ndarray, list[str], np.ndarray]:
+    def pictures(self) -> Pictures:
+        return Pictures(self._evaluations()[0], self.key)
+
+    def _kinds(self, way: str) -> list[Kind]:
+        hits = [e.arrays(self.key)[f"{way}_first"] == 0 for e in self._evaluations()]
+        return kinds(hits[0], hits[1], self.labels, self.each)
+
+    def queries(self, way: str) -> list[Query]:
+        """Those that are shown."""
         one = self._evaluations()[0]
         record, arrays = one.datasets[self.key], one.arrays(self.key)
-        kept = [record["captions"][i] for i in arrays["index"]]
-        return record, arrays["index"], [c for group in kept for c in group], arrays["owner"]
-
-    def html(self, way: str) -> str:
-        """way: `i2t` or `t2i`."""
-        record, index, captions, owner = self._captions()
-        pictures = Pictures(self._evaluations()[0], self.key)
-        hits = [e.arrays(self.key)[f"{way}_first"] == 0 for e in self._evaluations()]
-        groups = kinds(hits[0], hits[1], (self.arms[0].label, self.arms[1].label), self.each)
-        counts = ", ".join(f"{k.title} in {k.count:,}" for k in groups)
-        out = [f'<p class="note">First answers to all {len(hits[0]):,} queries: {escape(counts)}.</p>']
-        for kind in groups:
+        index, owner = arrays["index"], arrays["owner"]
+        captions = [c for i in index for c in record["captions"][i]]
+        out = []
+        for kind in self._kinds(way):
             for query in kind.shown:
                 image = query if way == "i2t" else int(owner[query])
-                head = f"{kind.title[0].upper()}{kind.title[1:]}"
-                texts = (
-                    [captions[m] for m in np.flatnonzero(owner == image)]
-                    if way == "i2t"
-                    else [captions[query]]
-                )
-                side = self._side(way, pictures, index, image, texts, head)
-                bodies = [
-                    self._answers(way, n, query, owner, captions, index, pictures, record) for n in (0, 1)
+                own = np.flatnonzero(owner == image).tolist()
+                right = set(own) if way == "i2t" else {image}
+                found = [
+                    self._answers(e.arrays(self.key), way, query, right, captions, record, index)
+                    for e in self._evaluations()
                 ]
-                out.append(f'<div class="query">{side}{"".join(bodies)}</div>')
+                shown, texts = (int(index[image]), own) if way == "i2t" else (None, [query])
+                standings, answers = zip(*found)
+                out.append(Query(kind.title, shown, [captions[i] for i in texts], standings, answers))
+        return out
+
+    def _answers(
+        self, arrays: dict, way: str, query: int, right: set[int], captions: list[str], record: dict,
+        index: np.ndarray,
+    ) -> tuple[str, list[Answer]]:  # fmt: skip
+        """Where the right answer stands with one arm, and its first answers."""
+        answers = []
+        for found, score in zip(arrays[f"{way}_top"][query][:SHOWN], arrays[f"{way}_scores"][query][:SHOWN]):
+            number = int(index[found]) if way == "t2i" else None
+            text = captions[int(found)] if number is None else _alt(record, number)
+            answers.append(Answer(text, number, float(score), int(found) in right))
+        return _standing(arrays, way, query, right), answers
+
+    def html(self, way: str) -> str:
+        pictures, groups = self.pictures(), self._kinds(way)
+        counts = ", ".join(f"{k.title} in {k.count:,}" for k in groups)
+        total = sum(k.count for k in groups)
+        out = [f'<p class="note">First answers to all {total:,} queries: {escape(counts)}.</p>']
+        for query in self.queries(way):
+            bodies = "".join(self._list(pictures, query, number) for number in (0, 1))
+            out.append(f'<div class="query">{self._side(pictures, query)}{bodies}</div>')
         return "\n".join(out)
 
-    def _side(
-        self, way: str, pictures: Pictures, index: np.ndarray, image: int, texts: Sequence[str], head: str
-    ) -> str:
-        lines = "".join(f"<li>{escape(t)}</li>" for t in texts)
-        picture = pictures.tag(int(index[image]), texts[0]) if way == "i2t" else ""
-        what = "Ground truth" if way == "i2t" else "Caption"
+    def _side(self, pictures: Pictures, query: Query) -> str:
+        lines = "".join(f"<li>{escape(t)}</li>" for t in query.texts)
+        picture = pictures.tag(query.image, query.texts[0]) if query.image is not None else ""
+        what = "Ground truth" if query.image is not None else "Caption"
+        head = f"{query.outcome[0].upper()}{query.outcome[1:]}"
         return (
             f'<div class="side">{picture}<div><h4>{escape(head)}</h4><span class="quiet">{what}</span>'
             f'<ul class="truth">{lines}</ul></div></div>'
         )
 
-    def _answers(
-        self, way: str, number: int, query: int, owner: np.ndarray, captions: list[str], index: np.ndarray,
-        pictures: Pictures, record: dict,
-    ) -> str:  # fmt: skip
-        arrays = self._evaluations()[number].arrays(self.key)
-        right = set(np.flatnonzero(owner == query).tolist()) if way == "i2t" else {int(owner[query])}
+    def _list(self, pictures: Pictures, query: Query, number: int) -> str:
         items = []
-        for answer, score in zip(arrays[f"{way}_top"][query][:SHOWN], arrays[f"{way}_scores"][query][:SHOWN]):
-            good = int(answer) in right
-            mark = ' class="right"' if good else ""
-            score = f"{score:.3f}".replace("-", "−")
-            if way == "i2t":
-                text = escape(captions[int(answer)]) + (' <span class="up">✓</span>' if good else "")
-                items.append(f'<li{mark}><span>{text}</span><span class="score">{score}</span></li>')
+        for answer in query.answers[number]:
+            mark = ' class="right"' if answer.right else ""
+            if answer.image is None:
+                text = escape(answer.text) + (' <span class="up">✓</span>' if answer.right else "")
+                items.append(f'<li{mark}><span>{text}</span><span class="score">{answer.said()}</span></li>')
             else:
-                alt = _alt(record, owner, int(index[answer]))
-                items.append(
-                    f"<li{mark}>{pictures.tag(int(index[answer]), alt)}{score}{' ✓' if good else ''}</li>"
-                )
-        kind = "answers" if way == "i2t" else "hits"
+                tick = " ✓" if answer.right else ""
+                picture = pictures.tag(answer.image, answer.text)
+                items.append(f"<li{mark}>{picture}{answer.said()}{tick}</li>")
+        kind = "answers" if query.image is not None else "hits"
         name = page.arm_name(self.arms[number].label, number, dot=True)
-        title = f"<h4>{name} {page.span(_standing(arrays, way, query, right), 'quiet')}</h4>"
+        title = f"<h4>{name} {page.span(query.standings[number], 'quiet')}</h4>"
         return f'<div>{title}<ol class="{kind}">{"".join(items)}</ol></div>'
 
 

@@ -9,6 +9,7 @@ against.  The page is one file without any reference to the network; charts also
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -188,6 +189,11 @@ def _sets(count: int) -> str:
     return "1 set" if count == 1 else f"{count} sets"
 
 
+def _file_name(found: Comparison, *what: str) -> str:
+    """Of a chart of one comparison."""
+    return re.sub(r"[^\w-]+", "-", "-".join((*what, found.a.label, found.b.label)))
+
+
 def family_section(found: Comparison) -> tuple[str, list[Figure]]:
     """Figure 2: means of the families; empty when only one family was evaluated."""
     if len({r.family for r in found.families}) < 2:
@@ -197,7 +203,7 @@ def family_section(found: Comparison) -> tuple[str, list[Figure]]:
         rows = [r for r in found.families if r.measure == measure]
         drawn.append(
             figures.bars(
-                f"families-{measure}", f"Mean {measure}, %", [r.name for r in rows],
+                _file_name(found, "families", measure), f"Mean {measure}, %", [r.name for r in rows],
                 [[r.a for r in rows], [r.b for r in rows]], [found.a.label, found.b.label],
                 [signed(r.delta.value) for r in rows],
             )
@@ -241,24 +247,26 @@ def triplet_section(found: Comparison) -> str:
     return f'{head}{table}{panel}<p class="note">{note}</p>'
 
 
-def retrieval_section(found: Comparison) -> str:
-    """Figure 5 for every retrieval set."""
+def retrieval_section(found: Comparison) -> tuple[str, list[Figure]]:
+    """Figure 5 for every retrieval set: in the page, and as files."""
     datasets = found.a.runs[0].final.datasets
-    out = []
+    out, drawn = [], []
     for key in dict.fromkeys(r.key for r in found.rows):
         if datasets[key]["task"] != RETRIEVAL_TASK:
             continue
         panel = panels.RetrievalPanel(key, (found.a, found.b))
         for way, title in (("i2t", "picture to text"), ("t2i", "text to picture")):
             out.append(f"<h3>{escape(datasets[key]['name'])}: {title}</h3>{panel.html(way)}")
+            heading = f"{datasets[key]['name']}: {title}"
+            drawn.append(figures.answers(_file_name(found, "answers", key, way), heading, panel, way))
     if not out:
-        return ""
+        return "", []
     about = (
         "Queries are drawn at random (seed 0) from each kind of outcome, not picked. Scores are cosines; "
         "two models need not share their scale. The margin is the right answer's score minus the best wrong "
         "one's."
     )
-    return f'<h2>Retrieval, looked at</h2><p class="note">{about}</p>{"".join(out)}'
+    return f'<h2>Retrieval, looked at</h2><p class="note">{about}</p>{"".join(out)}', drawn
 
 
 def single_table(arm: Arm) -> str:
@@ -355,7 +363,9 @@ def build(options: Report) -> tuple[str, list[Figure]]:
     for section, charts in (curves.scaling(arms), curves.learning(arms)):
         body.append(section)
         drawn += charts
-    body += [retrieval_section(one) for one in found]
+    for section, panels_drawn in map(retrieval_section, found):
+        body.append(section)
+        drawn += panels_drawn
     body += [beside_paper.section(found[0] if found else None), data_section(arms), settings_section(arms)]
     return page.document(escape(options.title) or title, "".join(body)), drawn
 

@@ -160,7 +160,13 @@ def test_the_whole_page(runs, tmp_path, capsys):
         assert words in text, words
     assert "<b>0</b>" not in text  # a caption is text, never markup
     names = {p.name for p in (tmp_path / "report" / "figures").iterdir()}
-    assert {"families-top-1.svg", "families-top-1.png", "curve-loss.svg", "stage1-val_2afc.png"} <= names
+    families = {f"families-top-1-PI-Baseline.{kind}" for kind in ("svg", "png")}
+    answers = {
+        f"answers-mscoco_captions-{way}-PI-Baseline.{kind}"
+        for way in ("i2t", "t2i")
+        for kind in ("svg", "png")
+    }
+    assert families | answers | {"curve-loss.svg", "stage1-val_2afc.png"} <= names
     assert len([n for n in names if n.startswith("scaling-")]) == 2 * (4 + 4 + 4)
 
 
