@@ -4,6 +4,9 @@ B batch, T tokens, D width, N images, M texts.
 
 All texts of all sets are encoded in one pass: equal ones once, sorted by length, each batch cut
 after its longest end token (what follows an end token cannot reach it in a causal transformer).
+
+Vectors are cached in float32, not half precision: figures computed from the cache are those of the
+first run to the last digit.  All 31 sets (419,108 images) take 0.9 GB a checkpoint at width 512.
 """
 
 from __future__ import annotations
