@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -214,38 +215,51 @@ class Crops:
             yield from ((span, stored[span.start : span.stop]) for span in mine)
             return
         part = self._create(ranks)
-        for span, batch in self._decoded(mine, workers):
-            if part is not None:
-                part[span.start : span.stop] = batch
+        if part is None:
+            yield from self._walked(mine, workers, None, ranks)
+            return
+        try:
+            yield from self._walked(mine, workers, np.lib.format.open_memmap(part, "r+"), ranks)
+            self._finish(part, ranks)
+        finally:  # a walk that was broken off leaves nothing
+            if ranks.rank == 0:
+                part.unlink(missing_ok=True)
+
+    def _walked(
+        self, spans: Sequence[range], workers: int, store: np.memmap | None, ranks: Ranks
+    ) -> Iterator[tuple[range, np.ndarray]]:
+        for span, batch in self._decoded(spans, workers):
+            if store is not None:
+                store[span.start : span.stop] = batch
             yield span, batch
         for other in ranks.gather(self.bad):
             self.bad.update(other)
-        if part is not None:
-            self._finish(part, ranks)
+        if store is not None:
+            store.flush()
 
-    def _part_path(self) -> Path:
-        return self.path.with_name(f".{self.key}.part")
+    def _create(self, ranks: Ranks) -> Path | None:
+        """The file all ranks fill, made by the first; None without a cache or without room for it.
 
-    def _create(self, ranks: Ranks) -> np.memmap | None:
-        """The file all ranks fill, made by the first; None without a cache or without room for it."""
+        Every evaluation has its own, so that two of them may fill one cache at the same time.
+        """
         shape = (len(self.images), *self.preprocess.size, 3)
         room = ranks.gather(self.cache.has_room(int(np.prod(shape))))[0]
         if not room:
             if self.cache.folder is not None:
                 self.cache.notes.append(f"no room for {self.path.name}: its images are decoded every time")
             return None
+        part = self.path.with_name(f".{self.key}.{ranks.gather(uuid.uuid4().hex)[0]}.part")
         if ranks.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(self._part_path(), "w+", np.uint8, shape)
+            np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         ranks.barrier()
-        return np.lib.format.open_memmap(self._part_path(), "r+")
+        return part
 
-    def _finish(self, part: np.memmap, ranks: Ranks) -> None:
-        part.flush()
+    def _finish(self, part: Path, ranks: Ranks) -> None:
         ranks.barrier()
         if ranks.rank == 0:
             if self.bad:
                 listed = json.dumps({"unreadable": sorted(self.bad.items())})
                 replace_into(self.path.with_suffix(".json"), lambda p: p.write_text(listed))
-            os.replace(self._part_path(), self.path)
+            os.replace(part, self.path)
         ranks.barrier()

@@ -287,6 +287,34 @@ def test_two_ranks_give_the_same(root, tmp_path):
     assert [s.metrics for s in run(root, tmp_path / "cache").sets] == expected
 
 
+def test_two_evaluations_fill_one_cache(root, tmp_path):
+    """Walks interleaved at their worst: the second begins when the first has written everything."""
+    one = sources.discover(root)[0]
+    made, cache = encoders().preprocess, Cache(tmp_path / "cache")
+    expected = [b.copy() for _, b in encode.crops_of(one, made, Cache(None)).batches(4, 1, Ranks())]
+    first, second = (encode.crops_of(one, made, cache).batches(4, 1, Ranks()) for _ in range(2))
+    for _ in expected:
+        next(first)
+    next(second)
+    assert list(first) == []
+    stored = encode.crops_of(one, made, cache)
+    assert np.array_equal(stored.stored(), np.concatenate(expected))
+    assert len(list(second)) == len(expected) - 1
+    assert [p.name for p in stored.path.parent.iterdir()] == [stored.path.name]
+
+
+def test_a_walk_broken_off_leaves_nothing(root, tmp_path):
+    made = encoders()
+
+    def full(x):
+        raise RuntimeError("out of memory")
+
+    bad = encode.Encoders(full, made.text, made.tokenize, made.preprocess, "full", cut=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(root, tmp_path / "cache", made=bad)
+    assert list((tmp_path / "cache" / "crops").iterdir()) == []
+
+
 def test_no_room_for_crops(root, tmp_path, monkeypatch):
     monkeypatch.setattr(Cache, "has_room", lambda self, n: False)
     cache = Cache(tmp_path / "cache")
