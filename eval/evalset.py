@@ -107,6 +107,18 @@ class ArrayImages:
 class StoredImages(ArrayImages):
     """Images in a file that is sliced like an array (an HDF5 data set), read one by one."""
 
+    def __getitem__(self, i: int) -> Image.Image:
+        try:
+            return super().__getitem__(i)
+        except OSError as error:
+            raise Unreadable(f"{self.name(i)}: not readable ({error})") from None
+
+    def identity(self) -> str:
+        try:
+            return super().identity()
+        except OSError as error:
+            raise ValueError(f"{self.where}: not readable ({error})") from None
+
     def stamp(self) -> str:
         stat = os.stat(self.where)
         return hashlib.blake2b(

@@ -6,8 +6,9 @@
     OUT/eval_results.jsonl             DataComp's, one line a set
     OUT/results.csv                    open_clip's wide form, one row
 
-Written after everything is computed, each file to a temporary name first, results.json last: where
-it exists the evaluation is whole.  A `samples` key is the number of training samples seen.
+Written after everything is computed, each file to a temporary name first, results.json last (and
+an earlier one removed first): where it exists the evaluation is whole.  A `samples` key is the
+number of training samples seen.
 """
 
 from __future__ import annotations
@@ -163,6 +164,7 @@ def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dic
     """
     model, pretrained = about["checkpoint"]["model"], about["checkpoint"]["pretrained"]
     slug = pretrained.replace("/", "_")
+    (out / RESULTS).unlink(missing_ok=True)  # first: it must not vouch for files that are being replaced
     for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
         old.unlink()  # of an earlier evaluation of another selection
     for result in outcome.sets:

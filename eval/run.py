@@ -77,6 +77,10 @@ class Evaluate:
             raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")
         if self.submit != "here" and self.watch is None:
             raise ValueError("--submit: only with --watch")
+        if self.watch is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "--watch: not under torchrun, whose processes would not see the same checkpoints"
+            )
 
 
 # -- the model ------------------------------------------------------------------------------------

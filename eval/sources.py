@@ -208,13 +208,13 @@ def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
 
 
 def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
-    text = path.read_text(encoding="utf-8")
+    text = _text(path.read_bytes(), str(path))
     if path.suffix != ".json":
         return _from_lines(text, path)
     try:
         data = json.loads(text)
         if isinstance(data, list):
-            return [(row["file"], list(row["captions"])) for row in data]
+            return [(row["file"], row["captions"]) for row in data]
         return _from_coco(data) if "annotations" in data else _from_karpathy(data)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
@@ -234,6 +234,8 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
         found = next((p / name for p in places if (p / name).is_file()), None)
         if found is None:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
         if not any(t.strip() for t in texts):
             raise ValueError(f"{file}: {name} has no caption")
         members.append((found, 0, -1, name))

@@ -177,6 +177,47 @@ def test_a_failed_set_leaves_no_results(root, tmp_path, monkeypatch):
     assert not out.exists()
 
 
+def test_results_never_vouch_for_files_of_another_evaluation(root, tmp_path, monkeypatch):
+    from eval import results
+
+    out, what = tmp_path / "out", ("--checkpoint", MODEL, "--data", root, "--cache", tmp_path / "cache")
+    assert go(*what, "--out", out) == 0
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(results, "datacomp_record", full)
+    assert go(*what, "--seed", 1, "--out", out) == 2
+    assert not (out / "results.json").exists()
+
+
+def test_a_diverged_checkpoint_leaves_nothing(root, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    weights = {k: v.contiguous() for k, v in create(MODEL).state_dict().items()}
+    weights["text_projection"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "w.safetensors")
+    what = ("--checkpoint", f"{MODEL},{tmp_path / 'w.safetensors'}", "--data", root)
+    assert go(*what, "--cache", tmp_path / "cache", "--out", tmp_path / "out") == 2
+    assert "embeddings are not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_of_an_unknown_architecture(root, tmp_path, capsys):
+    recipe = {"name": "debug", "stage": 2, "model": "ViT-Z-99"}
+    groups = {checkpoint.WEIGHTS: {"x": torch.zeros(1)}, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
+    step = tmp_path / "pi" / "checkpoints" / "step-000020"
+    checkpoint.write(step, checkpoint.State(step=20, samples=320), recipe, groups)
+    assert go("--checkpoint", tmp_path / "pi", "--data", root, "--cache", tmp_path / "cache") == 2
+    said = capsys.readouterr().err
+    assert "ViT-Z-99" in said and said.count("\n") == 1 and not (tmp_path / "pi" / "eval").exists()
+
+
+def test_no_watching_under_torchrun(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--watch: not under torchrun"):
+        run.Evaluate(checkpoint="x", data=root, watch=0)
+
+
 def test_watch(root, tmp_path):
     folder = tmp_path / "run"
     for step in (10, 20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -58,6 +59,14 @@ def test_catalog_finds_folders(name, key):
 def test_wrong_count_names_both_numbers(tmp_path, images):
     folder = write_webdataset(tmp_path / "wds_vtab-dtd", images, [0] * 12, ["a"])
     with pytest.raises(ValueError, match="vtab/dtd has 1880 test images, 12 are here"):
+        sources.read_webdataset(folder)
+
+
+def test_class_list_of_another_length_names_both_numbers(tmp_path, images, monkeypatch):
+    folder = write_webdataset(tmp_path / "wds_vtab-dtd", images, [0] * 12, ["a"] * 46)
+    short = dataclasses.replace(catalog.find("vtab/dtd"), samples=12)
+    monkeypatch.setattr(catalog, "entry_for", lambda *_: short)
+    with pytest.raises(ValueError, match="vtab/dtd has 47 classes, 46 are listed here"):
         sources.read_webdataset(folder)
 
 
@@ -288,6 +297,14 @@ def test_caption_files(tmp_path, images, name, content):
     (folder / name).write_text(content)
     one = sources.read_folder(folder)
     assert one.captions == [["a1"], ["b1", "b2"]] and [one.images.read(i) for i in (0, 1)] == images[:2]
+    for bad in ("a text", [None], [3], None):
+        (folder / "captions.json").write_text(json.dumps([{"file": "a.png", "captions": bad}]))
+        with pytest.raises(ValueError, match="the captions of a.png are .*, a list of texts is expected"):
+            sources.read_captions(folder, folder / "captions.json")
+    (folder / "captions.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="captions.json: not UTF-8 text"):
+        sources.read_captions(folder, folder / "captions.json")
+    (folder / name).write_text(content)
     (folder / "val2014" / "b.png").unlink()
     with pytest.raises(ValueError, match="b.png is in no folder"):
         sources.read_folder(folder)
@@ -400,7 +417,7 @@ def test_files_are_read_by_many_threads(tmp_path, images):
 def _write_pcam(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """HDF5 files as PatchCamelyon's authors keep them."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for which, data in (("x", images), ("y", labels.reshape(-1, 1, 1, 1))):
         with h5py.File(folder / f"camelyonpatch_level_2_split_test_{which}.h5", "w") as file:
             file.create_dataset(which, data=data, chunks=True, compression="gzip")
@@ -427,10 +444,21 @@ def test_pcam_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
     assert found.images.stamp() != stamp and found.images.identity() == identity
 
 
-def test_a_damaged_pcam_is_one_line(tmp_path):
+def test_a_damaged_pcam_is_one_line(tmp_path, monkeypatch):
     _write_pcam(tmp_path / "pcam", np.zeros((2, 96, 96, 3), np.uint8), np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="3 labels, and images"):
         rawsets.read(tmp_path / "pcam")
+    images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    _write_pcam(tmp_path / "bad" / "pcam", images, np.zeros(3, np.uint8))
+    x = tmp_path / "bad" / "pcam" / "camelyonpatch_level_2_split_test_x.h5"
+    whole = x.read_bytes()
+    x.write_bytes(whole[:-20_000] + bytes(20_000))  # inside the last picture, the last thing in the file
+    monkeypatch.setattr(catalog, "check_counts", lambda *_: None)
+    found = rawsets._read_pcam(x.parent, None)
+    with pytest.raises(ValueError, match="test_x.h5: not readable"):
+        found.images.identity()
+    with pytest.raises(Unreadable, match="test_x.h5, image 2: not readable"):
+        found.images[2]
     (tmp_path / "pcam" / "camelyonpatch_level_2_split_test_x.h5").write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="not PCAM's HDF5 files"):
         rawsets.read(tmp_path / "pcam")
