@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from eval.ranks import Ranks
 
 Images = FileImages | ArrayImages
 _AHEAD = 3  # batches decoded ahead of the model
+_ABANDONED = 86_400  # seconds that a file being filled may go without a change
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,9 @@ class Crops:
         part = self.path.with_name(f".{self.key}.{ranks.gather(uuid.uuid4().hex)[0]}.part")
         if ranks.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for old in self.path.parent.glob(f".{self.key}.*.part"):
+                if time.time() - old.stat().st_mtime > _ABANDONED:  # its evaluation was killed
+                    old.unlink(missing_ok=True)
             np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         ranks.barrier()
         return part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -301,6 +303,18 @@ def test_two_evaluations_fill_one_cache(root, tmp_path):
     assert np.array_equal(stored.stored(), np.concatenate(expected))
     assert len(list(second)) == len(expected) - 1
     assert [p.name for p in stored.path.parent.iterdir()] == [stored.path.name]
+
+
+def test_what_a_killed_evaluation_left_is_removed_after_a_day(root, tmp_path):
+    one = sources.discover(root)[0]
+    crops = encode.crops_of(one, encoders().preprocess, Cache(tmp_path / "cache"))
+    crops.path.parent.mkdir(parents=True)
+    old, new = (crops.path.with_name(f".{crops.key}.{name}.part") for name in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+    list(crops.batches(4, 1, Ranks()))
+    assert {p.name for p in crops.path.parent.iterdir()} == {crops.path.name, new.name}
 
 
 def test_a_walk_broken_off_leaves_nothing(root, tmp_path):
