@@ -6,6 +6,7 @@ command continues after an interruption.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -22,11 +23,22 @@ def pending(run: Path) -> list[Path]:
     return [p for p in sorted(found) if not (run / "eval" / p.name / RESULTS).is_file()]
 
 
+def has_ended(run: Path) -> bool:
+    """Whether the newest checkpoint is the run's last step."""
+    states = sorted((run / "checkpoints").glob("step-*/state.json"))
+    try:
+        newest = json.loads(states[-1].read_text())
+    except (IndexError, OSError, ValueError):  # none yet, or the trainer has just removed it
+        return False
+    return 0 < newest.get("steps", 0) <= newest["step"]
+
+
 def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], poll: float = POLL) -> int:
     """Call evaluate(checkpoint, folder for its results) for every checkpoint; returns how many.
 
-    Ends when nothing new has appeared for `patience` seconds.  A checkpoint that the trainer removed
-    meanwhile is passed over.  Raises ValueError when the run has no checkpoints folder to begin with.
+    Ends after the run's last step, or when nothing new has appeared for `patience` seconds.  A
+    checkpoint that the trainer removed meanwhile is passed over.  Raises ValueError when the run has no
+    checkpoints folder to begin with.
     """
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"--watch: {run} is no run's folder (it has no checkpoints/)")
@@ -40,7 +52,7 @@ def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], pol
                     raise
                 print(f"{folder.name}: removed by the trainer before it could be read", flush=True)
             done, last = done + 1, time.monotonic()
-        if time.monotonic() - last >= patience:
+        if time.monotonic() - last >= patience or (has_ended(run) and not pending(run)):
             return done
         time.sleep(min(poll, patience))
 

@@ -44,13 +44,13 @@ def root(tmp_path_factory):
     return base
 
 
-def save_step(folder, step: int, seed: int) -> None:
+def save_step(folder, step: int, seed: int, steps: int = 0) -> None:
     """A checkpoint as the trainer writes it, of a model with random weights."""
     torch.manual_seed(seed)
     weights = {k: v.contiguous() for k, v in create(MODEL).state_dict().items()}
     recipe = {"name": "debug", "stage": 2, "model": MODEL, "seed": seed, "run": str(folder), "init": None}
     groups = {checkpoint.WEIGHTS: weights, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
-    state = checkpoint.State(step=step, samples=step * 16)
+    state = checkpoint.State(step=step, steps=steps, samples=step * 16)
     checkpoint.write(folder / "checkpoints" / f"step-{step:06d}", state, recipe, groups)
 
 
@@ -88,6 +88,12 @@ def test_what_other_tools_read(root, tmp_path):
         assert line["dataset"] == found.datasets[line["key"]]["name"]
         if "acc1" in ours:
             assert line["metrics"]["main_metric"] == ours["acc1"]
+        else:
+            recalls = ours["image_retrieval_recall@1"], ours["text_retrieval_recall@1"]
+            assert line["metrics"]["main_metric"] == line["metrics"]["mean_recall@1"] == sum(recalls) / 2
+        # it expands `metrics` into columns beside the others, and keys the figures by `dataset`
+        assert set(line) == {"key", "dataset", "metrics"} and not set(line) & set(line["metrics"])
+    assert len({line["dataset"] for line in lines}) == len(lines)
     with open(out / "results.csv", newline="") as file:
         row = next(csv.DictReader(file))
     assert row["name"] == MODEL and row["pretrained"] == "random-0"
@@ -216,6 +222,22 @@ def test_no_watching_under_torchrun(root, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--watch: not under torchrun"):
         run.Evaluate(checkpoint="x", data=root, watch=0)
+
+
+def test_watching_ends_with_the_run(tmp_path):
+    folder, seen = tmp_path / "run", []
+    save_step(folder, 10, 0, steps=20)
+
+    def evaluate(path, out):
+        seen.append(out.name)
+        out.mkdir(parents=True)
+        (out / "results.json").write_text("{}")
+        if len(seen) == 1:
+            save_step(folder, 20, 0, steps=20)
+
+    assert not watch.has_ended(folder)
+    assert watch.watch(folder, 1e9, evaluate, poll=0.01) == 2  # patience would outlast the test
+    assert seen == ["step-000010", "step-000020"]
 
 
 def test_watch(root, tmp_path):

@@ -338,3 +338,5 @@ def test_a_share_in_block_order_loses_and_repeats_nothing(total, share, block, w
 def test_fraction_keeps_the_steps(split, tmp_path):
     kit.train(kit.debug(2, split, tmp_path / "run", fraction=0.5, steps=4))
     assert lines(tmp_path / "run")[-1]["epoch"] == pytest.approx(64 / 24)
+    state = checkpoint.check(checkpoint.latest(tmp_path / "run"))
+    assert state.step == state.steps == 4

@@ -41,6 +41,8 @@ class State:
     """What a run continues from, besides the tensors."""
 
     step: int = 0
+    steps: int = 0
+    """Of the whole run: who watches it knows when it has ended."""
     samples: int = 0
     """Handed out by the loader so far."""
     in_file: int = 0

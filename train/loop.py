@@ -336,7 +336,7 @@ class _Run:
 
     def _save(self, keep: bool) -> None:
         if self.saver is not None:
-            state = dataclasses.replace(self.state, keep=keep, files={})
+            state = dataclasses.replace(self.state, steps=self.steps, keep=keep, files={})
             self.saver.save(state, self.clip.state_dict(), self.optimizer.state())
 
     def _finish(self, asked: int) -> Outcome:
