@@ -63,8 +63,8 @@ class Evaluate:
     seed: int = 0
     """Of the random weights of a bare model name."""
     watch: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """Evaluate every checkpoint of the run, each into RUN/eval/step-*, and new ones as they appear; stop after
-    the run's last step, or when none has appeared for this long (0: only those that are there)."""
+    """Evaluate every checkpoint of the run, each into RUN/eval/step-*, and new ones as they appear; stop
+    after the run's last step, or when none has appeared for this long (0: only those that are there)."""
     submit: Literal["here", "slurm", "local"] = "here"
     """With --watch: evaluate in this process, or each checkpoint in a job of its own."""
 
