@@ -219,7 +219,8 @@ def _text_tower(model: Any) -> _TextTower:
 
 def _has_plain_blocks(transformer: Any) -> bool:
     attentions = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", [])]
-    return bool(attentions) and all(
+    # len(), not bool(): torch 2.11 breaks its graph at the truth of a list.
+    return len(attentions) > 0 and all(
         isinstance(a, nn.MultiheadAttention) and a.in_proj_weight is not None and a.dropout == 0
         for a in attentions
     )
