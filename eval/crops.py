@@ -33,6 +33,11 @@ _AHEAD = 3  # batches decoded ahead of the model
 _ABANDONED = 86_400  # seconds that a file being filled may go without a change
 
 
+def _described(step: Callable) -> str:
+    """A transform's step without the address that a bare function's repr has (open_clip 3.2 uses one)."""
+    return getattr(step, "__qualname__", None) or " ".join(repr(step).split())
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """open_clip's evaluation transform in two halves; `key` names the first half and Pillow's version."""
@@ -51,7 +56,7 @@ class Preprocess:
         if len(steps) < 2 or "ToTensor" not in names[-2] or names[-1] != "Normalize":
             raise ValueError(f"the model's image transform is {names}; it must end in ToTensor, Normalize")
         spatial, normalize = tuple(steps[:-2]), steps[-1]
-        described = f"{[repr(s) for s in spatial]} pillow {PIL.__version__}"
+        described = f"{[_described(s) for s in spatial]} pillow {PIL.__version__}"
         key = hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
         probe = PIL.Image.new("RGB", (8, 8))
         for step in spatial:
@@ -74,7 +79,7 @@ class Preprocess:
 
     def describe(self) -> dict:
         return {
-            "steps": [" ".join(repr(s).split()) for s in self.spatial],
+            "steps": [_described(s) for s in self.spatial],
             "mean": self.mean,
             "std": self.std,
             "pillow": PIL.__version__,

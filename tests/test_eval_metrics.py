@@ -289,6 +289,25 @@ def test_two_ranks_give_the_same(root, tmp_path):
     assert [s.metrics for s in run(root, tmp_path / "cache").sets] == expected
 
 
+def test_a_bare_functions_address_is_not_in_the_key():
+    from torchvision import transforms
+
+    def key(function):
+        steps = [transforms.Resize(8), transforms.CenterCrop(8), function]
+        normal = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+        made = Preprocess.from_transform(transforms.Compose([*steps, transforms.ToTensor(), normal]))
+        assert "0x" not in str(made.describe())
+        return made.key
+
+    def rgb(image):
+        return image.convert("RGB")
+
+    first = key(rgb)
+    rgb = type(rgb)(rgb.__code__, globals(), "rgb")  # as another process has it: elsewhere in memory
+    rgb.__qualname__ = "test_a_bare_functions_address_is_not_in_the_key.<locals>.rgb"
+    assert key(rgb) == first
+
+
 def test_two_evaluations_fill_one_cache(root, tmp_path):
     """Walks interleaved at their worst: the second begins when the first has written everything."""
     one = sources.discover(root)[0]
