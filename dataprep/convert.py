@@ -223,7 +223,7 @@ def _checked_luma(data: bytes, head: Head) -> float:
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
-    from dataprep import jpeg_scan  # with its compiler only where it is needed: that takes 100 MB
+    from pipeline import jpeg_scan  # with its compiler only where it is needed: that takes 100 MB
 
     luma = jpeg_scan.mean_luma(data)
     if luma is not None:

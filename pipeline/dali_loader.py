@@ -13,6 +13,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +25,7 @@ from pipeline.augment import AUGMENTS, Augment, lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.fields import Beton
 from pipeline.order import Order
+from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
 
 _QUEUE = 2  # batches DALI prepares ahead
@@ -95,39 +97,50 @@ def _batches(
     submitted: deque[_Submitted] = deque()
 
     def feed():
-        for t in positions:
-            source.read_ahead(int(t[0]))
-            submitted.append(_submit(source, source.plan(t), side))
+        for plan, readable in _screened(source, positions, screen):
+            submitted.append(_submit(source, plan, readable().T, side))
             yield submitted[-1].arguments
 
-    pipe = define(source.augment, feed(), batch_size * len(source.views), side, dtype, workers, device)
-    pipe.build()
-    while True:
-        try:
-            (out,) = pipe.run()
-        except StopIteration:
-            return
-        except RuntimeError:
-            # DALI drops the batch and goes on with the next one. Ours is next in the queue.
-            job = submitted.popleft()
-            images, valid = _repair(source, job.plan, side, dtype)
-            images = images.cuda() if device == "gpu" else images
-        else:
-            job = submitted.popleft()
-            images, valid = _collect(out, job, dtype)
-        whole = valid.all(0)
-        rejected = source.report(job.plan, whole)
-        yield source.batch(job.plan, images, whole), rejected
+    with closing(Screen(source, workers)) as screen:
+        pipe = define(source.augment, feed(), batch_size * len(source.views), side, dtype, workers, device)
+        pipe.build()
+        while True:
+            try:
+                (out,) = pipe.run()
+            except StopIteration:
+                return
+            except RuntimeError:
+                # DALI drops the batch and goes on with the next one. Ours is next in the queue.
+                job = submitted.popleft()
+                images, valid = _repair(source, job.plan, side, dtype)
+                images = images.cuda() if device == "gpu" else images
+            else:
+                job = submitted.popleft()
+                images, valid = _collect(out, job, dtype)
+            whole = valid.all(0)
+            rejected = source.report(job.plan, whole)
+            yield source.batch(job.plan, images, whole), rejected
 
 
-def _submit(source: Source, plan: Plan, side: int) -> _Submitted:
-    """The graph's inputs for a plan. Bytes that are plainly no whole JPEG are exchanged beforehand."""
+def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
+    """(plan, what waits for its `readable`) for each array of positions, the screen some batches ahead."""
+    ahead: deque = deque()
+    for t in positions:
+        source.read_ahead(int(t[0]))
+        plan = source.plan(t)
+        ahead.append((plan, screen.begin(plan)))
+        if len(ahead) > _QUEUE:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _submit(source: Source, plan: Plan, readable: np.ndarray, side: int) -> _Submitted:
+    """The graph's inputs for a plan; pictures that are not readable (V, B) are exchanged beforehand."""
     data, drawn, views = source.file.bytes, plan.draws, len(source.views)
     start, size = plan.start.T.ravel(), plan.size.T.ravel()
-    readable = pixels.plausible(data, start, size, plan.height.T.ravel(), plan.width.T.ravel())
     jpegs = [data[a : a + n] for a, n in zip(start.tolist(), size.tolist())]
     box = np.ascontiguousarray(drawn.box.swapaxes(0, 1)).reshape(-1, 4)
-    for i in np.flatnonzero(~readable):
+    for i in np.flatnonzero(~readable.ravel()):
         jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
     if drawn.covers:
         grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
@@ -145,7 +158,7 @@ def _submit(source: Source, plan: Plan, side: int) -> _Submitted:
         "blurred": np.tile(drawn.sigma > 0, views),
         "sigma": np.maximum(np.tile(drawn.sigma, views), np.float32(0.1)),  # zeros are not looked at
     }
-    return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable.reshape(views, -1))
+    return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable)
 
 
 def _inputs(augment: Augment) -> dict[str, int]:

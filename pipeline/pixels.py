@@ -78,25 +78,6 @@ def jpeg_size(data):
 
 
 @njit(nogil=True, cache=True)
-def plausible(data, start, size, height, width):
-    """Whether the stored JPEGs (N,) have the size they should and an end marker; (N,) bool.
-
-    Much cheaper than decoding: for a decoder that does not say which picture it failed at.
-    """
-    ok = np.zeros(len(start), np.bool_)
-    for n in range(len(start)):
-        stored = data[start[n] : start[n] + size[n]]
-        h, w = jpeg_size(stored)
-        if h == 0 or h != height[n] or w != width[n]:
-            continue
-        at = len(stored) - 1
-        while at > 1 and not (stored[at - 1] == 0xFF and stored[at] == 0xD9):
-            at -= 1
-        ok[n] = at > 1
-    return ok
-
-
-@njit(nogil=True, cache=True)
 def decode(data, height, width, out):
     """Decodes a JPEG of this size to out (>= height * width * 3,) uint8; whether it went well.
 
@@ -111,6 +92,16 @@ def decode(data, height, width, out):
     failed = _decompress(decoder, data.ctypes.data, len(data), out.ctypes.data, width, 0, height, 0, 0)
     _destroy(decoder)
     return failed == 0
+
+
+@njit(nogil=True, cache=True)
+def decodable(data, start, size, height, width):
+    """Which of the stored JPEGs (N,) `decode` without complaint; (N,) bool."""
+    ok = np.zeros(len(start), np.bool_)
+    for n in range(len(start)):
+        out = np.empty(height[n] * width[n] * 3, np.uint8)
+        ok[n] = decode(data[start[n] : start[n] + size[n]], height[n], width[n], out)
+    return ok
 
 
 @njit(nogil=True, cache=True)

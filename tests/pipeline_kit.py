@@ -54,6 +54,24 @@ def pairs_file(
     return Beton(path)
 
 
+def damaged_jpegs(whole: Beton, each: int) -> dict[int, bytes]:
+    """Stored JPEGs with every kind of damage at every place, for `pairs_file`: `each` of a kind and place."""
+    rng = np.random.default_rng(3)
+    kinds = {
+        "ones": lambda old: b"\xff" * len(old), "zeros": lambda old: bytes(len(old)),
+        "noise": lambda old: rng.bytes(len(old)), "bit": lambda old: bytes([old[0] ^ 16]) + old[1:],
+        "lost": lambda old: b"", "doubled": lambda old: old + old,
+    }  # fmt: skip
+    places = {"head": (0, 0.2), "middle": (0.45, 0.8), "end": (0.9, 1)}
+    cases = [(k, p) for k in kinds.values() for p in places.values() for _ in range(each)]
+    broken = {}
+    for index, (change, (low, high)) in enumerate(cases):
+        data = whole.jpeg(index).tobytes()
+        at = int(rng.uniform(low, high) * (len(data) - 24))
+        broken[index] = data[:at] + change(data[at : at + 24]) + data[at + 24 :]
+    return broken
+
+
 def triplets_file(path: Path, count: int = 12, broken: dict[int, bytes] | None = None) -> Beton:
     """`count` triplets of one size each; `broken` replaces the left picture's bytes."""
     with writing(path, triplets_schema(), count) as writer:

@@ -9,10 +9,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from pipeline_kit import drawn, jpeg, pairs_file, picture, pil, triplets_file
-from test_pipeline_loader import PLAIN, assert_same, joined, take
+from pipeline_kit import damaged_jpegs, drawn, jpeg, pairs_file, picture, pil, triplets_file
+from test_pipeline_loader import PLAIN, assert_memory_is_flat, assert_same, joined, take
 
-from pipeline import ffcv_loader
+from pipeline import ffcv_loader, pixels
 from pipeline.augment import AUGMENTS, Augment, apply_reference
 from pipeline.dali_loader import DALILoader, define, once
 
@@ -128,18 +128,62 @@ def test_a_pass_in_file_order_with_its_last_batch(pairs):
     assert torch.equal(joined(batches)["index"], torch.arange(20))
 
 
+@pytest.fixture(scope="module")
+def battered(tmp_path_factory):
+    """A file most of whose pictures are damaged, each in a way of its own."""
+    folder, each = tmp_path_factory.mktemp("battered"), 6
+    whole = pairs_file(folder / "whole.beton", 120)
+    return pairs_file(folder / "p.beton", 120, broken=damaged_jpegs(whole, each))
+
+
+@pytest.mark.parametrize("preset", ["none", "paper"])
+def test_both_engines_judge_every_damage_alike(battered, preset):
+    """Some damage makes another sound JPEG of other pixels: that neither can see, and both show the same."""
+    options = dict(batch_size=32, image_size=24, augment=AUGMENTS[preset], seed=1)
+    ours = joined(list(ffcv_loader.once(battered, **options)))
+    theirs = joined(list(once(battered, device="cpu", **options)))
+    assert 40 < int((~ours["valid"]).sum()) < 108 and ours["valid"][108:].all()
+    assert torch.equal(ours["valid"], theirs["valid"])
+    assert not theirs["images"][~theirs["valid"]].any()
+    assert (ours["images"] - theirs["images"]).abs().flatten(1).mean(1).max() < 0.1
+
+
+def test_damage_is_masked_at_every_visit(battered):
+    """In training, over epochs and on several ranks, of which each has seen other samples before."""
+    options = dict(batch_size=10, world_size=3, workers=2)
+    for rank in range(3):
+        a = joined(take(loader(battered, rank=rank, **options), 12))
+        b = joined(take(loader(battered, ffcv_loader.FFCVLoader, rank=rank, **options), 12))
+        assert torch.equal(a["index"], b["index"]) and torch.equal(a["valid"], b["valid"])
+        assert not a["images"][~a["valid"]].any()
+        assert (a["images"] - b["images"]).abs().flatten(1).mean(1).max() < 0.1
+
+
+def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
+    whole = triplets_file(tmp_path / "whole.beton", 6)
+    data = bytearray(whole.jpeg(3, "left"))
+    middle = len(data) * 2 // 3
+    data[middle : middle + 24] = b"\xff" * 24
+    bad = triplets_file(tmp_path / "t.beton", 6, broken={3: bytes(data)})
+    (batch,) = once(bad, batch_size=6, image_size=24, device="cpu")
+    assert batch.valid.tolist() == [True, True, True, False, True, True]
+
+
 def without_tables(data: bytes) -> bytes:
     """A whole JPEG by its markers, but with its quantisation tables turned into comments."""
     return data.replace(b"\xff\xdb", b"\xff\xfe")
 
 
-def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, caplog):
-    """Plain faults are exchanged beforehand; one that DALI stumbles over costs nothing but its own batch."""
+@pytest.mark.parametrize("screened", [True, False])
+def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, caplog, monkeypatch, screened):
+    """Even those that only DALI stumbles over: each costs nothing but its own batch."""
     broken = {
         2: pairs.jpeg(2).tobytes()[:400], 5: b"<html>", 9: jpeg(picture(0, 8, 8)).data,
         12: without_tables(pairs.jpeg(12).tobytes()),
     }  # fmt: skip
     bad = pairs_file(tmp_path / "bad.beton", 20, broken=broken)
+    if not screened:  # as for a JPEG that libjpeg reads and DALI's decoder does not
+        monkeypatch.setattr(pixels, "decodable", lambda data, start, size, *_: size == len(broken[12]))
     with caplog.at_level(logging.WARNING, "pipeline"):
         stream = loader(bad)
         got = joined(take(stream, 10))
@@ -149,9 +193,11 @@ def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, capl
     assert not got["images"][~expected].any()
     error = (got["images"] - clean["images"])[expected].abs().flatten(1).mean(1)
     assert error.max() < 0.1  # a repaired batch comes from the other engine
-    hit = {t // 6 for t in range(60) if got["index"][t] == 12}
+    hit = {t // 6 for t in range(60) if got["index"][t] == 12 and not screened}
     untouched = torch.tensor([t // 6 not in hit for t in range(60)]) & expected
     assert torch.equal(got["images"][untouched], clean["images"][untouched])
+    repaired = ~untouched & expected
+    assert screened or not torch.equal(got["images"][repaired], clean["images"][repaired])
     assert stream.rejected == int((~expected).sum())
     named = [r.getMessage() for r in caplog.records]
     assert len(named) == 4 and all(any(f"key key-{i})" in n for n in named) for i in broken)
@@ -175,6 +221,10 @@ def test_threads_end_with_break_and_close(pairs):
         assert threads() > before
         break
     assert threads() == before
+
+
+def test_memory_is_flat_over_epochs(pairs):
+    assert_memory_is_flat(loader(pairs, image_size=96, workers=2))
 
 
 def test_the_gpu_graph_is_defined_without_a_driver():

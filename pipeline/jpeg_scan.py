@@ -6,7 +6,8 @@ run of codes at once how many bits to skip and how far the block has come.  libj
 coefficient first.
 
 Only streams without any blemish are vouched for.  Whatever else (a wrong code, a coefficient past the
-block, bytes left over or missing, a rare feature) is None: libjpeg then judges, see `convert.py`.
+block, bytes left over or missing, a rare feature) is left to libjpeg: `dataprep/convert.py` asks it
+before a picture is stored, `screen.py` before it is decoded.
 
 Source: ITU-T T.81, annexes B (markers), C (Huffman tables) and F.2 (baseline decoding).
 """
@@ -36,13 +37,30 @@ def mean_luma(data: bytes) -> float | None:
     """
     if len(data) < 16:
         return None
-    words = np.ndarray(len(data) - 7, "<u8", data, 0, 1)  # the eight bytes from each byte on
-    luma = _mean_luma(np.frombuffer(data, np.uint8), words)
+    luma = _mean_luma(np.frombuffer(data, np.uint8), words_of(data), 0, 0)
     return None if math.isnan(luma) else luma
 
 
+def words_of(data: bytes | np.ndarray) -> np.ndarray:
+    """The eight bytes from each byte of `data` on, but for the last seven: a view, (n - 7,) uint64."""
+    return np.ndarray(max(0, len(data) - 7), "<u8", data, 0, 1)
+
+
 @njit(nogil=True, cache=True)
-def _mean_luma(data, words):
+def vouch(data, words, start, size, height, width):
+    """Which of the JPEGs (N,) in a file's bytes are sound and of the size they should be; (N,) bool."""
+    sound = np.zeros(len(start), np.bool_)
+    for n in range(len(start)):
+        if size[n] >= 16:
+            stop = start[n] + size[n]
+            luma = _mean_luma(data[start[n] : stop], words[start[n] : stop - 7], height[n], width[n])
+            sound[n] = not math.isnan(luma)
+    return sound
+
+
+@njit(nogil=True, cache=True)
+def _mean_luma(data, words, expected_height, expected_width):
+    """`mean_luma`, or NaN; also for another size than expected, if that is not 0."""
     step = np.zeros(4, np.int64)  # the DC quantisation of each table
     look = np.zeros((8, 1 << PEEK), np.int32)  # DC tables 0…3, AC tables 4…7: see _entry
     limits = np.full((8, 18), -1, np.int64)  # greatest code of each length; [17] marks a table as there
@@ -50,7 +68,7 @@ def _mean_luma(data, words):
     symbols = np.zeros((8, 256), np.int64)
     frame = np.zeros((3, 4), np.int64)  # id, across, down, quantisation table
     height = width = 0
-    at = 2
+    at = 2 if data[0] == 0xFF and data[1] == 0xD8 else len(data)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = _byte(data, at + 1), _pair(data, at + 2)
         body, end = at + 4, at + 2 + length
@@ -63,6 +81,8 @@ def _mean_luma(data, words):
         elif marker == 0xC0:
             sound = length == 17 and width == 0 and _read_frame(data, body, frame)
             height, width = _pair(data, body + 1), _pair(data, body + 3)
+            expected = height == expected_height and width == expected_width
+            sound = sound and (expected_height == 0 or expected)
         elif marker == 0xDA:
             tables = _read_scan(data, body, length, frame, limits)
             steps = step[frame[:, 3]].min()

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataprep.jpeg_scan import mean_luma
+from pipeline.jpeg_scan import mean_luma
 
 
 def picture(height: int, width: int, noise: float, seed: int = 0) -> np.ndarray:
@@ -119,6 +119,7 @@ def test_any_bytes_are_survived(data):
         ("grey", jpeg(picture(40, 56, 0.1)[..., 0])),
         ("restart markers", jpeg(picture(40, 56, 0.1), restart_marker_blocks=2)),
         ("bytes before the end marker", SOUND[0][:-2] + b"\x00\x00" + SOUND[0][-2:]),
+        ("no start marker", b"\0\0" + SOUND[0][2:]),
         ("no end marker", SOUND[0][:-2]),
         ("half of it", SOUND[0][: len(SOUND[0]) // 2]),
         ("a revision of JFIF that is none", SOUND[0].replace(b"JFIF\0\1", b"JFIF\0\2")),
