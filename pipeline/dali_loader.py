@@ -126,7 +126,7 @@ def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
     """(plan, what waits for its `readable`) for each array of positions, the screen some batches ahead."""
     ahead: deque = deque()
     for t in positions:
-        source.read_ahead(int(t[0]))
+        source.read_ahead(t)
         plan = source.plan(t)
         ahead.append((plan, screen.begin(plan)))
         if len(ahead) > _QUEUE:

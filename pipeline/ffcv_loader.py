@@ -172,7 +172,7 @@ class _Work:
             del job
 
     def _prepare(self, job: _Job) -> None:
-        self.source.read_ahead(int(job.positions[0]))
+        self.source.read_ahead(job.positions)
         job.plan = self.source.plan(job.positions)
         shape = (len(self.source.views), len(job.positions), self.side, self.side, 3)
         if self.buffers is None:

@@ -6,8 +6,10 @@ restarts and changed batch sizes only read other positions of the same stream.
 
 `random` is a full shuffle.  `block` is for files larger than memory or on network storage:
 blocks of consecutive samples in random order, shuffled within a window of some blocks, so
-that the disk sees sequential reads of `block` samples and memory needs to hold one window.  Every
-node reads every block: blocks of its own would make the global batches depend on the number of nodes.
+that the disk sees sequential reads of `block` samples and memory needs to hold one window.  Its
+`lanes` share out the blocks: the stream is dealt to them in turns, and each has its own blocks and
+windows.  A node whose part of every batch is one lane's turn reads that lane's share of the file
+and no more; the lanes belong to the order, so the stream is the same on any number of nodes.
 `file` keeps the file's order.
 
 The bijection is a Feistel network over a power of two, walked until it falls below N
@@ -30,38 +32,60 @@ _SAMPLES, _BLOCKS, _TAIL = 0x80000001, 0x80000002, 0x80000003  # last counter: w
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """How an epoch visits its samples; `block` (samples) and `window` (blocks) serve kind="block" only."""
+    """How an epoch visits its samples; the others serve kind="block" only.
+
+    block: samples.  window: blocks.  lanes: how many, each `turn` samples at a time; a turn of a global
+    batch / lanes gives every batch the same part of each lane.
+    """
 
     kind: str = "random"
     block: int = 2048
     window: int = 32
+    lanes: int = 1
+    turn: int = 1
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"order {self.kind!r} is none of {', '.join(KINDS)}")
         if self.block < 1 or self.window < 1:
             raise ValueError(f"order: block {self.block} and window {self.window} must be at least 1")
+        if self.lanes < 1 or self.turn < 1:
+            raise ValueError(f"order: lanes {self.lanes} and turn {self.turn} must be at least 1")
+        if self.lanes > 1 and self.kind != "block":
+            raise ValueError(f"order: {self.lanes} lanes, but only the block order has lanes")
 
     def locate(self, seed: int, samples: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stream positions `t` (B,) ≥ 0 of a file of `samples` → (epoch, index in the file), int64 (B,)."""
         if samples < 1:
             raise ValueError("a file without samples has no order")
         t = np.ascontiguousarray(t, np.int64)
-        epoch, position = np.divmod(t, samples)
         if self.kind == "file":
-            return epoch, position
+            return np.divmod(t, samples)
         block = self.block if self.kind == "block" else 0
-        return epoch, _locate(np.uint64(seed), samples, epoch, position, block, self.window)
+        return t // samples, _locate(np.uint64(seed), samples, t, block, self.window, self.lanes, self.turn)
 
-    def reads(self, seed: int, samples: int, t: int) -> list[tuple[int, int]]:
-        """The ranges of samples (first, stop) that the window holding stream position `t` reads.
+    def windows(self, seed: int, samples: int, t: np.ndarray) -> list[list[tuple[int, int]]]:
+        """What is to be read for positions `t` (B,), in increasing order, and soon after: windows.
 
-        Empty unless kind="block": only there is it worth telling the kernel to read ahead.
+        Each lane's windows up to the first past `t`, as ranges for `expand`.  Empty unless kind="block":
+        only there is it worth telling the kernel to read ahead.
         """
         if self.kind != "block":
             return []
-        epoch, position = divmod(t, samples)
-        return [tuple(r) for r in _reads(np.uint64(seed), samples, epoch, position, self.block, self.window)]
+        given = self.block, self.window, self.lanes, self.turn
+        _, heads = np.unique(t // self.turn % self.lanes, return_index=True)
+        found = []
+        for at in t[heads].tolist():
+            past = False
+            while not past:
+                past = at > t[-1]
+                ranges, at = _window(np.uint64(seed), samples, at, *given)
+                found.append([(int(first), int(stop)) for first, stop in ranges])
+        return found
+
+    def expand(self, first: int, stop: int) -> np.ndarray:
+        """The samples of a window's range, int64, in file order."""
+        return np.arange(first, stop)
 
 
 @njit(nogil=True, cache=True)
@@ -136,25 +160,43 @@ def _block_of(slot, full, short_slot, keys):
 
 
 @njit(nogil=True, cache=True)
-def _window_bounds(position, samples, block, window, full, short, short_slot):
-    """(window number, its first position, its length) for a position of the epoch."""
-    number = _slot_of(position, block, short, short_slot) // window
-    first = _slot_start(number * window, block, short, short_slot)
-    slots = full + (1 if short else 0)
-    stop = samples
-    if (number + 1) * window < slots:
-        stop = _slot_start((number + 1) * window, block, short, short_slot)
-    return number, first, stop - first
+def _dealt(t, lane, lanes, turn):
+    """How many of the stream's first t positions fall to the lanes before this one."""
+    rounds, rest = t // (lanes * turn), t % (lanes * turn)
+    return rounds * lane * turn + min(rest, lane * turn)
 
 
 @njit(nogil=True, cache=True)
-def _locate(seed, samples, epochs, positions, block, window):
+def _place(t, samples, lanes, turn):
+    """(lane, its stretch first … stop - 1 of the epoch's slots end to end, the place of position t in it)."""
+    begin = t // samples * samples
+    lane = t // turn % lanes
+    first = _dealt(begin + samples, lane, lanes, turn) - _dealt(begin, lane, lanes, turn)
+    stop = _dealt(begin + samples, lane + 1, lanes, turn) - _dealt(begin, lane + 1, lanes, turn)
+    before = _dealt(begin, lane + 1, lanes, turn) - _dealt(begin, lane, lanes, turn)
+    now = _dealt(t, lane + 1, lanes, turn) - _dealt(t, lane, lanes, turn)
+    return lane, first, stop, first + now - before
+
+
+@njit(nogil=True, cache=True)
+def _window_of(place, first, stop, block, window, short, short_slot):
+    """(number of the window in its lane, where it begins, where it stops) for a place of the epoch."""
+    begin = _slot_of(first, block, short, short_slot)
+    number = (_slot_of(place, block, short, short_slot) - begin) // window
+    slot = begin + number * window
+    low = _slot_start(slot, block, short, short_slot)
+    high = _slot_start(slot + window, block, short, short_slot)
+    return number, max(first, low), min(stop, high)
+
+
+@njit(nogil=True, cache=True)
+def _locate(seed, samples, positions, block, window, lanes, turn):
     out = np.empty(len(positions), np.int64)
     last = np.int64(-1)
     keys = block_keys = np.zeros(_ROUNDS, np.uint64)
     full = short = short_slot = np.int64(0)
     for i in range(len(positions)):
-        epoch, position = epochs[i], positions[i]
+        epoch = positions[i] // samples
         if epoch != last:
             last = epoch
             if block:
@@ -163,11 +205,12 @@ def _locate(seed, samples, epochs, positions, block, window):
             else:
                 keys = _round_keys(seed, epoch, 0, _SAMPLES)
         if not block:
-            out[i] = _permute(samples, position, keys)
+            out[i] = _permute(samples, positions[i] % samples, keys)
             continue
-        number, first, length = _window_bounds(position, samples, block, window, full, short, short_slot)
-        keys = _round_keys(seed, epoch, number, _SAMPLES)
-        place = first + _permute(length, position - first, keys)
+        lane, first, stop, place = _place(positions[i], samples, lanes, turn)
+        number, low, high = _window_of(place, first, stop, block, window, short, short_slot)
+        keys = _round_keys(seed, epoch, number * lanes + lane, _SAMPLES)
+        place = low + _permute(high - low, place - low, keys)
         slot = _slot_of(place, block, short, short_slot)
         start = _block_of(slot, full, short_slot, block_keys) * block
         out[i] = start + place - _slot_start(slot, block, short, short_slot)
@@ -175,14 +218,18 @@ def _locate(seed, samples, epochs, positions, block, window):
 
 
 @njit(nogil=True, cache=True)
-def _reads(seed, samples, epoch, position, block, window):
-    full, short, short_slot = _layout(seed, samples, epoch, block)
-    keys = _round_keys(seed, epoch, 0, _BLOCKS)
-    number = _slot_of(position, block, short, short_slot) // window
-    slots = full + (1 if short else 0)
-    first = number * window
-    out = np.empty((min(window, slots - first), 2), np.int64)
+def _window(seed, samples, t, block, window, lanes, turn):
+    """What the window of position t reads, (blocks, 2), and the position where the lane's next one begins."""
+    full, short, short_slot = _layout(seed, samples, t // samples, block)
+    keys = _round_keys(seed, t // samples, 0, _BLOCKS)
+    lane, first, stop, place = _place(t, samples, lanes, turn)
+    _, low, high = _window_of(place, first, stop, block, window, short, short_slot)
+    slot = _slot_of(low, block, short, short_slot)
+    out = np.empty((_slot_of(high - 1, block, short, short_slot) - slot + 1, 2), np.int64)
     for k in range(len(out)):
-        start = _block_of(first + k, full, short_slot, keys) * block
-        out[k, 0], out[k, 1] = start, min(start + block, samples)
-    return out
+        begin = _slot_start(slot + k, block, short, short_slot)
+        start = _block_of(slot + k, full, short_slot, keys) * block
+        out[k, 0] = start + max(low - begin, 0)
+        out[k, 1] = start + min(high, _slot_start(slot + k + 1, block, short, short_slot)) - begin
+    before = _dealt(t, lane + 1, lanes, turn) - _dealt(t, lane, lanes, turn) + high - place
+    return out, (before // turn * lanes + lane) * turn + before % turn

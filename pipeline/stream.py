@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ from pipeline.order import Order
 log = logging.getLogger(__name__)
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
+_REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, unless a disk is set otherwise
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -64,7 +67,7 @@ class Source:
             raise ValueError(f"{self.file.path}: has no samples")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed} must be within 0 … 2**64 - 1")
-        self._advised: list = []
+        self._advised: list = []  # the newest windows
         self._named: set[int] = set()
 
     def plan(self, t: np.ndarray) -> Plan:
@@ -82,23 +85,24 @@ class Source:
             return self.file.metadata["luma"][index][:, None]
         return self.file.arrays("luma", index)
 
-    def read_ahead(self, t: int) -> None:
-        """Block order only: asks the kernel to read the window of position t and about the next one."""
-        reach = self.order.block * self.order.window
-        for at in (t, t + reach):
-            ranges = self.order.reads(self.seed, len(self.file), at)
-            if ranges and ranges not in self._advised:
-                self._advised = [*self._advised[-1:], ranges]
-                self._advise(ranges)
+    def read_ahead(self, t: np.ndarray) -> None:
+        """Block order only: has the windows of positions t (B,) and the next ones read in the background."""
+        windows = self.order.windows(self.seed, len(self.file), t)
+        new = [ranges for w in windows if w not in self._advised for ranges in w]
+        self._advised = windows
+        if new:  # not in this thread: the kernel takes no more at once than the disk's queue holds
+            threading.Thread(target=self._read, args=(new,), daemon=True).start()
 
-    def _advise(self, ranges: list[tuple[int, int]]) -> None:
-        with open(self.file.path, "rb") as f:
+    def _read(self, ranges: list[tuple[int, int]]) -> None:
+        with open(self.file.path, "rb") as f, suppress(ValueError):  # a bad pointer: the consumer meets it
             for first, stop in ranges:
-                ends = np.array([first, stop - 1])
-                start, size = self.file.spans(self.views[0], ends)
-                if start[1] > start[0]:  # false in a file whose pages were written out of order
-                    length = int(start[1] + size[1] - start[0])
-                    os.posix_fadvise(f.fileno(), int(start[0]), length, os.POSIX_FADV_WILLNEED)
+                index = self.order.expand(first, stop)
+                start, size = (
+                    np.concatenate(x) for x in zip(*(self.file.spans(v, index) for v in self.views))
+                )
+                for begin, end in _stretches(start, size):
+                    for at in range(begin, end, _REQUEST):
+                        os.posix_fadvise(f.fileno(), at, min(_REQUEST, end - at), os.POSIX_FADV_WILLNEED)
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
@@ -126,6 +130,15 @@ class Source:
                 log.warning("%s: sample %d (key %s) does not decode; replaced and masked",
                             self.file.path, index, key)  # fmt: skip
         return int((~valid).sum())
+
+
+def _stretches(start: np.ndarray, size: np.ndarray) -> list[tuple[int, int]]:
+    """Byte ranges (N,) as few (begin, end) that cover them and no gap longer than a request."""
+    order = np.argsort(start)
+    start, stop = start[order], (start + size)[order]
+    gaps = np.flatnonzero(start[1:] - stop[:-1] > _REQUEST)
+    begins, ends = start[np.append(0, gaps + 1)], stop[np.append(gaps, len(stop) - 1)]
+    return list(zip(begins.tolist(), ends.tolist()))
 
 
 class StreamLoader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import torch
 from pipeline_kit import drawn, pairs_file, pil, triplets_file
 
+from pipeline import stream
 from pipeline.augment import AUGMENTS, Augment, apply_reference, draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.ffcv_loader import FFCVLoader, once
@@ -106,7 +108,15 @@ def test_captions_are_drawn_among_those_there_are(pairs):
     assert 0.3 < (rows[two] >= 1000).float().mean() < 0.7
 
 
-@pytest.mark.parametrize("order", [Order(), Order(kind="block", block=4, window=2)], ids=["random", "block"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order(),
+        Order(kind="block", block=4, window=2),
+        Order(kind="block", block=3, window=2, lanes=2, turn=3),
+    ],
+    ids=["random", "block", "lanes"],
+)
 def test_workers_ranks_batches_and_restarts_change_nothing(pairs, order):
     whole = joined(take(loader(pairs, order=order), 8))  # 48 samples: two epochs and a bit
     assert sorted(whole["index"][:20].tolist()) == list(range(20))
@@ -280,6 +290,35 @@ def assert_memory_is_flat(stream):
             if len(sizes) == 8:
                 break
     assert max(sizes[4:]) - sizes[2] < 8 << 20, sizes
+
+
+def test_windows_are_read_ahead_in_requests_that_the_kernel_serves(pairs, triplets, monkeypatch):
+    """It cuts off long ones: one request a block would leave most of it to page faults."""
+    asked = []
+    monkeypatch.setattr(stream, "_REQUEST", 1000)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *given: asked.append(given))
+    for file in (pairs, triplets):
+        order = Order(kind="block", block=2, window=2, lanes=2, turn=3)
+        source = stream.Source(file, AUGMENTS["none"], 5, order)
+        wanted, covered = np.zeros((2, len(file.bytes)), bool)
+        asked.clear()
+        for t in (np.arange(6), np.arange(6, 12)):
+            source.read_ahead(t)
+            for thread in threading.enumerate():
+                if thread.name.endswith("(_read)"):
+                    thread.join()
+            for ranges in (w for at in t for w in order.windows(5, len(file), at[None])):
+                index = np.concatenate([np.arange(*r) for r in ranges])
+                for view in source.views:
+                    for start, size in zip(*file.spans(view, index)):
+                        wanted[start : start + size] = True
+            for at, length, advice in asked:
+                assert length <= 1000 and advice == os.POSIX_FADV_WILLNEED
+                covered[at : at + length] = True
+            assert covered[wanted].all() and covered.sum() < 1.5 * wanted.sum()
+            known, before = source._advised, len(asked)
+            source.read_ahead(t)
+            assert source._advised == known and len(asked) == before, "asked for twice"
 
 
 def test_memory_is_flat_over_epochs(pairs):

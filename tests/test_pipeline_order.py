@@ -11,12 +11,11 @@ from pipeline.order import Order
 from pipeline.philox import blocks
 
 SEEDS = st.integers(0, 2**64 - 1)
-ORDERS = st.builds(
-    Order,
-    kind=st.sampled_from(["random", "block", "file"]),
-    block=st.integers(1, 40),
-    window=st.integers(1, 6),
-)
+BLOCKS = st.builds(
+    Order, kind=st.just("block"), block=st.integers(1, 40), window=st.integers(1, 6),
+    lanes=st.integers(1, 5), turn=st.integers(1, 30),
+)  # fmt: skip
+ORDERS = st.one_of(st.builds(Order, kind=st.sampled_from(["random", "file"])), BLOCKS)
 
 
 def test_philox_known_answers():
@@ -54,13 +53,62 @@ def test_block_order_reads_windows_of_whole_blocks():
     _, index = order.locate(3, samples, np.arange(samples))
     at = 0
     while at < samples:
-        ranges = order.reads(3, samples, at)
+        ranges = order.windows(3, samples, np.array([at]))[0]
         length = sum(stop - first for first, stop in ranges)
         members = np.concatenate([np.arange(first, stop) for first, stop in ranges])
         assert (np.sort(index[at : at + length]) == np.sort(members)).all()
         assert all(first % 16 == 0 for first, _ in ranges) and len(ranges) <= 4
         assert not (index[at : at + length] == members).all(), "a window is shuffled"
         at += length
+
+
+@settings(max_examples=100, deadline=None)
+@given(order=BLOCKS, samples=st.integers(1, 400), seed=SEEDS, epoch=st.integers(0, 1000))
+def test_windows_read_what_their_positions_need(order, samples, seed, epoch):
+    """Each window is read for the positions of one lane that it holds, all of them and nothing else."""
+    t = epoch * samples + np.arange(samples)
+    _, index = order.locate(seed, samples, t)
+    lane, windows = t // order.turn % order.lanes, {}
+    for at in range(samples):
+        ranges = tuple(order.windows(seed, samples, t[at : at + 1])[0])
+        assert len(ranges) <= order.window and all(0 < stop - first <= order.block for first, stop in ranges)
+        windows.setdefault((lane[at], ranges), []).append(index[at])
+    for (_, ranges), members in windows.items():
+        assert sorted(members) == sorted(i for first, stop in ranges for i in range(first, stop))
+
+
+def test_a_node_reads_its_lane_of_the_file_and_no_more():
+    """Two nodes of three ranks, eight samples a rank and step: with two lanes each reads half the file."""
+    samples, block, batch = 5000, 40, 48
+    for lanes, least, most in ((1, 250, 250), (2, 125, 125 + 4)):
+        order = Order(kind="block", block=block, window=4, lanes=lanes, turn=batch // lanes)
+        t = np.arange(samples // batch * batch)
+        _, index = order.locate(9, samples, t)
+        node = t % batch // (batch // 2)
+        blocks = [len(np.unique(index[node == n] // block)) for n in (0, 1)]
+        assert least <= sum(blocks) <= most, (lanes, blocks)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    order=BLOCKS, samples=st.integers(1, 200), seed=SEEDS, first=st.integers(0, 500), batch=st.integers(1, 50)
+)
+def test_the_windows_of_a_batch_and_the_next_of_each_lane(order, samples, seed, first, batch):
+    """As found by walking over the stream's positions one by one; epochs end on the way."""
+    one = lambda at: (at // samples, *order.windows(seed, samples, np.array([at]))[0])  # noqa: E731
+    t, expected = np.arange(first, first + batch), []
+    for lane in dict.fromkeys(t // order.turn % order.lanes):
+        walk = (at for at in range(first, 10**9) if at // order.turn % order.lanes == lane)
+        windows, past = [], False
+        while not past:
+            at = next(walk)
+            if one(at) not in windows[-1:]:
+                past = at >= first + batch
+                windows.append(one(at))
+        expected.append([list(w[1:]) for w in windows])
+    got = order.windows(seed, samples, t)
+    assert sorted(got) == sorted(w for lane in expected for w in lane)
+    assert Order().windows(seed, samples, t) == []
 
 
 @pytest.mark.parametrize("samples", [5, 64, 100])
@@ -103,5 +151,9 @@ def test_mistakes_are_named():
         Order(kind="shuffled")
     with pytest.raises(ValueError, match="at least 1"):
         Order(kind="block", block=0)
+    with pytest.raises(ValueError, match="lanes 0 and turn 1 must be"):
+        Order(kind="block", lanes=0)
+    with pytest.raises(ValueError, match="only the block order has lanes"):
+        Order(lanes=2)
     with pytest.raises(ValueError, match="without samples"):
         Order().locate(0, 0, np.arange(2))

@@ -30,6 +30,9 @@ def triplets(tmp_path_factory):
     [
         (lambda: Data(fraction=0.0), "--fraction 0.0"),
         (lambda: Data(fraction=1.1), "--fraction 1.1"),
+        (lambda: Data(order="block", lanes=0), "--lanes 0: at least 1"),
+        (lambda: Data(lanes=2), "--lanes 2: needs --order block"),
+        (lambda: Stage2(batch=7, data=Data(order="block", lanes=2)), "--batch 7: not divisible by --lanes 2"),
         (lambda: Data(workers=0), "--workers 0"),
         (lambda: Data(crop_scale=(0.5, 0.2)), "--crop-scale"),
         (lambda: Optim(lr=0.0), "--lr 0.0"),

@@ -320,19 +320,20 @@ def test_a_share_of_the_data_is_fixed_and_nested():
 @settings(max_examples=50, deadline=None)
 @given(
     total=st.integers(1, 300), share=st.floats(0.01, 1), block=st.integers(1, 40),
-    window=st.integers(1, 5), seed=st.integers(0, 9),
+    window=st.integers(1, 5), lanes=st.integers(1, 3), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_a_share_in_block_order_loses_and_repeats_nothing(total, share, block, window, seed):
+def test_a_share_in_block_order_loses_and_repeats_nothing(total, share, block, window, lanes, seed):
     samples = max(1, round(share * total))
-    order = data.Share(kind="block", block=block, window=window, samples=samples, total=total, seed=seed)
+    blocks = {"kind": "block", "block": block, "window": window, "lanes": lanes, "turn": 4}
+    order = data.Share(**blocks, samples=samples, total=total, seed=seed)
     epoch, index = order.locate(seed, total, np.arange(2 * samples))
     assert epoch.tolist() == [0] * samples + [1] * samples
     for half in (index[:samples], index[samples:]):
         assert np.array_equal(np.sort(half), order.members)
     for t in range(0, samples, max(1, samples // 7)):
-        ranges = order.reads(seed, total, t)
-        assert any(first <= index[t] < stop for first, stop in ranges)
-        assert 0 < len(ranges) <= window and all(0 <= first < stop <= total for first, stop in ranges)
+        ranges, _ = order.windows(seed, total, np.array([t]))
+        assert 0 < len(ranges) <= window
+        assert index[t] in np.concatenate([order.expand(*r) for r in ranges])
 
 
 def test_fraction_keeps_the_steps(split, tmp_path):

@@ -45,8 +45,11 @@ class Data:
     crop_scale: tuple[float, float] | None = None
     """Replaces the range of crop areas that --augment has."""
     order: Literal["random", "block"] = "random"
-    """Shuffle an epoch completely, or by blocks (for files larger than memory or on network disks; each node
-    reads all blocks, since the order does not depend on the number of ranks)."""
+    """Shuffle an epoch completely, or by blocks (for files larger than memory or on network disks)."""
+    lanes: int = 1
+    """With --order block: every batch is put together from so many sequences of blocks. As many as there are
+    nodes (or a multiple), and each node reads only its own share of the file; the order stays what it is when
+    the run goes on with other nodes."""
     engine: Literal["ffcv", "dali"] = "ffcv"
     """Decode on the CPU or on the GPU; both deliver the same batches."""
     workers: int = 4
@@ -57,6 +60,8 @@ class Data:
         low, high = self.crop_scale or (1.0, 1.0)
         _require(0 < low <= high <= 1, f"--crop-scale {low} {high}: must be 0 < LOW <= HIGH <= 1")
         _require(self.workers >= 1, f"--workers {self.workers}: at least 1")
+        _require(self.lanes >= 1, f"--lanes {self.lanes}: at least 1")
+        _require(self.lanes == 1 or self.order == "block", f"--lanes {self.lanes}: needs --order block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"--seed {self.seed}: must not be negative")
         _require(self.batch >= 1, f"--batch {self.batch}: at least 1")
+        lanes = self.data.lanes
+        _require(self.batch % lanes == 0, f"--batch {self.batch}: not divisible by --lanes {lanes}")
         _require(self.steps >= 0, f"--steps {self.steps}: must not be negative")
         _require(self.steps > 0 or self.epochs > 0, "--epochs and --steps: one of them must be positive")
         if self.steps:

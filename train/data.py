@@ -26,7 +26,7 @@ class Share(Order):
     """The order of a fixed draw of `samples` out of a file's `total` samples.
 
     The draw is the head of a permutation by `seed`, so a smaller share lies inside a larger one.  Blocks are
-    of members that follow each other in the file; what lies between them is read ahead with them.
+    of members that follow each other in the file.
     """
 
     samples: int
@@ -43,9 +43,11 @@ class Share(Order):
         epoch, position = super().locate(seed, self.samples, t)
         return epoch, self.members[position]
 
-    def reads(self, seed: int, samples: int, t: int) -> list[tuple[int, int]]:
-        ranges = super().reads(seed, self.samples, t)
-        return [(int(self.members[first]), int(self.members[stop - 1]) + 1) for first, stop in ranges]
+    def windows(self, seed: int, samples: int, t: np.ndarray) -> list[list[tuple[int, int]]]:
+        return super().windows(seed, self.samples, t)
+
+    def expand(self, first: int, stop: int) -> np.ndarray:
+        return self.members[first:stop]
 
 
 def augmentation(recipe: Recipe) -> Augment:
@@ -67,12 +69,16 @@ def _engine(recipe: Recipe):
     return DALILoader, once
 
 
+def _order(recipe: Recipe, total: int) -> Order:
+    used, lanes = recipe.samples(total), recipe.data.lanes
+    given = {"kind": recipe.data.order, "lanes": lanes, "turn": recipe.batch // lanes}
+    if used == total:
+        return Order(**given)
+    return Share(**given, samples=used, total=total, seed=recipe.seed)
+
+
 def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed: int) -> StreamLoader:
     """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on."""
-    used, kind = recipe.samples(len(file)), recipe.data.order
-    order = Order(kind=kind)
-    if used < len(file):
-        order = Share(kind=kind, samples=used, total=len(file), seed=recipe.seed)
     loader, _ = _engine(recipe)
     pinned = {"pin": True} if recipe.data.engine == "ffcv" and world.device.type == "cuda" else {}
     return loader(
@@ -81,7 +87,7 @@ def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed:
         image_size=image_size,
         augment=augmentation(recipe),
         seed=recipe.seed,
-        order=order,
+        order=_order(recipe, len(file)),
         rank=world.rank,
         world_size=world.size,
         consumed=consumed,
