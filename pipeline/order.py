@@ -65,7 +65,7 @@ class Order:
         return t // samples, _locate(np.uint64(seed), samples, t, block, self.window, self.lanes, self.turn)
 
     def windows(self, seed: int, samples: int, t: np.ndarray) -> list[list[tuple[int, int]]]:
-        """What is to be read for positions `t` (B,), in increasing order, and soon after: windows.
+        """What is to be read for positions `t` (B,), in increasing order, and soon after: windows, in order.
 
         Each lane's windows up to the first past `t`, as ranges for `expand`.  Empty unless kind="block":
         only there is it worth telling the kernel to read ahead.
@@ -79,9 +79,10 @@ class Order:
             past = False
             while not past:
                 past = at > t[-1]
-                ranges, at = _window(np.uint64(seed), samples, at, *given)
-                found.append([(int(first), int(stop)) for first, stop in ranges])
-        return found
+                ranges, following = _window(np.uint64(seed), samples, at, *given)
+                found.append((at, [(int(first), int(stop)) for first, stop in ranges]))
+                at = following
+        return [ranges for _, ranges in sorted(found)]
 
     def expand(self, first: int, stop: int) -> np.ndarray:
         """The samples of a window's range, int64, in file order."""

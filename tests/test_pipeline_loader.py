@@ -233,12 +233,15 @@ def test_an_exception_in_a_thread_reaches_the_consumer(pairs):
     assert not workers()
 
 
+@pytest.mark.parametrize("engine", ["ffcv_loader.FFCVLoader", "dali_loader.DALILoader"])
 @pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt", "del stream"], ids=["exit", "ctrl-c", "del"])
-def test_the_process_ends_with_a_loader_in_full_swing(pairs, end):
+def test_the_process_ends_with_a_loader_in_full_swing(pairs, end, engine):
     code = (
-        "from pipeline.ffcv_loader import FFCVLoader\nfrom pipeline.augment import AUGMENTS\n"
-        f"stream = iter(FFCVLoader({str(pairs.path)!r}, batch_size=6, image_size=200, workers=3,\n"
-        f"    augment=AUGMENTS['paper'], seed=1))\nnext(stream)\nprint('ready', flush=True)\n{end}\n"
+        "from pipeline import dali_loader, ffcv_loader\nfrom pipeline.augment import AUGMENTS\n"
+        "from pipeline.order import Order\n"
+        f"stream = iter({engine}({str(pairs.path)!r}, batch_size=6, image_size=200, workers=3,\n"
+        f"    augment=AUGMENTS['paper'], seed=1, order=Order(kind='block', block=4, window=2)))\n"
+        f"next(stream)\nprint('ready', flush=True)\n{end}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "ready" in done.stdout
