@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -123,15 +123,28 @@ def _batches(
 
 
 def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
-    """(plan, what waits for its `readable`) for each array of positions, the screen some batches ahead."""
-    ahead: deque = deque()
-    for t in positions:
-        source.read_ahead(t)
-        plan = source.plan(t)
-        ahead.append((plan, screen.begin(plan)))
-        if len(ahead) > _QUEUE:
-            yield ahead.popleft()
-    yield from ahead
+    """(plan, what waits for its `readable`) for each array of positions.
+
+    The screen is some batches ahead, and the disk some batches ahead of the screen.
+    """
+
+    def screening():
+        for t in _ahead(positions, source.read_ahead):
+            plan = source.plan(t)
+            yield plan, screen.begin(plan)
+
+    return _ahead(screening())
+
+
+def _ahead(items: Iterator, begin: Callable = lambda item: None) -> Iterator:
+    """`items`, each after `begin` was called for it and `_QUEUE` more of them were taken."""
+    waiting: deque = deque()
+    for item in items:
+        begin(item)
+        waiting.append(item)
+        if len(waiting) > _QUEUE:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _submit(source: Source, plan: Plan, readable: np.ndarray, side: int) -> _Submitted:

@@ -121,6 +121,7 @@ class _Pool:
 
     def submit(self, positions: np.ndarray) -> _Job:
         job = _Job(next(self._numbers), positions)
+        self._work.put(_READ, job.number, job)
         self._work.put(job.number, _PLAN, job)
         return job
 
@@ -128,12 +129,13 @@ class _Pool:
     def _end(work: _Work, threads: list[threading.Thread]) -> None:
         work.stopping = True
         for number in range(len(threads)):
-            work.put(-1, number, None)  # before all jobs
+            work.put(_END, number, None)
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
 
 
+_END, _READ = -2, -1  # before all jobs: to end a thread, to have the disk read for a job to come
 _PLAN = -1  # the chunk number that stands for planning a job
 
 
@@ -158,11 +160,13 @@ class _Work:
     def run(self) -> None:
         """A thread's life."""
         while True:
-            _, chunk, job = self._queue.get()
+            number, chunk, job = self._queue.get()
             if self.stopping:
                 return
             try:
-                if chunk == _PLAN:
+                if number == _READ:
+                    self.source.read_ahead(job.positions)
+                elif chunk == _PLAN:
                     self._prepare(job)
                 else:
                     self._decode(job, chunk)
@@ -172,7 +176,6 @@ class _Work:
             del job
 
     def _prepare(self, job: _Job) -> None:
-        self.source.read_ahead(job.positions)
         job.plan = self.source.plan(job.positions)
         shape = (len(self.source.views), len(job.positions), self.side, self.side, 3)
         if self.buffers is None:

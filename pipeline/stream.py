@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit, types
 
 from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
 _REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, unless a disk is set otherwise
+_fadvise = types.ExternalFunction(
+    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -86,23 +90,28 @@ class Source:
         return self.file.arrays("luma", index)
 
     def read_ahead(self, t: np.ndarray) -> None:
-        """Block order only: has the windows of positions t (B,) and the next ones read in the background."""
+        """Has the disk read what positions t (B,) will need; in block order whole windows, and the next.
+
+        Page faults would have it read one picture after the other, and much around each of them.
+        """
+        if self.order.kind != "block":
+            self._read(self.order.locate(self.seed, len(self.file), t)[1])
+            return
         windows = self.order.windows(self.seed, len(self.file), t)
         new = [ranges for w in windows if w not in self._advised for ranges in w]
         self._advised = windows
         if new:  # not in this thread: the kernel takes no more at once than the disk's queue holds
-            threading.Thread(target=self._read, args=(new,), daemon=True).start()
+            threading.Thread(target=self._read_blocks, args=(new,), daemon=True).start()
 
-    def _read(self, ranges: list[tuple[int, int]]) -> None:
-        with open(self.file.path, "rb") as f, suppress(ValueError):  # a bad pointer: the consumer meets it
+    def _read_blocks(self, ranges: list[tuple[int, int]]) -> None:
+        with suppress(ValueError):  # a bad pointer: the consumer meets it, too
             for first, stop in ranges:
-                index = self.order.expand(first, stop)
-                start, size = (
-                    np.concatenate(x) for x in zip(*(self.file.spans(v, index) for v in self.views))
-                )
-                for begin, end in _stretches(start, size):
-                    for at in range(begin, end, _REQUEST):
-                        os.posix_fadvise(f.fileno(), at, min(_REQUEST, end - at), os.POSIX_FADV_WILLNEED)
+                self._read(self.order.expand(first, stop))
+
+    def _read(self, index: np.ndarray) -> None:
+        start, size = (np.concatenate(x) for x in zip(*(self.file.spans(v, index) for v in self.views)))
+        with open(self.file.path, "rb") as f:
+            _advise(f.fileno(), *_requests(start, size))
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
@@ -132,13 +141,23 @@ class Source:
         return int((~valid).sum())
 
 
-def _stretches(start: np.ndarray, size: np.ndarray) -> list[tuple[int, int]]:
-    """Byte ranges (N,) as few (begin, end) that cover them and no gap longer than a request."""
+def _requests(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads (offset, length) that cover byte ranges (N,); a gap that is shorter than a read is read too."""
     order = np.argsort(start)
     start, stop = start[order], (start + size)[order]
     gaps = np.flatnonzero(start[1:] - stop[:-1] > _REQUEST)
-    begins, ends = start[np.append(0, gaps + 1)], stop[np.append(gaps, len(stop) - 1)]
-    return list(zip(begins.tolist(), ends.tolist()))
+    begin, end = start[np.append(0, gaps + 1)], stop[np.append(gaps, len(stop) - 1)]
+    pieces = -(-(end - begin) // _REQUEST)
+    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    at = np.repeat(begin, pieces) + number * _REQUEST
+    return at, np.minimum(np.repeat(end, pieces) - at, _REQUEST)
+
+
+@njit(nogil=True, cache=True)
+def _advise(file, offset, length):
+    """posix_fadvise(WILLNEED) for each (offset, length) of an open file."""
+    for n in range(len(offset)):
+        _fadvise(file, offset[n], length[n], os.POSIX_FADV_WILLNEED)
 
 
 class StreamLoader:

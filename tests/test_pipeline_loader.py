@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -295,33 +294,44 @@ def assert_memory_is_flat(stream):
     assert max(sizes[4:]) - sizes[2] < 8 << 20, sizes
 
 
-def test_windows_are_read_ahead_in_requests_that_the_kernel_serves(pairs, triplets, monkeypatch):
-    """It cuts off long ones: one request a block would leave most of it to page faults."""
-    asked = []
+BLOCKS = Order(kind="block", block=2, window=2, lanes=2, turn=3)
+
+
+@pytest.mark.parametrize("order", [Order(), Order(kind="file"), BLOCKS], ids=lambda o: o.kind)
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
+    """And little else, each byte once, in requests that the kernel serves: it cuts off what is longer."""
+    file, asked, t = request.getfixturevalue(kind), [], np.arange(6)
     monkeypatch.setattr(stream, "_REQUEST", 1000)
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, *given: asked.append(given))
-    for file in (pairs, triplets):
-        order = Order(kind="block", block=2, window=2, lanes=2, turn=3)
-        source = stream.Source(file, AUGMENTS["none"], 5, order)
-        wanted, covered = np.zeros((2, len(file.bytes)), bool)
-        asked.clear()
-        for t in (np.arange(6), np.arange(6, 12)):
-            source.read_ahead(t)
-            for thread in threading.enumerate():
-                if thread.name.endswith("(_read)"):
-                    thread.join()
-            for ranges in (w for at in t for w in order.windows(5, len(file), at[None])):
-                index = np.concatenate([np.arange(*r) for r in ranges])
-                for view in source.views:
-                    for start, size in zip(*file.spans(view, index)):
-                        wanted[start : start + size] = True
-            for at, length, advice in asked:
-                assert length <= 1000 and advice == os.POSIX_FADV_WILLNEED
-                covered[at : at + length] = True
-            assert covered[wanted].all() and covered.sum() < 1.5 * wanted.sum()
-            known, before = source._advised, len(asked)
-            source.read_ahead(t)
-            assert source._advised == known and len(asked) == before, "asked for twice"
+    monkeypatch.setattr(stream, "_advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
+    source = stream.Source(file, AUGMENTS["none"], 5, order)
+    source.read_ahead(t)
+    for thread in threading.enumerate():
+        if thread.name.endswith("(_read_blocks)"):
+            thread.join()
+    reads, covered = np.concatenate(asked), np.zeros(len(file.bytes), int)
+    assert (reads[:, 1] > 0).all() and (reads[:, 1] <= 1000).all()
+    for at, length in reads:
+        covered[at : at + length] += 1
+    index = [order.locate(5, len(file), t)[1]]
+    index += [np.arange(*r) for at in t for w in order.windows(5, len(file), at[None]) for r in w]
+    wanted = np.zeros(len(file.bytes), bool)
+    for view in source.views:
+        for at, length in zip(*file.spans(view, np.concatenate(index))):
+            wanted[at : at + length] = True
+    assert covered[wanted].all() and covered.max() == 1 and covered.sum() < 1.5 * wanted.sum()
+
+
+def test_a_window_is_asked_for_once(pairs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stream.Source, "_read_blocks", lambda self, ranges: asked.extend(ranges))
+    source = stream.Source(pairs, AUGMENTS["none"], 5, Order(kind="block", block=5, window=1))
+    for first in range(0, 14, 2):
+        source.read_ahead(np.arange(first, first + 2))
+    for thread in threading.enumerate():
+        if thread.name.endswith("(<lambda>)"):
+            thread.join()
+    assert sorted(asked) == [(0, 5), (5, 10), (10, 15), (15, 20)]
 
 
 def test_memory_is_flat_over_epochs(pairs):
