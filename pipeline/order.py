@@ -6,7 +6,7 @@ restarts and changed batch sizes only read other positions of the same stream.
 
 `random` is a full shuffle.  `block` is for files larger than memory or on network storage:
 blocks of consecutive samples in random order, shuffled within a window of some blocks, so
-that the disk sees sequential reads of `block` samples and memory needs to hold one window.  Its
+that the disk sees sequential reads of `block` samples and memory needs to hold two windows.  Its
 `lanes` share out the blocks: the stream is dealt to them in turns, and each has its own blocks and
 windows.  A node whose part of every batch is one lane's turn reads that lane's share of the file
 and no more; the lanes belong to the order, so the stream is the same on any number of nodes.

@@ -90,13 +90,11 @@ class Source:
         return self.file.arrays("luma", index)
 
     def read_ahead(self, t: np.ndarray) -> None:
-        """Has the disk read what positions t (B,) will need; in block order whole windows, and the next.
+        """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
 
         Page faults would have it read one picture after the other, and much around each of them.
         """
-        if self.order.kind != "block":
-            self._read(self.order.locate(self.seed, len(self.file), t)[1])
-            return
+        self._read(self.order.locate(self.seed, len(self.file), t)[1])
         windows = self.order.windows(self.seed, len(self.file), t)
         new = [ranges for w in windows if w not in self._advised for ranges in w]
         self._advised = windows

@@ -53,6 +53,8 @@ class Settings:
     """Length of each of the three windows of a part."""
     parts: tuple[str, ...] = ()
     """Only these parts (all by default)."""
+    cold: bool = False
+    """Drop the file from memory before each part, so that it comes from the disk, and tell how much does."""
     simulate: int = 0
     """Also time the first batch of a sparse file of so many samples (15,000,000 need 2 GB of disk)."""
     plot: Path | None = None
@@ -170,6 +172,7 @@ PARTS = {
     "pack": Part("pack captions", _pack),
     "ffcv_crop": Part("FFCV engine, crop + flip", _engine("ffcv", **_STOCK)),
     "ffcv": Part("FFCV engine, full", _engine("ffcv")),
+    "ffcv_block": Part("FFCV engine, full, block order", _engine("ffcv", order=Order(kind="block"))),
     "dali_cpu_crop": Part("DALI engine cpu, crop + flip", _engine("dali", device="cpu", **_STOCK)),
     "dali_cpu": Part("DALI engine cpu, full", _engine("dali", device="cpu")),
     "peer_open_clip": Part("PIL + torchvision DataLoader, full", _peer("open_clip")),
@@ -195,19 +198,36 @@ RATIOS = {
 # -- measuring ----------------------------------------------------------------------------------
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process and its living descendants, from /proc."""
-    ticks, waiting = 0, [os.getpid()]
+def _family(name: str) -> Iterator[str]:
+    """What /proc/PID/`name` says of this process and of each of its living descendants."""
+    waiting = [os.getpid()]
     while waiting:
         process = waiting.pop()
         try:
-            fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
+            said = Path(f"/proc/{process}/{name}").read_text()
             for task in Path(f"/proc/{process}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except OSError:  # it has ended meanwhile
             continue
-    return ticks / os.sysconf("SC_CLK_TCK")
+        yield said
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and its living descendants."""
+    fields = [said.rsplit(")", 1)[1].split() for said in _family("stat")]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def disk_bytes() -> int:
+    """What the disk delivered to this process and its living descendants."""
+    return sum(int(said.split("\nread_bytes: ")[1].split()[0]) for said in _family("io"))
+
+
+def forget(path: Path) -> None:
+    """Drops a file from the page cache, but for pages that somebody has mapped."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def memory() -> int:
@@ -219,7 +239,9 @@ def memory() -> int:
 
 
 def measure(name: str, settings: Settings) -> dict[str, float]:
-    """One part in this process: best window's images/s and images/CPU-s, first batch, memory."""
+    """One part in this process: best window's images/s and images/CPU-s, first batch, memory, disk."""
+    if settings.cold:
+        forget(settings.file)
     start, part, file = time.perf_counter(), PARTS[name], Beton(settings.file)
     iterator = part.make(file, settings, AUGMENTS[settings.augment])
     with closing(iterator):
@@ -227,12 +249,14 @@ def measure(name: str, settings: Settings) -> dict[str, float]:
         first = time.perf_counter() - start
         for _ in range(_WARM_UP):
             next(iterator)
+        before = disk_bytes()
         windows = [_window(iterator, settings, part.gpu) for _ in range(_WINDOWS)]
         return {
             "images_per_s": max(images / wall for images, wall, _ in windows),
             "images_per_cpu_s": max(images / max(cpu, 1e-9) for images, _, cpu in windows),
             "first_batch_s": first,
             "memory_mb": memory() / 2**20,
+            "disk_kb_per_image": (disk_bytes() - before) / 1000 / sum(images for images, _, _ in windows),
         }
 
 
@@ -306,11 +330,12 @@ _SHARE = 0.6  # of the peak, which a well-tuned step reaches
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    lines = [f"{'part':<36} {'images/s':>9} {'images/CPU-s':>13} {'CPU ms/image':>13} {'memory MB':>10}"]
+    columns = f"{'part':<36} {'images/s':>9} {'images/CPU-s':>13} {'CPU ms/image':>13} {'memory MB':>10}"
+    lines = [f"{columns} {'disk KB/image':>14}"]
     for name, r in results.items():
         cost = 1000 / r["images_per_cpu_s"]
         lines.append(f"{PARTS[name].title:<36} {r['images_per_s']:>9.0f} {r['images_per_cpu_s']:>13.0f} "
-                     f"{cost:>13.3f} {r['memory_mb']:>10.0f}")  # fmt: skip
+                     f"{cost:>13.3f} {r['memory_mb']:>10.0f} {r['disk_kb_per_image']:>14.1f}")  # fmt: skip
     return "\n".join(lines)
 
 

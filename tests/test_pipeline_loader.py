@@ -300,7 +300,7 @@ BLOCKS = Order(kind="block", block=2, window=2, lanes=2, turn=3)
 @pytest.mark.parametrize("order", [Order(), Order(kind="file"), BLOCKS], ids=lambda o: o.kind)
 @pytest.mark.parametrize("kind", ["pairs", "triplets"])
 def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
-    """And little else, each byte once, in requests that the kernel serves: it cuts off what is longer."""
+    """And little else, in requests that the kernel serves: it cuts off what is longer."""
     file, asked, t = request.getfixturevalue(kind), [], np.arange(6)
     monkeypatch.setattr(stream, "_REQUEST", 1000)
     monkeypatch.setattr(stream, "_advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
@@ -319,7 +319,8 @@ def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     for view in source.views:
         for at, length in zip(*file.spans(view, np.concatenate(index))):
             wanted[at : at + length] = True
-    assert covered[wanted].all() and covered.max() == 1 and covered.sum() < 1.5 * wanted.sum()
+    assert covered[wanted].all() and (covered > 0).sum() < 1.5 * wanted.sum()
+    assert covered.max() == 1 or order.kind == "block"  # by the batch and by the window
 
 
 def test_a_window_is_asked_for_once(pairs, monkeypatch):

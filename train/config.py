@@ -45,7 +45,7 @@ class Data:
     crop_scale: tuple[float, float] | None = None
     """Replaces the range of crop areas that --augment has."""
     order: Literal["random", "block"] = "random"
-    """Shuffle an epoch completely, or by blocks (for files larger than memory or on network disks)."""
+    """Shuffle an epoch completely, or by blocks (for network storage and slow disks)."""
     lanes: int = 1
     """With --order block: every batch is put together from so many sequences of blocks. As many as there are
     nodes (or a multiple), and each node reads only its own share of the file; the order stays what it is when
