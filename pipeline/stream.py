@@ -66,6 +66,7 @@ class Source:
     def __init__(self, file: Beton | str | os.PathLike, augment: Augment, seed: int, order: Order):
         self.file = file if isinstance(file, Beton) else Beton(file)
         self.views = VIEWS[self.file.kind]
+        self._columns = (*self.views, "tokens" if self.file.kind == "pairs" else "luma")  # what is read
         self.augment, self.seed, self.order = augment, seed, order
         if not len(self.file):
             raise ValueError(f"{self.file.path}: has no samples")
@@ -107,8 +108,9 @@ class Source:
                 self._read(self.order.expand(first, stop))
 
     def _read(self, index: np.ndarray) -> None:
-        start, size = (np.concatenate(x) for x in zip(*(self.file.spans(v, index) for v in self.views)))
-        with open(self.file.path, "rb") as f:
+        spans = (self.file.spans(column, index) for column in self._columns)
+        start, size = (np.concatenate(x) for x in zip(*spans))
+        with suppress(OSError), open(self.file.path, "rb") as f:  # a file that was moved stays mapped
             _advise(f.fileno(), *_requests(start, size))
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:

@@ -316,11 +316,19 @@ def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     index = [order.locate(5, len(file), t)[1]]
     index += [np.arange(*r) for at in t for w in order.windows(5, len(file), at[None]) for r in w]
     wanted = np.zeros(len(file.bytes), bool)
-    for view in source.views:
-        for at, length in zip(*file.spans(view, np.concatenate(index))):
+    for column in (*source.views, "tokens" if kind == "pairs" else "luma"):
+        for at, length in zip(*file.spans(column, np.concatenate(index))):
             wanted[at : at + length] = True
     assert covered[wanted].all() and (covered > 0).sum() < 1.5 * wanted.sum()
     assert covered.max() == 1 or order.kind == "block"  # by the batch and by the window
+
+
+def test_a_file_that_is_removed_meanwhile_stays_readable(tmp_path):
+    for order in (Order(), Order(kind="block", block=4, window=2)):
+        file = pairs_file(tmp_path / "p.beton", 20)
+        stream = loader(file, order=order)
+        file.path.unlink()
+        assert joined(take(stream, 8))["valid"].all()
 
 
 def test_a_window_is_asked_for_once(pairs, monkeypatch):
