@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline_kit import pairs_file, triplets_file
+from pipeline_kit import damaged_jpegs, pairs_file, triplets_file
 
 from pipeline.augment import AUGMENTS
 from pipeline.dali_loader import DALILoader, once
@@ -41,6 +41,13 @@ def test_faults_and_triplets(tmp_path):
     assert all(b.ref.is_cuda for b in batches)
     index, valid = torch.cat([b.index for b in batches]), torch.cat([b.valid for b in batches])
     assert torch.equal(valid, index != 3) and stream.rejected == int((index == 3).sum())
+
+
+def test_damage_is_judged_as_on_the_cpu(tmp_path):
+    whole = pairs_file(tmp_path / "whole.beton", 120)
+    file = pairs_file(tmp_path / "p.beton", 120, broken=damaged_jpegs(whole, 6))
+    for a, b in zip(*(once(file, batch_size=32, image_size=32, device=d) for d in ("gpu", "cpu"))):
+        assert torch.equal(a.valid, b.valid) and not a.images[~a.valid].any()
 
 
 def test_outputs_stay_as_they_are(tmp_path):
