@@ -188,16 +188,23 @@ def _entry(kind, symbol, length):
 
 
 @njit(nogil=True, cache=True)
-def _gather_runs(look, runs):
-    """From AC entries of one code those of as many as are seen whole: their bits, how far they go."""
-    for seen in range(1 << PEEK):
-        bits, further = look[seen] & 255, look[seen] >> 8 & 255
-        while 0 < bits < PEEK and further < END:
-            following = look[seen << bits & _MASK]
-            if following == 0 or bits + (following >> 16) > PEEK:
-                break
-            bits, further = bits + (following & 255), further + (following >> 8 & 255)
-        runs[seen] = bits | further << 8
+def _gather_runs(look, tables):
+    """For each component the AC codes that are seen whole at once: their bits, how far they go."""
+    runs = np.empty((3, 1 << PEEK), np.uint16)  # small: they stay in the first-level cache
+    for c in range(3):
+        if c == 2 and tables[1, 1] == tables[2, 1]:
+            runs[2] = runs[1]
+            break
+        codes = look[tables[c, 1]]
+        for seen in range(1 << PEEK):
+            bits, further = codes[seen] & 255, codes[seen] >> 8 & 255
+            while 0 < bits < PEEK and further < END:
+                following = codes[seen << bits & _MASK]
+                if following == 0 or bits + (following >> 16) > PEEK:
+                    break
+                bits, further = bits + (following & 255), further + (following >> 8 & 255)
+            runs[c, seen] = bits | further << 8
+    return runs
 
 
 @njit(nogil=True, cache=True)
@@ -258,9 +265,7 @@ def _decode(data, words, at, size, frame, tables, huffman):
     """
     height, width, step = size
     look, limits, offsets, symbols = huffman
-    runs = np.empty((3, 1 << PEEK), np.uint16)  # small: they stay in the first-level cache
-    for c in range(3):
-        _gather_runs(look[tables[c, 1]], runs[c])
+    runs = _gather_runs(look, tables)
     blocks = np.zeros((_filled(height, frame[0, 2]), _filled(width, frame[0, 1])))  # the luma's means
     level = np.int64(0)
     bits, held, absent = np.uint64(0), np.int64(0), np.int64(0)  # the next bits, from the top; how many
