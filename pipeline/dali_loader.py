@@ -29,6 +29,7 @@ from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
 
 _QUEUE = 2  # batches DALI prepares ahead
+HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's decoding engine, where it has one
 
 
 class DALILoader(StreamLoader):
@@ -263,15 +264,24 @@ def define(
 
 
 def _resized(given: dict, device: str, side: int):
-    """The box of a JPEG, decoded alone, at side x side."""
+    """The box of a JPEG at side x side; on the CPU only the box is decoded."""
     from nvidia.dali import fn, types
 
-    image = fn.decoders.image_slice(
-        given["jpeg"], given["corner"], given["size"], axis_names="HW", normalized_anchor=False,
-        normalized_shape=False, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
-        adjust_orientation=False,  # a stored picture is upright, whatever its EXIF says; PIL's way too
-        jpeg_fancy_upsampling=True,
-    )  # fmt: skip
+    how = {
+        "output_type": types.RGB,
+        "adjust_orientation": False,  # a stored picture is upright, whatever its EXIF says; PIL's way too
+        "jpeg_fancy_upsampling": True,
+    }
+    box = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+    if device == "gpu":
+        # Whole: nvImageCodec 0.9 cannot decode regions (its issue 55), and the JPEG engine, which must read
+        # all of the entropy-coded data for a region too, gains nothing from one.
+        image = fn.decoders.image(given["jpeg"], device="mixed", hw_decoder_load=HARDWARE_SHARE, **how)
+        image = fn.slice(image, given["corner"], given["size"], **box)
+    else:
+        image = fn.decoders.image_slice(
+            given["jpeg"], given["corner"], given["size"], device="cpu", **box, **how
+        )
     cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
     if "whole" not in given:
         return fn.resize(image, size=(side, side), **cubic)
