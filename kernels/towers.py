@@ -341,19 +341,16 @@ def _transformer(
         )
     *blocks, last = transformer.resblocks
     for block in blocks:
-        x = _again(settings, "blocks", _block, block, x, attend, settings)
+        x = _whole(settings, _block, block, x, attend, settings)
     if settings.prune:
-        return _again(settings, "blocks", _last_block, last, x, attend, pool, settings)
-    return _take(_again(settings, "blocks", _block, last, x, attend, settings), pool)
+        return _whole(settings, _last_block, last, x, attend, pool, settings)
+    return _take(_whole(settings, _block, last, x, attend, settings), pool)
 
 
 def _block(block: Any, x: Tensor, attend: Attend, settings: TowerSettings) -> Tensor:
     projection = block.attn
-
-    def project(x: Tensor) -> Tensor:
-        return F.linear(block.ln_1(x), projection.in_proj_weight, projection.in_proj_bias)
-
-    qkv = _again(settings, "pointwise", project, x)
+    project = partial(F.linear, weight=projection.in_proj_weight, bias=projection.in_proj_bias)
+    qkv = _product(settings, block.ln_1, project, x)
     x = x + block.ls_1(projection.out_proj(attend(qkv, projection.num_heads)))
     return x + _mlp(block, x, settings)
 
@@ -370,31 +367,44 @@ def _last_block(block: Any, x: Tensor, attend: Attend, pool: Tensor, settings: T
     )
 
     def project(x: Tensor) -> Tensor:
-        x = block.ln_1(x)
         q = F.linear(_take(x, pool), q_weight, q_bias)
         kv = F.linear(x, kv_weight, kv_bias)
         q = q.new_zeros(x.shape[:-1].numel(), width).index_copy(0, pool, q)
         return torch.cat([q.view(x.shape), kv], dim=-1)
 
-    qkv = _again(settings, "pointwise", project, x)
+    qkv = _product(settings, block.ln_1, project, x)
     pooled = _take(attend(qkv, projection.num_heads), pool)
     x = _take(x, pool) + block.ls_1(projection.out_proj(pooled))
     return x + _mlp(block, x, settings)
 
 
 def _mlp(block: Any, x: Tensor, settings: TowerSettings) -> Tensor:
-    hidden = _again(settings, "pointwise", lambda x: block.mlp.c_fc(block.ln_2(x)), x)
-    return block.ls_2(_again(settings, "pointwise", lambda h: block.mlp.c_proj(block.mlp.gelu(h)), hidden))
+    hidden = _product(settings, block.ln_2, block.mlp.c_fc, x)
+    return block.ls_2(_product(settings, block.mlp.gelu, block.mlp.c_proj, hidden))
 
 
-def _again(settings: TowerSettings, level: str, function: Callable, *args: Any) -> Tensor:
-    """function(*args), its intermediate results computed again in the backward pass if the settings say so.
+def _product(settings: TowerSettings, before: Callable, product: Callable, x: Tensor) -> Tensor:
+    """product(before(x)), a matrix product after LayerNorm or GELU, which "pointwise" does not keep.
 
-    Around (LayerNorm | GELU, Linear) only the first is: the recomputation stops when the linear layer's
-    input is there.
+    Eager autograd would keep `before`'s result as the product's input, so the product belongs to what is
+    checkpointed: the recomputation stops when that input is there. A compiled backward pass does not stop, it
+    computes the product again too (a fifth of all matrix products of a step), so there only `before` is.
     """
-    if settings.recompute != level or not torch.is_grad_enabled():
-        return function(*args)
+    if settings.recompute != "pointwise" or not torch.is_grad_enabled():
+        return product(before(x))
+    if torch.compiler.is_compiling():
+        return product(_checkpoint(before, x))
+    return _checkpoint(lambda x: product(before(x)), x)
+
+
+def _whole(settings: TowerSettings, block: Callable, *args: Any) -> Tensor:
+    """block(*args), of which "blocks" keeps nothing but the arguments."""
+    if settings.recompute != "blocks" or not torch.is_grad_enabled():
+        return block(*args)
+    return _checkpoint(block, *args)
+
+
+def _checkpoint(function: Callable, *args: Any) -> Tensor:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -62,10 +62,16 @@ class ContrastiveStage:
     def _parts(self, batch: ImageText) -> list[Part]:
         parts = []
         for part, last in micro_batches(batch, self.micro):
-            captions = self._captions(part.tokens.cpu()).to(self.world.device)
-            images, valid = (x.to(self.world.device, non_blocking=True) for x in (part.images, part.valid))
-            parts.append(Part(images, captions, valid, last))
+            captions = self._captions(part.tokens.cpu())
+            captions = Packed(*map(self._sent, captions)) if self.packs else self._sent(captions)
+            parts.append(Part(self._sent(part.images), captions, self._sent(part.valid), last))
         return parts
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """x on this rank's device; memory that is not pinned would be copied only once the card is idle."""
+        if self.world.device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()
+        return x.to(self.world.device, non_blocking=True)
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
         """Padded as they are, or in rows of one length: the same number of rows in every step if possible."""

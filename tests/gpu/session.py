@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What a card says of this project, in one call: `python tests/gpu/session.py [--toy] [--out DIR] [SECTION …]`.
+"""What a card says of this project: `python tests/gpu/session.py [--toy] [--out DIR] [SECTION …]`.
 
-Each section is a process of its own with a time limit, so that a crash or a hang costs one section. A line of
-JSON a section goes to DIR/card.jsonl as it ends, a table is printed last. First of all everything that only
-compiles runs side by side (the `warm` sections), so that the timed ones find their kernels in the caches.
-`--toy` runs all of it at toy size, also on a CPU, to see that the script itself works: its figures mean nothing.
+Each section is a process of its own with a time limit, so that a crash or a hang costs one section. They
+start side by side, since most of their time is imports and compilation; what is timed waits until all the
+others and every test have ended or wait too, and runs alone. A line of JSON a section goes to
+DIR/card.jsonl, a table is printed last. `--toy` runs all of it at toy size, also on a CPU, to see that the
+script itself works: its figures mean nothing.
 
     python tests/gpu/session.py --toy                 # before a card is there
     CARD_SECONDS=430 python tests/gpu/session.py      # on the card
@@ -17,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -24,37 +26,73 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
+TOGETHER = 8  # processes at a time
 
-# Section → its limit in seconds, in the order of what is worth most if the time ends.
-WARM = {
-    "tests_kernels": 170, "warm_step_compiled": 170, "warm_step_sdpa": 170, "warm_step_halves": 170,
-    "warm_peer_open_clip_compiled": 170, "warm_peer_main_step": 170, "warm_loader": 120,
-}  # fmt: skip
-TIMED = {
-    "limits": 60, "step_compiled": 110, "step_sdpa": 90, "step_eager": 60, "dali_whole": 50, "dali_engine": 60,
-    "infonce": 60, "attention": 60, "loader_ffcv": 40, "together_ffcv": 60, "jpeg_torchvision": 40,
-    "tests_dali": 100, "peer_open_clip": 45, "peer_open_clip_compiled": 90, "peer_main_step": 100,
-    "step_halves": 100, "triplet": 40, "dali_roi": 40, "nccl_one_rank": 50, "resume": 90, "demo": 120,
-    "step_none": 90, "limits_again": 30,
-}  # fmt: skip
+# Not timed: they start first, and what is timed waits for them.
+CHECKS = ("tests_kernels", "tests_dali", "resume", "nccl_one_rank", "demo", "photographs")
+# Timed, in the order of what is worth most if the time ends.
+TIMED = (
+    "limits", "step_compiled", "step_none", "step_sdpa", "step_eager", "step_halves", "dali_engine",
+    "together_dali", "together_ffcv", "peer_main_step", "peer_open_clip_compiled", "peer_open_clip",
+    "infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi",
+)  # fmt: skip
 
 
-def run_section(name: str, arguments: argparse.Namespace, limit: float) -> dict:
+class Turns:
+    """One timed section at a time, the first in `TIMED` of those that wait, when no check runs."""
+
+    def __init__(self, checks: int):
+        self.checks, self.running, self.waiting = checks, False, []
+        self.changed = threading.Condition()
+
+    def check_ended(self) -> None:
+        with self.changed:
+            self.checks -= 1
+            self.changed.notify_all()
+
+    def take(self, name: str) -> None:
+        with self.changed:
+            self.waiting.append(name)
+            self.changed.wait_for(
+                lambda: not (self.checks or self.running) and min(self.waiting, key=TIMED.index) == name
+            )
+            self.waiting.remove(name)
+            self.running = True
+
+    def give(self) -> None:
+        with self.changed:
+            self.running = False
+            self.changed.notify_all()
+
+
+def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns: Turns) -> dict:
     """The section's result, or how it failed, with its seconds."""
     command = [sys.executable, __file__, "--one", name, "--out", str(arguments.out)]
-    started = time.time()
-    try:
-        done = subprocess.run(
-            [*command, *(["--toy"] if arguments.toy else [])],
-            capture_output=True, text=True, timeout=limit * (5 if arguments.toy else 1), cwd=ROOT,
-            env=environment(name),
+    command += ["--toy"] if arguments.toy else []
+    started, took, result = time.time(), False, None
+    with open(SCRATCH / f"{name}.err", "w+") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
+            env=environment(),
         )  # fmt: skip
-        said = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        ended = {"failed": f"ended with {done.returncode}: {done.stderr[-1500:]}"}
-        result = json.loads(said[-1][7:]) if said else ended
-        (SCRATCH / f"{name}.err").write_text(done.stderr[-100_000:])
-    except subprocess.TimeoutExpired:
-        result = {"failed": f"no answer in {limit:.0f} s"}
+        ends = threading.Timer(max(0.0, deadline - time.time()), process.kill)
+        ends.start()
+        for line in process.stdout:
+            if line == "READY\n":
+                turns.take(name)
+                took = True
+                process.stdin.write("GO\n")
+                process.stdin.flush()
+            elif line.startswith("RESULT "):
+                result = json.loads(line[7:])
+        code = process.wait()
+        ends.cancel()
+        errors.seek(0)
+        result = result or {"failed": f"ended with {code}: {errors.read()[-1500:]}"}
+    if took:
+        turns.give()
+    if name in CHECKS:
+        turns.check_ended()
     row = {"section": name, "seconds": round(time.time() - started, 1), **result}
     with open(arguments.out / "card.jsonl", "a") as file:
         file.write(json.dumps(row, default=str) + "\n")
@@ -62,12 +100,10 @@ def run_section(name: str, arguments: argparse.Namespace, limit: float) -> dict:
     return row
 
 
-def environment(name: str) -> dict[str, str]:
-    """Shared caches; the kernels' compilers side by side do not take all cores each."""
+def environment() -> dict[str, str]:
+    """Compilers side by side do not take all cores each."""
     return os.environ | {
-        "TORCHINDUCTOR_CACHE_DIR": str(SCRATCH / "inductor"),
-        "TRITON_CACHE_DIR": str(SCRATCH / "triton"),
-        "TORCHINDUCTOR_COMPILE_THREADS": "3" if name.startswith("warm_") else "8",
+        "TORCHINDUCTOR_COMPILE_THREADS": "3",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
@@ -108,9 +144,9 @@ def main() -> int:
     arguments = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    unknown = set(arguments.sections) - WARM.keys() - TIMED.keys()
+    unknown = set(arguments.sections) - {*CHECKS, *TIMED}
     if unknown:
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(WARM | TIMED)}")
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join((*CHECKS, *TIMED))}")
     if arguments.one:
         return one(arguments.one, arguments.toy)
     deadline = time.time() + float(os.environ.get("CARD_SECONDS", 460))
@@ -118,16 +154,10 @@ def main() -> int:
     with open(arguments.out / "card.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
-    wanted = arguments.sections or [*WARM, *TIMED]
-    warm = [name for name in wanted if name in WARM]
-    with ThreadPoolExecutor(max(1, len(warm))) as pool:
-        rows = list(pool.map(lambda name: run_section(name, arguments, WARM[name]), warm))
-    for name in (name for name in wanted if name in TIMED):
-        left = deadline - time.time()
-        if left < 12:
-            rows.append({"section": name, "seconds": 0, "failed": "skipped, no time left"})
-        else:
-            rows.append(run_section(name, arguments, min(TIMED[name], left)))
+    wanted = [name for name in (*CHECKS, *TIMED) if name in (arguments.sections or (*CHECKS, *TIMED))]
+    turns = Turns(sum(name in CHECKS for name in wanted))
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        rows = list(pool.map(lambda name: run_section(name, arguments, deadline, turns), wanted))
     for row in rows:
         print(f"== {json.dumps(row, default=str)[:900]}", flush=True)
     return int(any("failed" in row for row in rows))
@@ -140,7 +170,7 @@ def one(name: str, toy: bool) -> int:
         import session_sections as sections
 
         sections.TOY, sections.SCRATCH = toy, SCRATCH
-        result = sections.run(name)
+        result = sections.run(name, checks=name in CHECKS)
     except Exception:
         result = {"failed": traceback.format_exc()[-3000:]}
     print("RESULT " + json.dumps(result, default=str))

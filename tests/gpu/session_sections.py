@@ -5,7 +5,6 @@ B pairs, S side, D width.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,15 +28,31 @@ USEFUL_FLOP = 28.1e9  # of a ViT-B/32 pair with 16 tokens: train.plan
 SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def run(name: str) -> dict:
-    """The result of the section of that name."""
-    from torch._functorch import config
-
-    if hasattr(config, "force_non_lazy_backward_lowering"):  # otherwise `warm` warms half a step
-        config.force_non_lazy_backward_lowering = True
-    if name.startswith("warm_"):
-        return warm(name.removeprefix("warm_"))
+def run(name: str, checks: bool) -> dict:
+    """The result of the section of that name; what is timed waits for its turn once it has compiled."""
+    if not checks and not name.startswith(("step_", "together_", "peer_")):
+        await_turn()
     return globals()[name]()
+
+
+def await_turn() -> None:
+    """Wait until the session lets this process have the card for itself."""
+    print("READY", flush=True)
+    sys.stdin.readline()
+
+
+def await_turn_once_compiled() -> None:
+    """The same when the first compiled graph is about to run."""
+    from torch._inductor import output_code
+
+    call = output_code.CompiledFxGraph.__call__
+
+    def first(self, inputs):
+        output_code.CompiledFxGraph.__call__ = call
+        await_turn()
+        return call(self, inputs)
+
+    output_code.CompiledFxGraph.__call__ = first
 
 
 def cuda() -> bool:
@@ -94,9 +109,8 @@ def limits() -> dict:
     shapes += [(rows // 3, 512, 2048), (rows // 3, 2048, 512)]
     for m, k, n in shapes:
         x, w, g = (torch.randn(*s, device=d, dtype=torch.bfloat16) for s in ((m, k), (n, k), (m, n)))
-        calls = {"fwd": lambda: x @ w.T, "dgrad": lambda: g @ w, "wgrad": lambda: g.T @ x}
-        for name, call in calls.items():
-            result[f"tflops_{k}x{n}_{name}"] = 2 * m * k * n / timed(call, 5, 2) / 1e9
+        for name, (a, b) in {"fwd": (x, w.T), "dgrad": (g, w), "wgrad": (g.T, x)}.items():
+            result[f"tflops_{k}x{n}_{name}"] = 2 * m * k * n / timed(partial(torch.mm, a, b), 5, 2) / 1e9
     return result
 
 
@@ -120,15 +134,16 @@ def pytest(*arguments: str) -> dict:
     return {"rc": done.returncode, "last": last, "failures": lines[:40]}
 
 
-tests_kernels = partial(pytest, "tests/gpu/test_kernels.py", "-n", "6")
-tests_dali = partial(pytest, "tests/gpu/test_dali.py", "-n", "4")
+CHOSEN = os.environ.get("CARD_PYTEST", "").split()  # "-k contrastive", say
+tests_kernels = partial(pytest, "tests/gpu/test_kernels.py", "-n", "6", *CHOSEN)
+tests_dali = partial(pytest, "tests/gpu/test_dali.py", "-n", "4", *CHOSEN)
 
 
 # -- the trainer's step -----------------------------------------------------------------------
 
 
 def make_step(micro: int, compile: bool, recompute: str = "none", attention: str = "sdpa", batch: int = 0):
-    """(stage, optimizer, batch on the device, images on the host): the trainer's own, bf16, 16-token captions."""
+    """(stage, optimizer, batch on the device): the trainer's own, bf16, captions of 16 tokens on average."""
     from kernels.bench import synthetic_captions, synthetic_lengths
     from pipeline.batch import ImageText
     from train import model as models
@@ -138,6 +153,7 @@ def make_step(micro: int, compile: bool, recompute: str = "none", attention: str
     from train.optim import Optimizer
 
     torch.set_float32_matmul_precision("high")
+    compile_whole_graphs()
     size = batch or (16 if TOY else 5120)
     recipe = recipes.choose("2", "paper")
     compute = dict(micro=8 if TOY and micro else micro, compile=compile, recompute=recompute, pack="yes")
@@ -152,12 +168,13 @@ def make_step(micro: int, compile: bool, recompute: str = "none", attention: str
         stage.towers.settings = dataclasses.replace(stage.towers.settings, attention=attention)
     side = clip.visual.image_size
     side = side[0] if isinstance(side, (tuple, list)) else side
-    images = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
-    images = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    g = torch.Generator(device()).manual_seed(0)
+    images = torch.randn(size, side, side, 3, generator=g, device=device(), dtype=torch.bfloat16)
+    images = images.permute(0, 3, 1, 2)  # the loaders' layout
     tokens = synthetic_captions(synthetic_lengths(size)).int()
     valid = torch.ones(size, dtype=torch.bool)
-    data = ImageText(images=images.to(device()), tokens=tokens, index=torch.arange(size), valid=valid)
-    return stage, optimizer, data, images
+    data = ImageText(images=images, tokens=tokens, index=torch.arange(size), valid=valid)
+    return stage, optimizer, data
 
 
 STEPS = {
@@ -167,6 +184,14 @@ STEPS = {
     "step_halves": dict(micro=2560, compile=True, attention="triton"),
     "step_eager": dict(micro=2560, compile=False),
 }
+
+
+def compile_whole_graphs() -> None:
+    """Have the backward graph compiled with the forward one, before this process's turn."""
+    from torch._functorch import config
+
+    if hasattr(config, "force_non_lazy_backward_lowering"):
+        config.force_non_lazy_backward_lowering = True
 
 
 def measure_step(step: Callable[[], object], batch: int, first: float) -> dict:
@@ -189,18 +214,22 @@ def trainer_step(name: str) -> dict:
     from train.loop import update
 
     begun = time.perf_counter()
-    stage, optimizer, data, images = make_step(**STEPS[name])
+    stage, optimizer, data = make_step(**STEPS[name])
     losses: list[float] = []
 
     def step() -> None:
         losses.append(update(stage, optimizer, data, 1e-7)[0])
 
+    if STEPS[name]["compile"]:
+        await_turn_once_compiled()
+    else:
+        await_turn()
     step()
     row = STEPS[name] | measure_step(step, len(data.index), time.perf_counter() - begun)
     row["loss"] = [float(x) for x in losses[:3]]
     if cuda():
         row |= profile_step(step)
-        pinned = images.pin_memory()
+        pinned = data.images.cpu().pin_memory()
         host = dataclasses.replace(data, images=pinned)
         row["ms_images_from_pinned_host"] = timed(lambda: update(stage, optimizer, host, 1e-7), 6, 2)
     return row
@@ -239,40 +268,6 @@ def profile_step(step: Callable[[], object]) -> dict:
     return {"ms_by_kind": kinds, "kernels_a_step": sum(e.count for e in events) // 2, "top": top}
 
 
-class Warm(Exception):
-    """Compiled; what would run next is not to run now."""
-
-
-def warm(name: str) -> dict:
-    """Compile what a section will run and stop before the first compiled graph runs."""
-    begun = time.perf_counter()
-    if name == "loader":
-        with ffcv_loader(1, 64) as loader:
-            next(iter(loader))
-        return {"warm_s": time.perf_counter() - begun}
-    from torch._inductor import output_code
-
-    def stop(self, inputs):
-        raise Warm
-
-    output_code.CompiledFxGraph.__call__ = stop
-    try:
-        if name in STEPS:
-            from train.loop import update
-
-            stage, optimizer, data, _ = make_step(**STEPS[name])
-            if stage.micro < len(data.index):  # the graph with gradients, which comes second
-                part = next(iter(stage._parts(data)))
-                with contextlib.suppress(Warm):
-                    stage.towers(part.images, part.captions)
-            update(stage, optimizer, data, 1e-7)
-        else:
-            globals()[name]()
-    except Warm:
-        return {"warm_s": time.perf_counter() - begun}
-    return {"warm_s": time.perf_counter() - begun, "note": "nothing compiled ran"}
-
-
 # -- peers: open_clip's released and next version -----------------------------------------------
 
 
@@ -281,9 +276,11 @@ def open_clip_step(compiled: str, main: bool):
     if main:
         sys.path.insert(0, os.environ["OPEN_CLIP_MAIN"])
     import open_clip
+
     from kernels.bench import synthetic_captions, synthetic_lengths
 
     torch.set_float32_matmul_precision("high")
+    compile_whole_graphs()
     size = 16 if TOY else 2048
     options = {"force_custom_text": True} if main else {}
     model = open_clip.create_model("ViT-B-32", device=device(), output_dict=True, **options).train()
@@ -321,6 +318,10 @@ def open_clip_step(compiled: str, main: bool):
 def peer(compiled: str, main: bool) -> dict:
     begun = time.perf_counter()
     step, size, version = open_clip_step(compiled, main)
+    if compiled == "no":
+        await_turn()
+    else:
+        await_turn_once_compiled()
     step()
     row = measure_step(step, size, time.perf_counter() - begun)
     return {"open_clip": version, "compiled": compiled, **row}
@@ -338,7 +339,7 @@ def nccl_one_rank() -> dict:
 
     backend = "nccl" if cuda() else "gloo"
     dist.init_process_group(backend, init_method="tcp://127.0.0.1:29611", rank=0, world_size=1)
-    stage, _, data, _ = make_step(micro=0, compile=False, batch=16 if TOY else 256)
+    stage, _, data = make_step(micro=0, compile=False, batch=16 if TOY else 256)
     devices = [0] if cuda() else None
     towers = DistributedDataParallel(stage.towers, device_ids=devices, find_unused_parameters=True)
     image, text = towers(data.images, stage._captions(data.tokens).to(device()))
@@ -388,7 +389,7 @@ def one_side(call, inputs: list, moved: float, exact: list | None) -> dict:
 
 
 def infonce() -> dict:
-    """A rank's loss of a global batch, collectives left out; errors of (loss, images', texts', scale's gradient)."""
+    """A rank's loss of a global batch, collectives left out, beside open_clip's; errors to float64."""
     from kernels.bench_gpu import _rank_loss
 
     torch.set_float32_matmul_precision("high")
@@ -440,10 +441,11 @@ def loss_errors() -> dict:
 
 def attention() -> dict:
     """Rows of a picture's 50 tokens, and packed captions: ours, every SDPA backend, torch's varlen_attn."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     from kernels.attention import attention as ours
     from kernels.bench import synthetic_captions, synthetic_lengths
     from pipeline.packing import pack
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     dtype, result = torch.bfloat16, {}
     size = 16 if TOY else 5120
@@ -506,14 +508,18 @@ def triplet() -> dict:
 # -- loaders ----------------------------------------------------------------------------------
 
 
-def photographs(n: int = 20_000) -> Path:
-    """A made-up .beton of photographs of real size, 4:2:0, written once."""
-    path = SCRATCH / "photos.beton"
-    if not path.exists():
-        from pipeline import synthetic
+def photographs() -> dict:
+    """A made-up .beton of photographs of real size, 4:2:0, and the CPU engine's code compiled."""
+    from pipeline import synthetic
 
-        synthetic.write(path, synthetic.photographs(4 if TOY else 32), 200 if TOY else n)
-    return path
+    synthetic.write(PHOTOS(), synthetic.photographs(4 if TOY else 32), 200 if TOY else 20_000)
+    with ffcv_loader(1, 64) as loader:
+        next(iter(loader))
+    return {"bytes": PHOTOS().stat().st_size}
+
+
+def PHOTOS() -> Path:
+    return SCRATCH / "photos.beton"
 
 
 def ffcv_loader(workers: int, batch: int):
@@ -521,7 +527,7 @@ def ffcv_loader(workers: int, batch: int):
     from pipeline.ffcv_loader import FFCVLoader
 
     return FFCVLoader(
-        photographs(), batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0,
+        PHOTOS(), batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0,
         workers=workers, dtype=torch.bfloat16, pin=cuda(),
     )  # fmt: skip
 
@@ -557,35 +563,65 @@ def loader_ffcv() -> dict:
     return rows
 
 
-def together_ffcv() -> dict:
-    """The CPU engine in the training process beside the compiled step."""
+def together(engine: str) -> dict:
+    """A loader in the training process beside the compiled step."""
     from train.loop import update
 
-    stage, optimizer, data, _ = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
+    stage, optimizer, data = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
+    if TOY:
+        await_turn()
+    else:
+        await_turn_once_compiled()
     alone = timed(lambda: update(stage, optimizer, data, 1e-7), 6, 3)
     batch, side = len(data.index), data.images.shape[-1]
-    from pipeline.augment import AUGMENTS
-    from pipeline.ffcv_loader import FFCVLoader
-
-    workers = max(1, len(os.sched_getaffinity(0)) - 2)
-    with FFCVLoader(
-        photographs(), batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0, workers=workers,
-        dtype=torch.bfloat16, pin=cuda(),
-    ) as loader:  # fmt: skip
+    with loader_of(engine, batch, side) as loader:
         it = iter(loader)
 
         def both() -> None:
             update(stage, optimizer, dataclasses.replace(next(it), tokens=data.tokens), 1e-7)
 
-        loader_alone = timed(lambda: next(it), 6, 2)
-        together = timed(both, 8, 3)
-    row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "workers": workers}
-    return row | {"of_the_slower": together / max(alone, loader_alone), "pairs_s": batch / together * 1e3}
+        loader_alone = wall(lambda: next(it), 6)
+        used = os.times()
+        together = wall(both, 10)
+        spent = os.times().user + os.times().system - used.user - used.system
+    slower = together / max(alone, loader_alone)
+    row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "of_the_slower": slower}
+    return row | {"pairs_s": batch / together * 1e3, "cores": spent / (10 * together / 1e3)}
+
+
+def loader_of(engine: str, batch: int, side: int):
+    from pipeline.augment import AUGMENTS
+    from pipeline.dali_loader import DALILoader
+    from pipeline.ffcv_loader import FFCVLoader
+
+    cores = len(os.sched_getaffinity(0))
+    how = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0)
+    if engine == "dali":
+        return DALILoader(PHOTOS(), **how, workers=4, dtype=torch.float16)
+    return FFCVLoader(PHOTOS(), **how, workers=max(1, cores - 2), dtype=torch.bfloat16, pin=cuda())
+
+
+def wall(call: Callable[[], object], n: int) -> float:
+    """Milliseconds of a call, mean of `n` in a row after two more."""
+    for _ in range(2):
+        call()
+    if cuda():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(n):
+        call()
+    if cuda():
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begun) / n
+
+
+together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
 
 
 def jpeg_torchvision() -> dict:
     """torchvision's batched decoder: whole 256 × 384 pictures, 4:2:0, from one thread."""
     import torchvision
+
     from pipeline import synthetic
 
     jpegs = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in synthetic.photographs(32)]
@@ -604,6 +640,7 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
     import numpy as np
     import nvidia.dali as dali
     from nvidia.dali import fn, types
+
     from pipeline import synthetic
 
     jpegs = [np.frombuffer(j, np.uint8) for j in synthetic.photographs(32)]
@@ -647,7 +684,8 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
 
 def dali_decodes(roi: bool) -> dict:
     cases = ((0.65, 16, True),) if TOY else (
-        (1.0, 512, True), (0.9, 512, True), (0.65, 512, True), (0.0, 512, True), (1.0, 512, False), (1.0, 128, True)
+        (1.0, 512, True), (0.9, 512, True), (0.65, 512, True), (0.0, 512, True), (1.0, 512, False),
+        (1.0, 128, True),
     )  # fmt: skip
     rows = {}
     for hw, batch, fancy in cases:
@@ -671,7 +709,7 @@ def dali_engine() -> dict:
     rows = {}
     for batch in (16,) if TOY else (512, 5120):
         with DALILoader(
-            photographs(), batch_size=batch, image_size=224, augment=AUGMENTS["paper"], seed=0, workers=4,
+            PHOTOS(), batch_size=batch, image_size=224, augment=AUGMENTS["paper"], seed=0, workers=4,
             dtype=torch.float16,
         ) as loader:  # fmt: skip
             rows[f"batch_{batch}"] = loader_rate(loader, 5)
