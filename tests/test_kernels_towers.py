@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import open_clip
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from kernels.towers import (
     DEFAULT,
@@ -297,6 +300,26 @@ def test_compiles_in_one_graph(recompute: str):
         return encode_image(model, images, setting), encode_packed_text(model, *packed, setting)
 
     _assert_same(model, lambda: torch.cat(towers(images, *packed)), lambda: _both(model, images, tokens))
+
+
+def test_compiled_recompute_leaves_products_alone():
+    """LayerNorm and GELU are made again in a compiled backward pass, matrix products only with "blocks"."""
+    model, images = _model(), _images()
+    products = {}
+    for recompute in ("none", "pointwise", "blocks"):
+        found = products[recompute] = []
+
+        def count(graph, _, found=found):
+            found.append(sum("mm" in str(node.target) for node in graph.graph.nodes))
+            return make_boxed_func(graph)
+
+        backend = aot_autograd(
+            fw_compiler=count, bw_compiler=count, partition_fn=min_cut_rematerialization_partition
+        )
+        encode = partial(encode_image, settings=TowerSettings(recompute=recompute))
+        torch.compile(encode, backend=backend, fullgraph=True)(model, images).square().sum().backward()
+    assert products["none"] == products["pointwise"] and len(products["none"]) == 2
+    assert products["blocks"][1] > products["none"][1]
 
 
 def _both(model, images: Tensor, tokens: Tensor) -> Tensor:
