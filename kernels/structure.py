@@ -101,16 +101,14 @@ def _why_not_text(text: Any) -> str:
         return "it has a class token"
     if getattr(text, "output_tokens", False):
         return "it gives its tokens too"
-    return _other_part("", text, _CLIP if hasattr(text, "visual") else _TEXT) or _why_not_plain(
-        text.transformer
-    )
+    known = _CLIP if hasattr(text, "visual") else _TEXT
+    return _other_part("", text, known) or _why_not_plain(text.transformer)
 
 
 def _why_not_plain(transformer: Any) -> str:
-    """What makes a transformer's blocks others than `x + attention(norm(x))`, `x + mlp(norm(x))`; "" if nothing."""
-    if (
-        len(transformer.resblocks) == 0
-    ):  # len(), not bool(): torch 2.11 breaks its graph at the truth of a list
+    """What of a transformer's blocks is not `x + attention(norm(x))`, `x + mlp(norm(x))`; "" if nothing."""
+    # len(), not bool(): torch 2.11 breaks its graph at the truth of a list.
+    if len(transformer.resblocks) == 0:
         return "it has no blocks"
     reason = _other_part("transformer.", transformer, ("resblocks", "grad_checkpointing"))
     for block in transformer.resblocks:
