@@ -178,9 +178,7 @@ def test_a_mistake_is_one_line_and_code_2(args, said, split, triplets, tmp_path,
 
 def test_a_text_tower_that_cannot_be_rewritten_is_refused(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", model="ViT-B-16-SigLIP")
-    with pytest.raises(
-        ValueError, match="--model ViT-B-16-SigLIP: text tower TextTransformer: pooled by 'last'"
-    ):
+    with pytest.raises(ValueError, match="--model ViT-B-16-SigLIP: .*pooled by 'last'"):
         model.check(recipe)
 
 
