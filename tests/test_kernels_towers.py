@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.model import CLIP, CLIPVisionCfg, CustomTextCLIP
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
 from kernels.structure import is_vit, text_tower, why_slow
@@ -321,6 +321,17 @@ def test_unsupported_towers_are_named():
     model.set_grad_checkpointing()
     with pytest.raises(ValueError, match="recompute='blocks'"):
         encode_image(model, _images())
+
+
+@pytest.mark.skipif("variable_text" not in CLIPTextCfg.__dataclass_fields__, reason="from open_clip 4 on")
+def test_text_towers_of_open_clip_4():
+    """Captions cut to the longest, as its variable-length text gives them; its "modern" tower is refused."""
+    model, tokens = _model(text=TEXT | {"variable_text": True}, cls=CustomTextCLIP), _captions([4, 30, 9])
+    for cut in (tokens, tokens[:, :30]):
+        _assert_same(model, lambda t=cut: encode_text(model, t), lambda t=cut: model.encode_text(t))
+    model = _model(text=TEXT | {"text_arch": "modern", "eos_id": END}, cls=CustomTextCLIP)
+    with pytest.raises(ValueError, match="ModernTextTransformer: .*use model.encode_text"):
+        encode_text(model, tokens)
 
 
 @pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])
