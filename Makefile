@@ -2,9 +2,11 @@
 # make test    every test that this machine can run
 # make gpu     what needs a GPU: its tests, then its benchmark (writes one JSON)
 # make lint    ruff
+# make setup   what all of them begin with: the tested versions (constraints.txt); LATEST=1: the newest
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+LATEST ?=
 DEMO ?=
 TESTS ?=
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 .PHONY: setup demo test gpu lint clean
 
 setup:
-	@bash .ci/setup $(PYTHON) $(VENV)
+	@LATEST=$(LATEST) bash .ci/setup $(PYTHON) $(VENV)
 
 demo: setup
 	@$(BIN)/python -m train.demo $(DEMO)

@@ -9,8 +9,9 @@ What is saved, each exact and each a setting:
 * the outputs of LayerNorm and GELU can be computed again in the backward pass instead of stored.
 
 Image towers: open_clip's VisionTransformer pooled at its class token; of ModifiedResNet the pooling, its
-convolutions as they are; any other (timm) runs as it is. Text towers: the causal transformer of CLIP and
-CustomTextCLIP, pooled at the end token. The functions read a model and keep nothing: its `state_dict` stays
+convolutions as they are; any other (timm) runs as it is, and a warning says why. Text towers: the causal
+transformer of CLIP and CustomTextCLIP, pooled at the end token; any other is refused. What is which,
+`kernels/structure.py` judges. The functions read a model and keep nothing: its `state_dict` stays
 open_clip's. They do not pass through `model.forward`, so under DistributedDataParallel call them inside the
 wrapped module's forward.
 
@@ -19,6 +20,7 @@ B images or captions, T tokens, W width, R packed rows, L tokens in a row, D wid
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import AttentionEngine, attention
+from kernels.structure import TextTower, is_vit, text_tower, why_slow
 
 Recompute = Literal["none", "pointwise", "blocks"]
 
@@ -63,15 +66,17 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
     visual: Any = model.visual
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"encode_image: expected images (B, 3, S, S) with B > 0, got {tuple(images.shape)}")
-    pools = has_attention_pool(visual)
-    if not pools and not is_fast_image_tower(visual):
+    slow = why_slow(visual)
+    if slow:
+        if not torch.compiler.is_compiling():
+            warnings.warn(f"the image tower runs as it is, with none of the savings: {slow}", stacklevel=2)
         return visual(images)
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else [visual.image_size] * 2
     if tuple(images.shape[2:]) != tuple(size):
         raise ValueError(
             f"encode_image: this tower takes images of {tuple(size)}, got {tuple(images.shape[2:])}"
         )
-    if pools:
+    if hasattr(visual, "stem"):
         return _resnet(visual, images) if settings.prune else visual(images)
     x = _embed_image(visual, images, settings)
     class_token = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
@@ -88,7 +93,7 @@ def encode_text(model: nn.Module, tokens: Tensor, settings: TowerSettings = DEFA
     lengths (on a GPU this waits for the device): where shapes must be static use `encode_packed_text`.
     Raises ValueError for tokens that do not fit the tower.
     """
-    tower = _text_tower(model)
+    tower = text_tower(model)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"encode_text: expected tokens (B, T) with B > 0, got {tuple(tokens.shape)}")
     _check_tokens("encode_text", tower, tokens, tokens.shape[1])
@@ -115,7 +120,7 @@ def encode_packed_text(
     Returns (B, D), equal to `model.encode_text` of the same captions padded. Raises ValueError for
     arrays that do not fit each other or the tower.
     """
-    tower = _text_tower(model)
+    tower = text_tower(model)
     if tokens.ndim != 2 or 0 in tokens.shape or not tokens.shape == segment.shape == position.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (tokens, segment, position))
         raise ValueError(
@@ -142,32 +147,16 @@ def kept_bytes(
     "blocks" (and one block's 16 for a while in the backward pass). Embeddings and features are not counted.
     """
     numbers = {"none": 16, "pointwise": 10, "blocks": 1}[settings.recompute]
-    result = {"text": text_tokens * numbers * _block_widths(_text_tower(model).transformer) * itemsize}
+    result = {"text": text_tokens * numbers * _block_widths(text_tower(model).transformer) * itemsize}
     visual: Any = model.visual
-    if is_fast_image_tower(visual):
+    if is_vit(visual):
         tokens = images * (visual.grid_size[0] * visual.grid_size[1] + 1)
         result["image"] = tokens * numbers * _block_widths(visual.transformer) * itemsize
     return result
 
 
 def _block_widths(transformer: Any) -> int:
-    return sum(block.attn.embed_dim for block in transformer.resblocks)
-
-
-def is_fast_image_tower(visual: Any) -> bool:
-    """Whether `encode_image` rewrites all of this tower: a ViT pooled at its class token."""
-    return (
-        hasattr(visual, "class_embedding")
-        and getattr(visual, "attn_pool", None) is None
-        and getattr(visual, "pool_type", "") == "tok"
-        and not visual.output_tokens
-        and _has_plain_blocks(visual.transformer)
-    )
-
-
-def has_attention_pool(visual: Any) -> bool:
-    """Whether this is a ModifiedResNet, whose last layer `encode_image` rewrites."""
-    return hasattr(visual, "stem") and hasattr(getattr(visual, "attnpool", None), "c_proj")
+    return sum(block.attn.out_proj.in_features for block in transformer.resblocks)
 
 
 Attend = Callable[[Tensor, int], Tensor]  # packed projections (…, 3W), heads → (…, W)
@@ -180,53 +169,7 @@ class _Captions(NamedTuple):
     attend: Attend
 
 
-class _TextTower(NamedTuple):
-    token_embedding: nn.Embedding
-    positional_embedding: Tensor  # (context, W)
-    transformer: Any
-    ln_final: nn.Module
-    projection: Any  # None, Linear or (W, D)
-    pool_type: str
-    eos_id: int
-
-
-def _text_tower(model: Any) -> _TextTower:
-    """The parts of CLIP's or CustomTextCLIP's text tower; ValueError where the savings would not be exact."""
-    text = getattr(model, "text", model)
-    pool_type = getattr(text, "pool_type", None) or getattr(text, "text_pool_type", None)
-    if (
-        pool_type not in ("argmax", "eos")
-        or getattr(text, "attn_mask", None) is None
-        or getattr(text, "cls_emb", None) is not None
-        or getattr(text, "output_tokens", False)
-        or not _has_plain_blocks(text.transformer)
-    ):
-        raise ValueError(
-            f"text tower {type(text).__name__}: only open_clip's causal transformer pooled at the end token "
-            "is supported; use model.encode_text"
-        )
-    eos_id = getattr(text, "eos_id", None) or getattr(text, "text_eos_id", None)
-    return _TextTower(
-        text.token_embedding,
-        text.positional_embedding,
-        text.transformer,
-        text.ln_final,
-        text.text_projection,
-        pool_type,
-        eos_id,
-    )
-
-
-def _has_plain_blocks(transformer: Any) -> bool:
-    attentions = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", [])]
-    # len(), not bool(): torch 2.11 breaks its graph at the truth of a list.
-    return len(attentions) > 0 and all(
-        isinstance(a, nn.MultiheadAttention) and a.in_proj_weight is not None and a.dropout == 0
-        for a in attentions
-    )
-
-
-def _check_tokens(name: str, tower: _TextTower, tokens: Tensor, length: int) -> None:
+def _check_tokens(name: str, tower: TextTower, tokens: Tensor, length: int) -> None:
     context, vocabulary = len(tower.positional_embedding), tower.token_embedding.num_embeddings
     if tokens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: tokens are int32 or int64, got {tokens.dtype}")
@@ -240,7 +183,7 @@ def _check_tokens(name: str, tower: _TextTower, tokens: Tensor, length: int) -> 
             raise ValueError(f"{name}: token ids from {low} to {high}, but the vocabulary has {vocabulary}")
 
 
-def _end_positions(tower: _TextTower, tokens: Tensor) -> Tensor:
+def _end_positions(tower: TextTower, tokens: Tensor) -> Tensor:
     if tower.pool_type == "argmax":  # the end token has the highest id
         return tokens.argmax(-1)
     return (tokens == tower.eos_id).int().argmax(-1)
@@ -269,7 +212,7 @@ def _trimmed(tokens: Tensor, end: Tensor, engine: AttentionEngine) -> _Captions:
     return _Captions(flat, slots % longest, (end + 1).cumsum(0) - 1, attend)
 
 
-def _encode_captions(tower: _TextTower, captions: _Captions, settings: TowerSettings) -> Tensor:
+def _encode_captions(tower: TextTower, captions: _Captions, settings: TowerSettings) -> Tensor:
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(captions.tokens).to(dtype)
     x = x + F.embedding(captions.position, tower.positional_embedding.to(dtype))

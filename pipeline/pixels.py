@@ -151,25 +151,24 @@ def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
 
     def generate(context, builder, signature, args):
         row, row_step, weights, count, out, out_step = args
-        word, lane = row.type, ir.IntType(32)
+        word, lane, pointer = row.type, ir.IntType(32), ir.PointerType()
         vector = ir.VectorType(ir.FloatType(), 4)
         empty, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(lane, 4), [0] * 4)
         sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * 4)) for _ in range(_ROWS)]
         with cgutils.for_range(builder, count) as loop:
             at = builder.add(weights, builder.mul(loop.index, ir.Constant(word, 4)))
-            weight = builder.load(builder.inttoptr(at, ir.FloatType().as_pointer()))
+            weight = builder.load(builder.inttoptr(at, pointer), typ=ir.FloatType())
             weight = builder.insert_element(empty, weight, ir.Constant(lane, 0))
             weight = builder.shuffle_vector(weight, empty, everywhere)
             at = builder.add(row, builder.mul(loop.index, ir.Constant(word, 12)))
             for total in sums:
-                pixel = builder.load(builder.inttoptr(at, vector.as_pointer()))
-                pixel.align = 4
+                pixel = builder.load(builder.inttoptr(at, pointer), align=4, typ=vector)
                 product = builder.fmul(pixel, weight, flags=["contract"])
-                builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+                so_far = builder.load(total, typ=vector)
+                builder.store(builder.fadd(so_far, product, flags=["contract"]), total)
                 at = builder.add(at, row_step)
         for total in sums:
-            store = builder.store(builder.load(total), builder.inttoptr(out, vector.as_pointer()))
-            store.align = 4
+            builder.store(builder.load(total, typ=vector), builder.inttoptr(out, pointer), align=4)
             out = builder.add(out, out_step)
         return context.get_dummy_value()
 

@@ -323,11 +323,6 @@ def _files(settings: Settings) -> Iterator[tuple[Path, Path | None]]:
 
 # -- reporting ----------------------------------------------------------------------------------
 
-# ViT-B/32 CLIP forward and backward, 16 packed tokens a caption: GFLOP a pair, and dense bf16 TFLOP/s.
-_GFLOP_PER_PAIR = 30.1
-_GPUS = {"A100": 312.0, "H100": 989.0}
-_SHARE = 0.6  # of the peak, which a well-tuned step reaches
-
 
 def table(results: dict[str, dict[str, float]]) -> str:
     columns = f"{'part':<36} {'images/s':>9} {'images/CPU-s':>13} {'CPU ms/image':>13} {'memory MB':>10}"
@@ -336,16 +331,6 @@ def table(results: dict[str, dict[str, float]]) -> str:
         cost = 1000 / r["images_per_cpu_s"]
         lines.append(f"{PARTS[name].title:<36} {r['images_per_s']:>9.0f} {r['images_per_cpu_s']:>13.0f} "
                      f"{cost:>13.3f} {r['memory_mb']:>10.0f} {r['disk_kb_per_image']:>14.1f}")  # fmt: skip
-    return "\n".join(lines)
-
-
-def needs(rate: float) -> str:
-    """What GPUs ask for, and the cores that means at `rate` images per CPU-second."""
-    lines = []
-    for gpu, peak in _GPUS.items():
-        pairs = _SHARE * peak * 1000 / _GFLOP_PER_PAIR
-        lines.append(f"{gpu}: ViT-B/32 at {_SHARE:.0%} of its peak takes {pairs:,.0f} pairs/s: "
-                     f"{pairs / rate:.1f} cores of this machine")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -403,7 +388,8 @@ def main(settings: Settings) -> dict:
     )
     print(table(results))
     if "ffcv" in results:
-        print(needs(results["ffcv"]["images_per_cpu_s"]))
+        rate = results["ffcv"]["images_per_cpu_s"]
+        print(f"how many of these cores a node of GPUs takes: python -m train.plan … --decode {rate:.0f}")
     if settings.plot:
         plot(results, settings.plot)
     line = {"samples": count, "augment": settings.augment, "workers": settings.workers,

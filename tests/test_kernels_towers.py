@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -12,18 +13,17 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from kernels.structure import is_vit, text_tower, why_slow
 from kernels.towers import (
     DEFAULT,
     TowerSettings,
     encode_image,
     encode_packed_text,
     encode_text,
-    has_attention_pool,
-    is_fast_image_tower,
     kept_bytes,
 )
 
@@ -115,7 +115,7 @@ def _assert_same(model: nn.Module, ours, theirs) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_image_tower(name: str):
     model, images = _model(), _images()
-    assert is_fast_image_tower(model.visual)
+    assert is_vit(model.visual) and not why_slow(model.visual)
     for layout in (torch.contiguous_format, torch.channels_last):
         batch = images.contiguous(memory_format=layout)
         _assert_same(
@@ -186,7 +186,7 @@ def test_variants(vision: dict, text: dict, options: dict, cls: type):
 @pytest.mark.parametrize("training", [False, True])
 def test_resnet(name: str, side: int, training: bool):
     model, images = _model(RESNET | {"image_size": side}).train(training), _images(4, side)
-    assert has_attention_pool(model.visual) and not is_fast_image_tower(model.visual)
+    assert not why_slow(model.visual) and not is_vit(model.visual)
     keys = list(model.state_dict())
     _assert_same(
         model, lambda: encode_image(model, images, SETTINGS[name]), lambda: model.encode_image(images)
@@ -194,11 +194,78 @@ def test_resnet(name: str, side: int, training: bool):
     assert list(model.state_dict()) == keys
 
 
-def test_other_image_towers_run_as_they_are():
-    images = _images()
-    pooled = _model(VIT | {"pool_type": "avg"})
-    assert not is_fast_image_tower(pooled.visual)
-    assert torch.equal(encode_image(pooled, images), pooled.encode_image(images))
+@pytest.mark.parametrize(
+    ("vision", "reason"),
+    [
+        ({"pool_type": "avg"}, "pooled by 'avg'"),
+        ({"attentional_pool": True}, "pooled by attention"),
+        ({"qk_norm": True}, r"it has block\.attn\.ln_q"),
+        ({"scaled_cosine_attn": True}, r"it has block\.attn\.logit_scale"),
+        ({"scale_heads": True}, r"it has block\.attn\.head_scale"),
+        ({"scale_attn_inner": True}, r"it has block\.attn\.ln_inner"),
+        ({"scale_attn": True}, r"it has block\.ln_attn"),
+        ({"scale_fc": True}, r"it has block\.mlp\.ln"),
+        ({"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token"}, "a TimmModel"),
+    ],
+)
+def test_other_image_towers_run_as_they_are(vision: dict, reason: str):
+    """Said once, and the model's own result: never a part left out."""
+    side = 224 if "timm_model_name" in vision else 32
+    images, model = _images(side=side), _model(VIT | {"image_size": side} | vision)
+    model.eval()
+    assert not is_vit(model.visual)
+    if "scaled_cosine_attn" in vision:  # open_clip 3.3 cannot run it itself
+        assert re.search(reason, why_slow(model.visual))
+        return
+    with pytest.warns(UserWarning, match=f"none of the savings: {reason}"):
+        features = encode_image(model, images)
+    wanted = model.encode_image(images)
+    assert torch.equal(*(x[0] if isinstance(x, tuple) else x for x in (features, wanted)))
+
+
+def _plant(module: nn.Module, name: str) -> nn.Module:
+    """Adds a part that nothing here knows: a module or, for a name in capitals, a parameter."""
+    value = nn.Parameter(torch.ones(1)) if name.isupper() else nn.LayerNorm(4)
+    setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("name", ["norm_of_tomorrow", "GATE"])
+@pytest.mark.parametrize(
+    "where", ["", "transformer", "transformer.resblocks.1", "transformer.resblocks.1.attn"]
+)
+def test_a_part_of_tomorrow_is_not_left_out(where: str, name: str):
+    """Whatever a later open_clip adds to a tower, at any depth, is seen."""
+    model = _model()
+    _plant(model.visual.get_submodule(where), name)
+    assert name in why_slow(model.visual)
+    for cls in (CLIP, CustomTextCLIP):
+        model = _model(cls=cls)
+        _plant(getattr(model, "text", model).get_submodule(where), name)
+        with pytest.raises(ValueError, match=f"{name}.*use model.encode_text"):
+            text_tower(model)
+    _plant((resnet := _model(RESNET)).visual.attnpool, name)
+    assert name in why_slow(resnet.visual)
+
+
+@pytest.mark.parametrize(
+    "where", ["ln_post", "transformer.resblocks.0.mlp.gelu", "transformer.resblocks.0.ln_1"]
+)
+def test_a_part_that_is_gone_is_seen(where: str):
+    model = _model()
+    parent, _, name = where.rpartition(".")
+    delattr(model.visual.get_submodule(parent), name)
+    assert f"it has no {name}" in why_slow(model.visual).replace("block.", "").replace("mlp.", "")
+
+
+def test_plain_blocks_of_another_class_are_rewritten():
+    """open_clip's "custom" blocks with none of their options are the same mathematics."""
+    if "block_type" not in CLIPVisionCfg.__dataclass_fields__:
+        pytest.skip("this open_clip does not name blocks")
+    model, images = _model(VIT | {"block_type": "custom"}, TEXT | {"block_type": "custom"}), _images()
+    if why_slow(model.visual):  # open_clip 3: its custom blocks hold their projections apart from torch's
+        pytest.skip(why_slow(model.visual))
+    _assert_same(model, lambda: encode_image(model, images), lambda: model.encode_image(images))
 
 
 def test_nothing_is_kept():
@@ -257,6 +324,17 @@ def test_unsupported_towers_are_named():
     model.set_grad_checkpointing()
     with pytest.raises(ValueError, match="recompute='blocks'"):
         encode_image(model, _images())
+
+
+@pytest.mark.skipif("variable_text" not in CLIPTextCfg.__dataclass_fields__, reason="from open_clip 4 on")
+def test_text_towers_of_open_clip_4():
+    """Captions cut to the longest, as its variable-length text gives them; its "modern" tower is refused."""
+    model, tokens = _model(text=TEXT | {"variable_text": True}, cls=CustomTextCLIP), _captions([4, 30, 9])
+    for cut in (tokens, tokens[:, :30]):
+        _assert_same(model, lambda t=cut: encode_text(model, t), lambda t=cut: model.encode_text(t))
+    model = _model(text=TEXT | {"text_arch": "modern", "eos_id": END}, cls=CustomTextCLIP)
+    with pytest.raises(ValueError, match="ModernTextTransformer: .*use model.encode_text"):
+        encode_text(model, tokens)
 
 
 @pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])

@@ -11,7 +11,7 @@ import train_kit as kit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import launch, recipes
+from train import launch, model, recipes
 from train.config import Data, Optim, Saving, Stage1, Stage2, differences, to_dict
 
 
@@ -174,6 +174,12 @@ def test_a_mistake_is_one_line_and_code_2(args, said, split, triplets, tmp_path,
     assert code == 2
     assert told.startswith("error: ") and said in told and "\n" not in told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_tower_that_cannot_be_rewritten_is_refused(split, tmp_path):
+    recipe = kit.debug(2, split, tmp_path / "run", model="ViT-B-16-SigLIP")
+    with pytest.raises(ValueError, match="--model ViT-B-16-SigLIP: .*pooled by 'last'"):
+        model.check(recipe)
 
 
 def test_a_dry_run_needs_no_data(tmp_path, capsys, monkeypatch):

@@ -185,6 +185,13 @@ def test_the_folder_tells_everything(split, tmp_path):
     assert rows[-1].keys() == {"step", "val_loss"}
 
 
+def test_a_slow_image_tower_is_said(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "why_slow", lambda visual: "it has block.gate")
+    kit.train(kit.debug(2, split, tmp_path / "run"))
+    said = [row for row in (tmp_path / "run" / "log.txt").read_text().splitlines() if "savings" in row]
+    assert len(said) == 1 and "none of the savings: it has block.gate" in said[0]
+
+
 def test_epoch_checkpoints_stay(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", steps=10, save_every=1, keep=1, keep_epochs=1)
     kit.train(recipe)  # 48 samples, 16 a step: epochs end after steps 3, 6 and 9

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kernels.structure import why_slow
 from train import checkpoint, data
 from train import model as models
 from train.arithmetic import forward_flops, image_side, peak_flops
@@ -205,6 +206,10 @@ class _Run:
             f"steps {self.state.step} to {self.steps} of {self.recipe.batch} {self.stage.unit} "
             f"on {self.world.size} rank(s), {self.world.device}"
         )
+        if slow := why_slow(self.clip.visual):
+            self.log(
+                f"the image tower of {self.recipe.model} runs as it is, with none of the savings: {slow}"
+            )
         self.clip.train()
         self.window = Window((*self.stage.measures, "grad_norm", "logit_scale", "skipped"))
         batches = iter(self.loader)

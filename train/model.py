@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
 from pipeline.packing import Packed
 from train import checkpoint
@@ -87,8 +88,13 @@ def _check_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor], part: str
 
 
 def check(recipe: Recipe) -> None:
-    """ValueError unless `--init` holds a model that fits and there is something to train."""
+    """ValueError unless `--init` holds a model that fits, its towers can be run, and something is trained."""
     skeleton = create(recipe.model, "meta")
+    if recipe.stage == 2:
+        try:
+            text_tower(skeleton)
+        except ValueError as error:
+            raise ValueError(f"--model {recipe.model}: {error}") from None
     set_trainable(skeleton, recipe)
     if recipe.init is not None:
         _fitting_weights(skeleton, recipe)

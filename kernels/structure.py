@@ -1,0 +1,155 @@
+"""Which of open_clip's towers `kernels/towers.py` rewrites, judged by all that a tower consists of.
+
+A part that is not listed here (a norm of the queries, a gate, register tokens) would be left out by the
+rewritten tower, so it makes a tower another one: an image tower then runs as it is, a text tower is
+refused.  Read are open_clip 3, whose blocks hold torch's MultiheadAttention, and its main branch, 4, whose
+blocks hold an Attention of its own with the same parameters.
+
+W width, D width of the features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+_VIT = ("conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre", "transformer")
+_VIT += ("ln_post", "proj")
+_RESNET = tuple(f"{part}{n}" for part in ("conv", "bn", "act") for n in (1, 2, 3))
+_RESNET += ("avgpool", "layer1", "layer2", "layer3", "layer4", "attnpool")
+_POOL = ("positional_embedding", "q_proj", "k_proj", "v_proj", "c_proj")
+_TEXT = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+_CLIP = (*_TEXT, "visual", "logit_scale", "logit_bias")  # whose text tower is not a module of its own
+_BLOCK = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
+_ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj", "num_heads")
+_MLP = ("c_fc", "gelu", "c_proj")
+
+
+class TextTower(NamedTuple):
+    """The parts of CLIP's or CustomTextCLIP's text tower."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: Tensor  # (context, W)
+    transformer: Any
+    ln_final: nn.Module
+    projection: Any  # None, Linear or (W, D)
+    pool_type: str
+    eos_id: int
+
+
+def text_tower(model: Any) -> TextTower:
+    """The text tower of an open_clip model; ValueError where the savings would not be exact."""
+    text = getattr(model, "text", model)
+    reason = _why_not_text(text)
+    if reason:
+        raise ValueError(
+            f"text tower {type(text).__name__}: {reason}; only open_clip's causal transformer pooled at the "
+            "end token is supported; use model.encode_text"
+        )
+    return TextTower(
+        text.token_embedding,
+        text.positional_embedding,
+        text.transformer,
+        text.ln_final,
+        text.text_projection,
+        _either(text, "pool_type", "text_pool_type"),
+        _either(text, "eos_id", "text_eos_id"),
+    )
+
+
+def why_slow(visual: Any) -> str:
+    """Why `encode_image` runs this image tower as it is; "" if it rewrites it."""
+    if hasattr(visual, "class_embedding"):
+        return _why_not_vit(visual)
+    if hasattr(visual, "stem"):
+        return _why_not_resnet(visual)
+    return f"a {type(visual).__name__}"
+
+
+def is_vit(visual: Any) -> bool:
+    """Whether `encode_image` rewrites all of this tower: a ViT pooled at its class token."""
+    return hasattr(visual, "class_embedding") and not _why_not_vit(visual)
+
+
+def _why_not_vit(visual: Any) -> str:
+    if getattr(visual, "attn_pool", None) is not None:
+        return "pooled by attention"
+    if getattr(visual, "pool_type", "") != "tok":
+        return f"pooled by {getattr(visual, 'pool_type', 'a way unknown')!r}, not at the class token"
+    if getattr(visual, "output_tokens", False):
+        return "it gives its tokens too"
+    return _other_part("", visual, _VIT) or _why_not_plain(visual.transformer)
+
+
+def _why_not_resnet(visual: Any) -> str:
+    pool = getattr(visual, "attnpool", None)
+    if not hasattr(pool, "c_proj"):
+        return "pooled by something else than attention"
+    return _other_part("", visual, _RESNET) or _other_part("attnpool.", pool, _POOL)
+
+
+def _why_not_text(text: Any) -> str:
+    pool_type = _either(text, "pool_type", "text_pool_type")
+    if not hasattr(getattr(text, "transformer", None), "resblocks"):
+        return "it has no transformer of residual blocks"
+    if pool_type not in ("argmax", "eos"):
+        return f"pooled by {pool_type!r}"
+    if getattr(text, "attn_mask", None) is None:
+        return "not causal"
+    if getattr(text, "cls_emb", None) is not None:
+        return "it has a class token"
+    if getattr(text, "output_tokens", False):
+        return "it gives its tokens too"
+    known = _CLIP if hasattr(text, "visual") else _TEXT
+    return _other_part("", text, known) or _why_not_plain(text.transformer)
+
+
+def _why_not_plain(transformer: Any) -> str:
+    """What of a transformer's blocks is not `x + attention(norm(x))`, `x + mlp(norm(x))`; "" if nothing."""
+    # len(), not bool(): torch 2.11 breaks its graph at the truth of a list.
+    if len(transformer.resblocks) == 0:
+        return "it has no blocks"
+    reason = _other_part("transformer.", transformer, ("resblocks", "grad_checkpointing"))
+    for block in transformer.resblocks:
+        reason = reason or _other_part("block.", block, _BLOCK) or _other_part("block.mlp.", block.mlp, _MLP)
+        reason = reason or _why_not_attention(block.attn)
+    return reason
+
+
+def _why_not_attention(attention: Any) -> str:
+    reason = _other_part("block.attn.", attention, _ATTENTION)
+    if reason:
+        return reason
+    if attention.in_proj_weight is None:
+        return "its attention's projections are not stacked"
+    if getattr(attention, "dropout", 0) != 0 or getattr(attention, "add_zero_attn", False):
+        return "its attention drops out or adds keys"
+    scale = (attention.out_proj.in_features // attention.num_heads) ** -0.5
+    if getattr(attention, "scale", scale) != scale:
+        return f"its attention scales by {attention.scale}"
+    return ""
+
+
+def _other_part(where: str, module: nn.Module, known: tuple[str, ...]) -> str:
+    """What `module` itself lacks of the known parts, or a part of it that is not known and does something."""
+    for name in known:
+        if not hasattr(module, name):
+            return f"it has no {where}{name}"
+    for name, part in module._modules.items():
+        if name not in known and not (part is None or _does_nothing(part)):
+            return f"it has {where}{name}"
+    for name, parameter in module._parameters.items():
+        if name not in known and parameter is not None:
+            return f"it has {where}{name}"
+    return ""
+
+
+def _does_nothing(part: nn.Module) -> bool:
+    return isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
+
+
+def _either(module: Any, name: str, other: str) -> Any:
+    """The attribute of a text tower, which CLIP itself has under another name."""
+    value = getattr(module, name, None)
+    return getattr(module, other, None) if value is None else value
