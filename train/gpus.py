@@ -1,0 +1,65 @@
+"""Whether there are GPUs, asked of the driver: device files lie (WSL2 and containers have none, MIG has more),
+and torch takes seconds to import."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from train.config import Recipe
+
+SMALL = ("demo", "debug")  # recipes that are meant to run on a CPU too
+
+
+def here() -> int:
+    """GPUs that a process started here would see; CUDA_VISIBLE_DEVICES counts, and of MIG instances one."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else count.value
+
+
+def needed(recipe: Recipe) -> bool:
+    """Whether it would take years without a GPU, or cannot run at all."""
+    return recipe.name not in SMALL or recipe.data.engine == "dali"
+
+
+def on_cpu(recipe: Recipe) -> str:
+    """The line a run on the CPU begins with; ValueError if this recipe must not run so unasked.
+
+    CUDA_VISIBLE_DEVICES= (empty) or -1 asks for the CPU.
+    """
+    count = here()
+    if count:
+        raise ValueError(
+            f"the driver shows {count} GPU(s), but this torch cannot use them (python -c 'import torch; "
+            "torch.zeros(1).cuda()' tells why); to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    asked = visible is not None and visible.strip() in ("", "-1")
+    why = _reason(visible)
+    if recipe.data.engine == "dali":
+        raise ValueError(f"--engine dali: {why}; --engine ffcv decodes without one")
+    if needed(recipe) and not asked:
+        raise ValueError(
+            f"--recipe {recipe.name}: {why}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
+        )
+    return f"note: {why}: training on the CPU"
+
+
+def _reason(visible: str | None) -> str:
+    if visible is not None:
+        return f"no GPU found (CUDA_VISIBLE_DEVICES={visible})"
+    marks = [
+        *sorted(Path("/dev").glob("nvidia[0-9c]*")),
+        Path("/dev/dxg"),
+        Path("/proc/driver/nvidia/version"),
+    ]
+    there = next((mark for mark in marks if mark.exists()), None)
+    if there is not None:
+        return f"no GPU found, though {there} is there (nvidia-smi may tell why)"
+    return "no GPU found"
