@@ -170,18 +170,14 @@ class Saver:
 
 def folders(run: Path) -> list[Path]:
     """The run's checkpoints, newest first, sound or not; whatever else lies there is passed over."""
-    found = [
-        path
-        for path in (run / "checkpoints").glob("step-*")
-        if _step(path.name) is not None and path.is_dir()
-    ]
-    return sorted(found, key=lambda path: _step(path.name), reverse=True)
+    named = ((_step(path.name), path) for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    return [path for step, path in sorted(named, reverse=True) if step >= 0]
 
 
-def _step(name: str) -> int | None:
-    """Of a checkpoint's name as `Saver` writes it; None for other names (copies, what rsync leaves)."""
+def _step(name: str) -> int:
+    """Of a checkpoint's name as `Saver` writes it; -1 for other names (copies, what rsync leaves)."""
     digits = name.removeprefix("step-")
-    return int(digits) if digits.isdecimal() and name == folder_name(int(digits)) else None
+    return int(digits) if digits.isdecimal() and name == folder_name(int(digits)) else -1
 
 
 def folder_name(step: int) -> str:

@@ -1,5 +1,5 @@
-"""Whether there are GPUs, asked of the driver: device files lie (WSL2 and containers have none, MIG has more),
-and torch takes seconds to import."""
+"""Whether there are GPUs, asked of the driver: device files tell little (WSL2 has none, containers have some
+without a GPU), and torch takes seconds to import."""
 
 from __future__ import annotations
 
@@ -54,11 +54,7 @@ def on_cpu(recipe: Recipe) -> str:
 def _reason(visible: str | None) -> str:
     if visible is not None:
         return f"no GPU found (CUDA_VISIBLE_DEVICES={visible})"
-    marks = [
-        *sorted(Path("/dev").glob("nvidia[0-9c]*")),
-        Path("/dev/dxg"),
-        Path("/proc/driver/nvidia/version"),
-    ]
+    marks = [*sorted(Path("/dev").glob("nvidia[0-9c]*")), Path("/dev/dxg"), Path("/proc/driver/nvidia")]
     there = next((mark for mark in marks if mark.exists()), None)
     if there is not None:
         return f"no GPU found, though {there} is there (nvidia-smi may tell why)"
