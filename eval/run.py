@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from eval.watch import Where
+from eval.jobs import Where
 
 if TYPE_CHECKING:
     from eval.encode import Encoders

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.cluster import ClusterSettings
-from eval.watch import Where, submitted
+from eval.jobs import Where
+from eval.watch import submitted
 from pipeline import slurm
 from train import cluster, launch, recipes
 from train.cluster import Launch

@@ -122,6 +122,7 @@ def describe(error: BaseException) -> str:
 def main(args: Sequence[str]) -> int:
     from train import launch
 
+    os.environ.pop("SUBMITIT_EXECUTOR", None)  # torchrun within a submitit job: the ranks are torchrun's
     try:
         recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))

@@ -174,8 +174,8 @@ def launch(commands: Sequence[Command]) -> int:
     if options.cluster == "auto":
         print(f"--cluster auto: {cluster}", file=sys.stderr)
     stages = [command.recipe for command in commands]
-    if cluster != "debug":
-        check_path(stages[0].run, "--run")
+    for recipe in stages if cluster != "debug" else ():
+        check_path(recipe.run, "--run")
     if options.dry_run:
         return _dry_run(stages, options, cluster, ranks)
     if cluster == "slurm":
@@ -210,10 +210,9 @@ def _ranks(command: Command, cluster: str) -> int:
             raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {asked} GPUs a node")
         known = options.ngpus or asked or recipes.GPUS.get(command.recipe.name)
         return known or gpus_of_nodes(options) or 1
-    ranks = options.ngpus or gpus.here() or 1
-    if cluster == "debug" and ranks > 1:
-        raise ValueError(f"--ngpus {ranks}: --cluster debug is one process")
-    return ranks
+    if cluster == "debug" and options.ngpus > 1:
+        raise ValueError(f"--ngpus {options.ngpus}: --cluster debug is one process")
+    return options.ngpus or (gpus.here() if cluster == "local" else 0) or 1
 
 
 def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int) -> int:

@@ -79,7 +79,7 @@ class Metrics:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except ValueError:  # the line that was being written when the run was killed
+            except (ValueError, TypeError, KeyError):  # the line that was being written when it was killed
                 continue
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
