@@ -82,6 +82,16 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch):
         gpus.on_cpu(recipes.STAGE2["debug"])
 
 
+def test_a_driver_without_a_gpu_is_told(tmp_path, monkeypatch):
+    """A container that was started without its GPUs, a driver that does not answer."""
+    drive(monkeypatch, Driver(1, failed=100))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "MARKS", (f"{tmp_path}/nvidia[0-9c]*",))
+    assert gpus.on_cpu(recipes.STAGE2["debug"]) == "note: no GPU found: training on the CPU"
+    (tmp_path / "nvidiactl").touch()
+    assert f"though {tmp_path}/nvidiactl is there" in gpus.on_cpu(recipes.STAGE2["debug"])
+
+
 def test_dali_needs_one(monkeypatch):
     drive(monkeypatch, None)
     debug = recipes.STAGE2["debug"]

@@ -4,11 +4,12 @@ without a GPU), and torch takes seconds to import."""
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
-from pathlib import Path
 
 from train.config import Recipe
 
+MARKS = ("/dev/nvidia[0-9c]*", "/dev/dxg", "/proc/driver/nvidia")  # of a machine that has a driver
 SMALL = ("demo", "debug")  # recipes that are meant to run on a CPU too
 
 
@@ -54,8 +55,7 @@ def on_cpu(recipe: Recipe) -> str:
 def _reason(visible: str | None) -> str:
     if visible is not None:
         return f"no GPU found (CUDA_VISIBLE_DEVICES={visible})"
-    marks = [*sorted(Path("/dev").glob("nvidia[0-9c]*")), Path("/dev/dxg"), Path("/proc/driver/nvidia")]
-    there = next((mark for mark in marks if mark.exists()), None)
+    there = next((path for mark in MARKS for path in sorted(glob.glob(mark))), None)
     if there is not None:
         return f"no GPU found, though {there} is there (nvidia-smi may tell why)"
     return "no GPU found"
