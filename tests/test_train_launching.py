@@ -92,13 +92,6 @@ def test_a_driver_without_a_gpu_is_told(tmp_path, monkeypatch):
     assert f"though {tmp_path}/nvidiactl is there" in gpus.on_cpu(recipes.STAGE2["debug"])
 
 
-def test_dali_needs_one(monkeypatch):
-    drive(monkeypatch, None)
-    debug = recipes.STAGE2["debug"]
-    with pytest.raises(ValueError, match="--engine dali: no GPU found"):
-        gpus.on_cpu(replace(debug, data=replace(debug.data, engine="dali")))
-
-
 def test_a_big_recipe_without_a_gpu_is_refused_before_anything_is_written(
     split, tmp_path, monkeypatch, capsys
 ):

@@ -25,8 +25,8 @@ def here() -> int:
 
 
 def needed(recipe: Recipe) -> bool:
-    """Whether it would take years without a GPU, or cannot run at all."""
-    return recipe.name not in SMALL or recipe.data.engine == "dali"
+    """Whether it would take years without a GPU."""
+    return recipe.name not in SMALL
 
 
 def on_cpu(recipe: Recipe) -> str:
@@ -43,8 +43,6 @@ def on_cpu(recipe: Recipe) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     asked = visible is not None and visible.strip() in ("", "-1")
     why = _reason(visible)
-    if recipe.data.engine == "dali":
-        raise ValueError(f"--engine dali: {why}; --engine ffcv decodes without one")
     if needed(recipe) and not asked:
         raise ValueError(
             f"--recipe {recipe.name}: {why}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
