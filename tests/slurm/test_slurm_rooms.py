@@ -23,6 +23,7 @@ def members(first: int, count: int):
 @pytest.fixture
 def tars(tmp_path):
     folder = tmp_path / "tars"
+    folder.mkdir()
     for shard in range(3):
         dataprep_kit.write_tar(folder / f"{shard}.tar", list(members(shard * 4, 4)))
     return folder
