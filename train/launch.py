@@ -9,6 +9,8 @@
 
 Everything a user can get wrong is checked before a file is written or a job is submitted: one line and
 exit code 2.  Ctrl-C saves a checkpoint and ends with 130; the same command continues the run.
+A run here uses the GPUs of CUDA_VISIBLE_DEVICES (all without it), and belongs to no SLURM allocation that
+surrounds it; without a GPU, only the recipes demo and debug run on the CPU unasked.
 """
 
 from __future__ import annotations
