@@ -11,55 +11,61 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from dataprep.build import Job
 from dataprep.pool import Progress, run
+from pipeline.slurm import SlurmFlags, check_path, submitting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterSettings:
+class ClusterSettings(SlurmFlags):
     """Where the shards are written."""
 
     cluster: Literal["none", "slurm", "local"] = "none"
     """slurm: an array of jobs; local: the same jobs as processes of this machine, to try it."""
     shards: int = 16
     """Jobs of the array."""
-    timeout: int = 24 * 60
-    """Minutes a job may take."""
-    partition: str = ""
-    account: str = ""
-    slurm_arg: tuple[str, ...] = ()
-    """Any other parameter of submitit's SLURM executor, KEY=VALUE: slurm_constraint=cpu mem_gb=32."""
+    timeout: Annotated[int, tyro.conf.arg(metavar="MINUTES")] = 24 * 60
+    """Time limit of a job."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.shards < 1 or self.timeout < 1:
-            raise ValueError("shards and timeout must be at least 1")
-        for pair in self.slurm_arg:
-            if "=" not in pair:
-                raise ValueError(f"slurm_arg {pair}: KEY=VALUE expected")
+            raise ValueError("--shards and --timeout: at least 1")
 
     def runner(self):
         """For `build`: None writes the shards in this command's own processes."""
         return None if self.cluster == "none" else self._run
 
-    def _parameters(self, workers: int) -> dict:
-        own = {"timeout_min": self.timeout, "cpus_per_task": workers, "name": "dataprep"}
-        if self.cluster == "slurm":
-            own |= {f"slurm_{k}": v for k in ("partition", "account") if (v := getattr(self, k))}
-            own |= dict(pair.split("=", 1) for pair in self.slurm_arg)
-        return own
+    def slurm_parameters(self, workers: int) -> dict:
+        """submitit's parameters of the array; a job gets a core a process."""
+        own = {"job_name": "dataprep", "time": self.timeout, "cpus_per_task": workers, "wckey": None}
+        return self.parameters(own)
 
-    def _run(self, job: Job, left: list[int]) -> None:
+    def _executor(self, folder: Path, workers: int):
         import submitit  # only here: nothing else of the room needs it
 
+        if self.cluster == "slurm":
+            executor = submitit.SlurmExecutor(folder)
+            executor.update_parameters(**self.slurm_parameters(workers))
+        else:
+            executor = submitit.LocalExecutor(folder)
+            executor.update_parameters(timeout_min=self.timeout)
+        return executor
+
+    def _run(self, job: Job, left: list[int]) -> None:
         if not left:
             return
         folder = job.parts / "jobs"
-        executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
-        executor.update_parameters(**self._parameters(job.how.processes))
+        check_path(folder, "--out")
         count = min(self.shards, len(left))
-        jobs = executor.map_array(ArrayJob(job), [left[i::count] for i in range(count)])
+        with submitting():
+            executor = self._executor(folder, job.how.processes)
+            jobs = executor.map_array(ArrayJob(job), [left[i::count] for i in range(count)])
         print(f"{job.out.name}: {count} jobs submitted, {jobs[0].job_id} and following; logs in {folder}")
         try:
             _wait(job, jobs, left)

@@ -67,7 +67,8 @@ def read_run(spec: str) -> Run:
     folder = Path(rest if mark else spec)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    places = [*sorted(folder.glob("step-*")), *sorted(folder.glob("eval/step-*")), folder / "eval", folder]
+    steps = [p for form in ("step-*", "eval/step-*") for p in sorted(folder.glob(form))]
+    places = [p for p in steps if p.name.removeprefix("step-").isdecimal()] + [folder / "eval", folder]
     found = [Evaluation.read(p) for p in places if (p / RESULTS).is_file()]
     if not found:
         raise ValueError(

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from eval.jobs import Where
+
 if TYPE_CHECKING:
     from eval.encode import Encoders
     from eval.evalset import EvalSet
@@ -67,6 +69,7 @@ class Evaluate:
     after the run's last step, or when none has appeared for this long (0: only those that are there)."""
     submit: Literal["here", "slurm", "local"] = "here"
     """With --watch: evaluate in this process, or each checkpoint in a job of its own."""
+    where: tyro.conf.OmitArgPrefixes[Where] = field(default_factory=Where)
 
     def __post_init__(self) -> None:
         if self.data is None and self.triplets is None:
@@ -75,6 +78,8 @@ class Evaluate:
             raise ValueError("--batch-size and --workers: at least 1")
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")
+        if self.submit != "slurm" and self.where != Where():
+            raise ValueError("--partition and what else SLURM is told: only with --submit slurm")
         if self.submit != "here" and self.watch is None:
             raise ValueError("--submit: only with --watch")
         if self.watch is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -307,8 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         from eval.watch import submitted
 
-        alone = replace(options, watch=None, submit="here")
-        watch(run, options.watch, submitted(options.submit, run, evaluate_alone, alone))
+        alone = replace(options, watch=None, submit="here", where=Where())
+        watch(run, options.watch, submitted(options.submit, run, evaluate_alone, alone, options.where))
 
 
 if __name__ == "__main__":

@@ -7,27 +7,38 @@ command continues after an interruption.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from eval.jobs import Where
 from eval.results import RESULTS
+from pipeline.slurm import SameDevices, check_path, submitting
 
 POLL = 5.0  # seconds between looks at the folder
 
 
+def _checkpoints(run: Path) -> list[Path]:
+    """Whole ones (a `state.json` is in them), oldest first; a copy with another kind of name is none."""
+    found = []
+    for path in (run / "checkpoints").glob("step-*/state.json"):
+        digits = path.parent.name.removeprefix("step-")
+        if digits.isdecimal() and path.parent.name == f"step-{int(digits):06d}":
+            found.append((int(digits), path.parent))
+    return [folder for _, folder in sorted(found)]
+
+
 def pending(run: Path) -> list[Path]:
-    """Whole checkpoints (a `state.json` is in them) without results, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if (p / "state.json").is_file()]
-    return [p for p in sorted(found) if not (run / "eval" / p.name / RESULTS).is_file()]
+    """Whole checkpoints without results, oldest first."""
+    return [p for p in _checkpoints(run) if not (run / "eval" / p.name / RESULTS).is_file()]
 
 
 def has_ended(run: Path) -> bool:
     """Whether the newest checkpoint is the run's last step."""
-    states = sorted((run / "checkpoints").glob("step-*/state.json"))
     try:
-        newest = json.loads(states[-1].read_text())
+        newest = json.loads((_checkpoints(run)[-1] / "state.json").read_text())
     except (IndexError, OSError, ValueError):  # none yet, or the trainer has just removed it
         return False
     return 0 < newest.get("steps", 0) <= newest["step"]
@@ -57,20 +68,30 @@ def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], pol
         time.sleep(min(poll, patience))
 
 
-def submitted(cluster: str, run: Path, function: Callable, options: object) -> Callable[[str, Path], None]:
+def submitted(
+    cluster: str, run: Path, function: Callable, options: object, where: Where | None = None
+) -> Callable[[str, Path], None]:
     """An `evaluate` for `watch` that runs function(options, checkpoint, out) as a submitit job and waits.
 
-    cluster: `slurm` or `local`.  Raises ValueError with the job's own message when it fails.
+    cluster: `slurm` or `local`.  Raises ValueError with sbatch's words when it is refused, and with the
+    job's own message when it fails.
     """
     import submitit
 
-    executor = submitit.AutoExecutor(run / "eval" / "jobs", cluster=cluster)
-    executor.update_parameters(name=f"eval-{run.name}", timeout_min=24 * 60, cpus_per_task=8)
-    if cluster == "slurm":
-        executor.update_parameters(slurm_gpus_per_node=1)
+    where = where or Where()
+    check_path(run, "--checkpoint")
+    with submitting():
+        if cluster == "slurm":
+            executor = submitit.SlurmExecutor(run / "eval" / "jobs")
+            executor.update_parameters(**where.slurm_parameters(run.name))
+        else:
+            executor = submitit.LocalExecutor(run / "eval" / "jobs")
+            executor.update_parameters(timeout_min=where.timeout)
+    task = SameDevices(function, os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster == "local" else function
 
     def evaluate(checkpoint: str, out: Path) -> None:
-        job = executor.submit(function, options, checkpoint, out)
+        with submitting():
+            job = executor.submit(task, options, checkpoint, out)
         print(f"{Path(checkpoint).name}: {cluster} job {job.job_id}", flush=True)
         try:
             job.result()

@@ -55,12 +55,13 @@ def test_a_failing_job_is_one_line_and_the_build_goes_on(table, tmp_path, capsys
 
 
 def test_slurm_parameters():
-    settings = ClusterSettings(cluster="slurm", partition="cpu", slurm_arg=("slurm_qos=low", "mem_gb=8"))
-    told = settings._parameters(workers=12)
-    assert told["cpus_per_task"] == 12 and told["slurm_partition"] == "cpu" and told["slurm_qos"] == "low"
-    assert "slurm_account" not in told
-    with pytest.raises(ValueError, match="KEY=VALUE"):
-        ClusterSettings(slurm_arg=("qos",))
+    settings = ClusterSettings(cluster="slurm", partition="cpu", slurm_arg=("qos=low", "cpus-per-task=3"))
+    told = settings.slurm_parameters(workers=12)
+    assert told["additional_parameters"] == {"partition": "cpu", "qos": "low", "cpus_per_task": "3"}
+    assert told["srun_args"] == ["--cpus-per-task=3"] and told["time"] == 24 * 60
+    for wrong in ("slurm_qos=low", "mem_gb=8", "array=0-3", "nodes=2"):
+        with pytest.raises(ValueError, match=f"--slurm-arg {wrong}"):
+            ClusterSettings(slurm_arg=(wrong,))
 
 
 def test_many_simulated_rows(tmp_path, monkeypatch, capsys):

@@ -143,7 +143,7 @@ class Saver:
     def _write(self, state: State, groups: dict, waited: float) -> None:
         try:
             start = time.perf_counter()
-            folder = self.folder / f"step-{state.step:06d}"
+            folder = self.folder / folder_name(state.step)
             size = write(folder, state, self.recipe, groups)
             passing = [old for old in folders(self.folder.parent) if not _stays(old)]
             for old in passing[self.keep :]:
@@ -169,8 +169,20 @@ class Saver:
 
 
 def folders(run: Path) -> list[Path]:
-    """The run's checkpoints, newest first, sound or not."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]), reverse=True)
+    """The run's checkpoints, newest first, sound or not; whatever else lies there is passed over."""
+    named = ((_step(path.name), path) for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    return [path for step, path in sorted(named, reverse=True) if step >= 0]
+
+
+def _step(name: str) -> int:
+    """Of a checkpoint's name as `Saver` writes it; -1 for other names (copies, what rsync leaves)."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() and name == folder_name(int(digits)) else -1
+
+
+def folder_name(step: int) -> str:
+    """A checkpoint's; from a million steps on it grows."""
+    return f"step-{step:06d}"
 
 
 def _state(folder: Path) -> State:

@@ -6,14 +6,12 @@ warning signal before the time limit, the end of all ranks with the first that f
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -22,14 +20,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.slurm import YEAR, SlurmFlags, gpus_of_nodes, own_environment, submitting
+from train import gpus
 from train.config import Recipe
 from train.job import Job
 
-YEAR = 60 * 24 * 365  # minutes: submitit wants a limit even where the user sets none
-
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(SlurmFlags):
     """Where the run runs; SLURM gets only the flags that are set."""
 
     cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
@@ -40,18 +38,6 @@ class Launch:
     """Ranks a node, one a GPU; without GPUs they share its cores. 0: as many as the node has GPUs."""
     timeout: Annotated[int | None, tyro.conf.arg(metavar="MINUTES")] = None
     """Time limit of an allocation; a run that reaches it is put in the queue again."""
-    partition: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    account: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    qos: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    constraint: Annotated[str | None, tyro.conf.arg(metavar="FEATURES")] = None
-    exclude: Annotated[str | None, tyro.conf.arg(metavar="NODES")] = None
-    mem: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """Memory a node, as sbatch reads it (500G)."""
-    cpus_per_task: int | None = None
-    """Cores a rank: its decoding threads (--workers) and itself."""
-    comment: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    slurm_arg: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Any other sbatch flag, as often as needed: --slurm-arg mail-type=END."""
     signal_delay: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 120
     """How long before the time limit the run is warned, to save and be put in the queue again."""
     profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
@@ -60,63 +46,43 @@ class Launch:
     """Only print what would be run or submitted."""
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "timeout", "cpus_per_task", "signal_delay"):
+        super().__post_init__()
+        for name in ("nodes", "timeout", "signal_delay"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1")
         for name in ("ngpus", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: must not be negative")
-        for pair in self.slurm_arg:
-            if not re.fullmatch(r"[a-z][a-z-]*(=.*)?", pair):
-                raise ValueError(f"--slurm-arg {pair}: expected KEY=VALUE, the key as in sbatch's --KEY")
-
-
-def gpus_here() -> int:
-    """GPUs this machine shows, without importing torch."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def gpus_of_nodes(partition: str | None) -> int:
-    """The most GPUs that a node of the partition (or of any) has, as SLURM knows it; 0 without SLURM."""
-    command = ["sinfo", "--noheader", "--format=%G", *(["--partition", partition] if partition else [])]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return max((int(n) for n in re.findall(r"gpu(?::[^:,()\s]+)?:(\d+)", said)), default=0)
 
 
 # -- SLURM ----------------------------------------------------------------------------------
 
 
-def slurm_parameters(launch: Launch, ranks: int, stage: int, after: str | None) -> dict:
+def slurm_parameters(launch: Launch, ranks: int, recipe: Recipe, after: str | None) -> dict:
     """submitit's parameters for `ranks` tasks a node; `after`: the job that must have succeeded before."""
-    flags = ("partition", "account", "qos", "constraint", "exclude", "mem", "cpus_per_task", "comment")
-    extra = {"requeue": True, **dict((*p.split("=", 1), True)[:2] for p in launch.slurm_arg)}
-    if after is not None:
-        extra["kill-on-invalid-dep"] = "yes"
-    together = ["--kill-on-bad-exit=1"]  # one failing rank ends all
-    if launch.cpus_per_task is not None:
-        together.append(f"--cpus-per-task={launch.cpus_per_task}")  # srun does not inherit it from sbatch
-    return {
-        "job_name": f"pi-stage{stage}",
+    extra = {"requeue": True, **({"kill-on-invalid-dep": "yes"} if after else {})}
+    there = gpus_of_nodes(launch)
+    wanted = gpus.needed(recipe) if there is None else there > 0
+    own = {
+        "job_name": f"pi-stage{recipe.stage}",
         "nodes": launch.nodes,
         "ntasks_per_node": ranks,
         "time": launch.timeout or YEAR,
         "signal_delay_s": launch.signal_delay,
         "wckey": None,  # submitit would send its own
-        "srun_args": together,
+        "srun_args": ["--kill-on-bad-exit=1"],  # one failing rank ends all
         "additional_parameters": extra,
-        **({"gpus_per_node": ranks} if gpus_of_nodes(launch.partition) else {}),
+        **({"gpus_per_node": ranks} if wanted else {}),
         **({"dependency": f"afterok:{after}"} if after else {}),
-        **{flag: getattr(launch, flag) for flag in flags if getattr(launch, flag) is not None},
     }
+    return launch.parameters(own)
 
 
 def batch_file(text: str, launch: Launch) -> str:
     """submitit's batch file without the time limit it always writes, if the user set none."""
-    return text if launch.timeout else re.sub(r"#SBATCH --time=.*\n", "", text)
+    limited = launch.timeout or "time" in launch.given
+    return text if limited else re.sub(r"#SBATCH --time=.*\n", "", text)
 
 
 def preview(launch: Launch, ranks: int, recipe: Recipe, after: str | None) -> str:
@@ -125,13 +91,12 @@ def preview(launch: Launch, ranks: int, recipe: Recipe, after: str | None) -> st
 
     folder = (recipe.run / "jobs" / "%j").absolute()
     command = f"{sys.executable} -u -m submitit.core._submit {folder}"
-    parameters = slurm_parameters(launch, ranks, recipe.stage, after)
+    parameters = slurm_parameters(launch, ranks, recipe, after)
     return batch_file(slurm._make_sbatch_string(command=command, folder=folder, **parameters), launch)
 
 
 def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None) -> str:
     """Submit one stage to SLURM; its job id.  ValueError with sbatch's own words if it is refused."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
     class Executor(SlurmExecutor):
@@ -140,17 +105,15 @@ def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None)
 
     jobs = recipe.run / "jobs"
     fresh = next((p for p in (recipe.run, jobs) if not p.exists()), None)
-    executor = Executor(folder=jobs / "%j", max_num_timeout=30)
-    executor.parameters.update(slurm_parameters(launch, ranks, recipe.stage, after))
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what its error says
-            job = executor.submit(Job(recipe, {}, launch.profile))
-    except (FailedJobError, FailedSubmissionError) as error:
+        with submitting():
+            executor = Executor(folder=jobs / "%j", max_num_timeout=30)
+            executor.parameters.update(slurm_parameters(launch, ranks, recipe, after))
+            return executor.submit(Job(recipe, {}, launch.profile)).job_id
+    except ValueError:
         if fresh is not None:
-            shutil.rmtree(fresh)
-        said = [line for line in str(error).splitlines() if "error:" in line] or [str(error)]
-        raise ValueError(f"not submitted: {said[0].strip()}") from None
-    return job.job_id
+            shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 # -- this machine ---------------------------------------------------------------------------
@@ -162,14 +125,20 @@ def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
 
     jobs = recipe.run / "jobs" / time.strftime("%Y%m%d-%H%M%S")
     executor = submitit.LocalExecutor(folder=jobs)
-    executor.update_parameters(tasks_per_node=ranks, gpus_per_node=gpus_here(), timeout_min=YEAR)
-    job = Job(recipe, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}, profile)
+    executor.update_parameters(tasks_per_node=ranks, timeout_min=YEAR)
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),  # submitit would number them anew
+    }
+    job = Job(recipe, environment, profile)
     asked: list[int] = []
     # submitit's controller would kill the ranks one second after a Ctrl-C.  It inherits "ignore" from
     # here; the ranks install handlers of their own and save first.
     before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT,)}
     try:
-        submitted = executor.submit(job)
+        with own_environment():
+            submitted = executor.submit(job)
         for number in (signal.SIGINT, signal.SIGTERM):
             before.setdefault(number, signal.getsignal(number))
             signal.signal(number, lambda number, frame: asked.append(number))

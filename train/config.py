@@ -31,7 +31,20 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Finite:
+    """Refuses nan and inf in any field: no run means them, and JSON, where recipes are kept, has no words
+    for them."""
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            good = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+            _require(good, f"--{one.name.replace('_', '-')} {value}: must be finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Finite):
     """Which file, and what is done to its images."""
 
     data: Path | None = None
@@ -56,6 +69,7 @@ class Data:
     """Decoding threads a process."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(0 < self.fraction <= 1, f"--fraction {self.fraction}: must lie in (0, 1]")
         low, high = self.crop_scale or (1.0, 1.0)
         _require(0 < low <= high <= 1, f"--crop-scale {low} {high}: must be 0 < LOW <= HIGH <= 1")
@@ -65,7 +79,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(Finite):
     """AdamW; the schedule counts optimizer steps, never micro-batches."""
 
     lr: float = 5e-4
@@ -84,6 +98,7 @@ class Optim:
     """Largest gradient norm; 0 leaves gradients as they are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.lr > 0, f"--lr {self.lr}: must be positive")
         _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         _require(all(0 <= b < 1 for b in self.betas), f"--betas {self.betas}: both must lie in [0, 1)")
@@ -93,7 +108,7 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute:
+class Compute(Finite):
     """How the same mathematics is computed."""
 
     precision: Precision = "bf16"
@@ -112,13 +127,14 @@ class Compute:
     """How many updates with a non-finite gradient may be skipped before the run stops."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.micro >= 0, f"--micro {self.micro}: must not be negative")
         _require(self.threads >= 0, f"--threads {self.threads}: must not be negative")
         _require(self.nonfinite >= 0, f"--nonfinite {self.nonfinite}: must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saving:
+class Saving(Finite):
     """What the run folder records, and how often (in optimizer steps)."""
 
     save_every: int = 1000
@@ -135,6 +151,7 @@ class Saving:
     """Write TensorBoard events too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("save_every", "keep_epochs", "val_every"):
             value = getattr(self, name)
             _require(value >= 0, f"--{name.replace('_', '-')} {value}: must not be negative")
@@ -143,7 +160,7 @@ class Saving:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Finite):
     """What both stages have; only `Stage1` and `Stage2` are run."""
 
     name: tyro.conf.Fixed[str] = "debug"
@@ -168,6 +185,7 @@ class Recipe:
     saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.seed >= 0, f"--seed {self.seed}: must not be negative")
         _require(self.batch >= 1, f"--batch {self.batch}: at least 1")
         lanes = self.data.lanes

@@ -6,7 +6,7 @@
 
 Each step is a command of this project in a process of its own, printed before it runs; each of
 them reuses or continues what it finds, so an interrupted demo goes on where it was.  The driver
-adds two things: `summary.json` (seconds of every step, headline figures of both runs) and nothing else.
+adds one file, `summary.json` (seconds of every step, headline figures of both runs), and the closing table.
 """
 
 from __future__ import annotations

@@ -94,7 +94,11 @@ def join(threads: int) -> Iterator[World]:
     at = coordinates()
     cuda = torch.cuda.is_available()
     if cuda and at["local_size"] > torch.cuda.device_count():
-        raise ValueError(f"--ngpus {at['local_size']}: this node shows {torch.cuda.device_count()} GPUs")
+        mig = "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        said = f"this node shows {torch.cuda.device_count()} GPUs"
+        raise ValueError(
+            f"--ngpus {at['local_size']}: {said}{' (CUDA gives a process one MIG instance)' if mig else ''}"
+        )
     device = torch.device("cuda", at["local_rank"]) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.slurm import restore
 from train.config import Recipe
 
 if TYPE_CHECKING:
@@ -29,24 +30,27 @@ USER_ERRORS = (ValueError, OSError)
 
 @dataclass
 class Job:
-    """A recipe with its run folder, variables for the ranks' environment, steps to profile (0: train)."""
+    """A recipe with its run folder, variables of the ranks' environment (None: not set), steps to profile
+    (0: train)."""
 
     recipe: Recipe
-    environment: dict[str, str]
+    environment: dict[str, str | None]
     profile: int = 0
 
     def __call__(self) -> dict:
         """{"step", "steps", "asked"}: how it ended; raises what ended it otherwise."""
         import submitit
 
-        os.environ.update(self.environment)
-        folder = submitit.JobEnvironment().paths.folder
+        for name, value in self.environment.items():
+            restore(name, value)
+        job = submitit.JobEnvironment()
+        folder = job.paths.folder
         failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
         threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
         try:
             return vars(run(self.recipe, self.profile, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
-            _tell(failure, self.recipe.run, error)
+            _tell(failure, self.recipe.run, job.global_rank, error)
             raise
 
     def checkpoint(self) -> object:
@@ -62,26 +66,26 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
     in_cluster: when asked to make room, put the job in the queue again (only rank 0 does, once the
     checkpoint is written; the others wait to be ended).
     """
-    from train import distributed, loop
+    from train import distributed, gpus, loop
     from train.signals import Stop
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:
+        note = gpus.on_cpu(recipe) if world.device.type == "cpu" else ""
         if profile:
             from train import profiling
 
             profiling.profile(recipe, world, profile)
             return loop.Outcome(0, 0)
-        outcome = loop.train(recipe, world, stop)
+        outcome = loop.train(recipe, world, stop, note)
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)
         return outcome
 
 
-def _tell(failure: Path, run_folder: Path, error: BaseException) -> None:
+def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:
     """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
-    rank = os.environ.get("SLURM_PROCID") or os.environ.get("SUBMITIT_LOCAL_GLOBALID", "0")
-    report = {"rank": int(rank), "code": exit_code(error), "text": describe(error)}
+    report = {"rank": rank, "code": exit_code(error), "text": describe(error)}
     part = failure.with_name(f"{failure.name}.{rank}")
     part.write_text(json.dumps(report))
     with contextlib.suppress(FileExistsError):
@@ -118,6 +122,7 @@ def describe(error: BaseException) -> str:
 def main(args: Sequence[str]) -> int:
     from train import launch
 
+    os.environ.pop("SUBMITIT_EXECUTOR", None)  # torchrun within a submitit job: the ranks are torchrun's
     try:
         recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))

@@ -9,6 +9,8 @@
 
 Everything a user can get wrong is checked before a file is written or a job is submitted: one line and
 exit code 2.  Ctrl-C saves a checkpoint and ends with 130; the same command continues the run.
+A run here uses the GPUs of CUDA_VISIBLE_DEVICES (all without it), and belongs to no SLURM allocation that
+surrounds it; without a GPU, only the recipes demo and debug run on the CPU unasked.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from train import recipes
-from train.cluster import Launch, gpus_here, gpus_of_nodes, preview, run_local, submit
+from pipeline.fields import Beton
+from pipeline.slurm import check_path, gpus_of_nodes, own_environment
+from train import gpus, recipes
+from train.cluster import Launch, preview, run_local, submit
 from train.config import Recipe, differences, to_dict
 from train.job import describe, exit_code, run
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
+# What a surrounding torchrun or submitit job tells its own ranks; one process is not of them.
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +117,9 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     """
     recipe.rank_batch(world_size)
     recipes.check_data(recipe)
-    recipe.total_steps(len(recipes.open_split(recipe.data.data, recipe.stage)))
-    if recipe.data.val:
-        recipes.open_split(recipe.data.val, recipe.stage)
-    recipes.check_model_name(recipe.model)
+    files = [recipes.open_split(p, recipe.stage) for p in (recipe.data.data, recipe.data.val) if p]
+    recipe.total_steps(len(files[0]))
+    _check_model(recipe, *files)
     _check_folder(recipe)
     partial = recipe.stage == 1 and recipe.trainable != "image"
     if partial and recipe.init is None:
@@ -127,12 +132,24 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
         model.check(recipe)
 
 
+def _check_model(recipe: Recipe, *files: Beton) -> None:
+    """ValueError for an unknown model, or one whose text tower does not read the captions."""
+    recipes.check_model_name(recipe.model)
+    for file in files or (None,):
+        note = recipes.check_captions(recipe, file) if recipe.stage == 2 else None
+        if note:
+            print(note, file=sys.stderr)
+
+
 def _check_folder(recipe: Recipe) -> None:
     """ValueError if the run's folder holds another run, which could not be continued with these numbers."""
     saved = recipe.run / "recipe.json"
     if not saved.is_file():
         return
-    changed = differences(json.loads(saved.read_text()), to_dict(recipe))
+    try:
+        changed = differences(json.loads(saved.read_text()), to_dict(recipe))
+    except ValueError as error:
+        raise ValueError(f"{saved}: damaged: {error}; choose another --run") from None
     if changed:
         raise ValueError(f"{recipe.run}: holds another run ({'; '.join(changed)}); choose another --run")
 
@@ -151,20 +168,32 @@ def launch(commands: Sequence[Command]) -> int:
     for command in commands:
         if options.dry_run and not command.recipe.data.data.is_file():
             command.recipe.rank_batch(ranks * options.nodes)
+            _check_model(command.recipe)
             print(f"note: {command.recipe.data.data} is not there yet; nothing in it was checked")
         else:
             check(command.recipe, ranks * options.nodes, before)
         before = command.recipe
     if options.cluster == "auto":
         print(f"--cluster auto: {cluster}", file=sys.stderr)
-    recipe_list = [command.recipe for command in commands]
+    stages = [command.recipe for command in commands]
+    for recipe in stages if cluster != "debug" else ():
+        check_path(recipe.run, "--run")
     if options.dry_run:
-        return _dry_run(recipe_list, options, cluster, ranks)
+        return _dry_run(stages, options, cluster, ranks)
     if cluster == "slurm":
-        return _submit(recipe_list, options, ranks)
-    for recipe in recipe_list:
+        return _submit(stages, options, ranks)
+    if not gpus.here():
+        for recipe in stages:
+            gpus.on_cpu(recipe)
+    return _run_here(stages, options, cluster, ranks)
+
+
+def _run_here(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int) -> int:
+    """One stage after the other on this machine; the exit code of the first that does not end well."""
+    for recipe in stages:
         if cluster == "debug":
-            code = 0 if run(recipe, profile=options.profile).done else 130
+            with own_environment(*RANKS):
+                code = 0 if run(recipe, profile=options.profile).done else 130
         else:
             code = run_local(recipe, ranks, options.profile)
         if code:
@@ -178,12 +207,14 @@ def _ranks(command: Command, cluster: str) -> int:
     if cluster != "slurm" and options.nodes > 1:
         raise ValueError(f"--nodes {options.nodes}: --cluster {cluster} is this machine alone")
     if cluster == "slurm":
-        there = gpus_of_nodes(options.partition)
-        return options.ngpus or recipes.GPUS.get(command.recipe.name) or there or 1
-    ranks = options.ngpus or gpus_here() or 1
-    if cluster == "debug" and ranks > 1:
-        raise ValueError(f"--ngpus {ranks}: --cluster debug is one process")
-    return ranks
+        asked = options.gpus
+        if asked and options.ngpus and asked < options.ngpus:
+            raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {asked} GPUs a node")
+        known = options.ngpus or asked or recipes.GPUS.get(command.recipe.name)
+        return known or gpus_of_nodes(options) or 1
+    if cluster == "debug" and options.ngpus > 1:
+        raise ValueError(f"--ngpus {options.ngpus}: --cluster debug is one process")
+    return options.ngpus or (gpus.here() if cluster == "local" else 0) or 1
 
 
 def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int) -> int:
@@ -195,6 +226,8 @@ def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int
             after = "JOB_OF_STAGE_1"
         else:
             print(f"would run {ranks} rank(s) on this machine in {recipe.run}")
+            if not gpus.here():
+                print("note: no GPU found here")
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import resource
 import shutil
 import subprocess
@@ -90,7 +89,7 @@ def versions() -> dict[str, str]:
 def prepare_folder(run: Path, recipe: Recipe) -> None:
     """Write what the run is, once; leftovers of checkpoints that were being written are removed."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for part in (run / "checkpoints").glob(".*.part"):
+    for part in (run / "checkpoints").glob(".step-*.part"):
         shutil.rmtree(part)
     if not (run / "recipe.json").is_file():
         checkpoint.write_atomically(run / "recipe.json", json.dumps(to_dict(recipe), indent=1).encode())
@@ -121,8 +120,10 @@ def update(stage: PerceptualStage | ContrastiveStage, optimizer: Optimizer, batc
     return [measured, norm, stage.clip.logit_scale.exp(), bad]
 
 
-def train(recipe: Recipe, world: World, stop: Stop) -> Outcome:
+def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     """Run the recipe to its end, or until asked to stop; every way out leaves a sound run folder.
+
+    note: a line for the head of the log.
 
     Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
     cannot be written.
@@ -137,6 +138,8 @@ def train(recipe: Recipe, world: World, stop: Stop) -> Outcome:
         stack.callback(log.close)
         handler = LibraryWarnings(log)
         logging.getLogger("pipeline").addHandler(handler)
+        if note:
+            log(note)
         stack.callback(logging.getLogger("pipeline").removeHandler, handler)
         try:
             return _Run(recipe, world, stop, log, stack).go()
@@ -180,7 +183,7 @@ class _Run:
         return self.state.step == self.steps
 
     def _restore(self) -> checkpoint.State:
-        """4 of train/model.py's list; every rank reads the same files."""
+        """The newest sound checkpoint, the last of this module's list; every rank reads the same files."""
         folder = checkpoint.latest(self.recipe.run, self.log)
         if folder is None:
             return checkpoint.State(frozen=frozen_digest(self.clip), in_file=len(self.file))
@@ -277,7 +280,7 @@ class _Run:
         }
         self._check_rejected()
         if self.world.main:
-            self.metrics.write({k: v for k, v in line.items() if math.isfinite(v)})
+            self.metrics.write(line)
             left = (self.steps - self.state.step) * seconds / steps
             shown = "  ".join(f"{name} {line[name]:.4f}" for name in self.stage.measures)
             self.log.progress(

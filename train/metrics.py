@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -67,7 +68,8 @@ class Metrics:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            # Also from step 0 on: a run that was killed before its first checkpoint has left points too.
+            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -77,12 +79,13 @@ class Metrics:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except ValueError:  # the line that was being written when the run was killed
+            except (ValueError, TypeError, KeyError):  # the line that was being written when it was killed
                 continue
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, line: dict[str, float]) -> None:
-        """One line; `line` has "step"."""
+        """One line; `line` has "step".  What is not finite is left out: JSON has no word for it."""
+        line = {k: v for k, v in line.items() if math.isfinite(v)}
         self.file.write(json.dumps({k: round(v, 6) if k != "lr" else v for k, v in line.items()}) + "\n")
         if self.events is not None:
             for name, value in line.items():

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from train.config import MAX_LOGIT_SCALE, Compute, Data, Optim, Recipe, Saving, 
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).with_name("model_configs")
+VOCABULARY, END = 49_408, 49_407  # of CLIP's tokenizer; its end token
+MAX_CUT = 0.01  # share of captions that may be longer than the model reads
 KINDS = {1: "triplets", 2: "pairs"}
 
 # Where each prior's triplets and the pairs lie unless --data names a file, and what builds them.
@@ -222,16 +225,49 @@ def open_split(path: Path, stage: int) -> Beton:
     return file
 
 
-def model_names() -> set[str]:
-    """Every model there is; reads file names only, since importing open_clip takes seconds."""
+def model_files() -> dict[str, Path]:
+    """The description of every model there is, by name; importing open_clip would take seconds."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None and spec.submodule_search_locations
-    folders = [CONFIGS, *(Path(p) / "model_configs" for p in spec.submodule_search_locations)]
-    return {file.stem for folder in folders for file in folder.glob("*.json")}
+    folders = [*(Path(p) / "model_configs" for p in spec.submodule_search_locations), CONFIGS]
+    return {file.stem: file for folder in folders for file in folder.glob("*.json")}
 
 
 def check_model_name(name: str) -> None:
     """ValueError if open_clip and train/model_configs have no such model."""
-    if name not in model_names():
+    if name not in model_files():
         own = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
         raise ValueError(f"--model {name}: neither an open_clip model nor one of train/model_configs ({own})")
+
+
+def check_captions(recipe: Recipe, file: Beton | None) -> str | None:
+    """ValueError unless the model's text tower reads CLIP's token ids, which is what a .beton holds; a line
+    to tell if some captions of `file` are longer than it reads.  For stage 2: stage 1 has no captions.
+    """
+    text = json.loads(model_files()[recipe.model].read_text()).get("text_cfg", {})
+    name = f"--model {recipe.model}"
+    other = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    vocabulary = text.get("vocab_size", VOCABULARY)
+    if other or vocabulary < VOCABULARY:
+        whose = f"the tokenizer of {other}" if other else f"a vocabulary of {vocabulary}"
+        raise ValueError(
+            f"{name}: its text tower wants {whose}; a .beton holds the ids of CLIP's {VOCABULARY}"
+        )
+    pool = text.get("pool_type", "argmax")
+    ends = pool == "argmax" or (pool == "eos" and text.get("eos_id") == END)
+    if text.get("no_causal_mask") or text.get("embed_cls") or not ends:
+        raise ValueError(
+            f"{name}: only text towers with a causal mask, pooled at CLIP's end token, are trained"
+        )
+    return _long_captions(name, text.get("context_length", 77), file) if file is not None else None
+
+
+def _long_captions(name: str, context: int, file: Beton) -> str | None:
+    lengths = file.info.get("captions", {}).get("lengths", [])  # how many captions have 0, 1, … tokens
+    longer, total = sum(lengths[context + 1 :]), sum(lengths)
+    if not longer:
+        return None
+    said = f"{longer:,} of {total:,} captions of {file.path} are longer than the {context} tokens of {name}"
+    if longer > MAX_CUT * total:
+        raise ValueError(f"{said}; choose a model that reads them")
+    return f"note: {said}, and are cut"

@@ -18,8 +18,7 @@ NONE, INTERRUPT, PREEMPT = 0, 1, 2  # what was asked for; the larger wins
 
 
 class Stop:
-    """Installs the handlers; `asked` is _PATIENCE = 20.0  # seconds
-    NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
+    """Installs the handlers; `asked` is NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
 
     def __init__(self) -> None:
         self.asked = NONE
@@ -38,13 +37,13 @@ class Stop:
     def leave(self, main: bool, progressed: bool) -> None:
         """After the checkpoint of an unfinished run: be queued again if asked to make room, else end.
 
-        Returns where there is no SLURM.  In SLURM it never does: a rank that returned would count as a
+        Returns where the job is not SLURM's.  There it never does: a rank that returned would count as a
         success.  There a preemption sends SIGTERM first and SIGUSR2 after it, `scancel` SIGTERM
         alone, so an interrupted job waits a little for the other signal; `scancel` kills it meanwhile.
         progressed: whether any step was taken; a job without one is not queued again, or it would be
         for ever.
         """
-        slurm = "SLURM_JOB_ID" in os.environ
+        slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"  # a local run may stand in an allocation
         patience = time.monotonic() + (_PATIENCE if slurm else 0)
         while self.asked != PREEMPT and time.monotonic() < patience:
             time.sleep(0.2)

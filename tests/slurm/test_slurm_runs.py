@@ -249,3 +249,29 @@ def test_dry_run_submits_nothing(slurm, files, tmp_path):
         assert f"#SBATCH --{flag}" not in said
     assert "#SBATCH --gpus-per-node=6" in said and "#SBATCH --ntasks-per-node=6" in said  # what a node has
     assert slurm.run("squeue", "--noheader") == before and not run.exists()
+
+
+@pytest.mark.parametrize("name", ("a b=0 'ü' \"q\"", "$HOME #1 `x` &;*"))
+def test_an_odd_name_and_a_surrounding_allocation_change_nothing(name, slurm, files, tmp_path):
+    run = tmp_path / name
+    around = {
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_MEM_PER_NODE": "100",
+        "SLURM_MEM_PER_CPU": "10",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_NTASKS": "5",
+        "SBATCH_PARTITION": "nowhere",
+    }
+    args = [*stage2(files, run, steps=2, ngpus=2), "--cluster", "slurm", "--slurm-arg", "job-name=mine"]
+    code, said = kit.launch(*args, "--slurm-arg", "cpus-per-task=3", env={**slurm.environment, **around})
+    assert code == 0, said
+    (job,) = re.findall(r"^job (\d+):", said, re.M)
+    seen = slurm.job(job)
+    assert (seen["JobName"], seen["CPUs/Task"], seen["NumTasks"], seen["Partition"]) == (
+        "mine",
+        "3",
+        "2",
+        "main",
+    )
+    assert slurm.wait_job(job, *ENDED)["JobState"] == "COMPLETED", said_by(run)
+    assert checkpoint.latest(run).name == "step-000002" and "on 2 rank(s)" in (run / "log.txt").read_text()
