@@ -29,6 +29,7 @@ from dataprep.download import URL, fetch_nights
 from dataprep.pairs import Layout, open_pairs
 from dataprep.shard import SampleSettings
 from dataprep.things import Spose, Things
+from pipeline.nights import SPLITS
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
@@ -48,7 +49,7 @@ class Demo:
     def run(self) -> None:
         build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
         for split in ("train", "test"):
-            source = nights.Nights(self.nights, split, 6) if self.nights else emoji.EmojiTriplets(split)
+            source = nights.Nights(self.nights, split) if self.nights else emoji.EmojiTriplets(split)
             settings = SampleSettings() if self.nights else DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
         written = emoji.write_eval(self.out / "eval")
@@ -72,16 +73,16 @@ class NightsCommand:
     """Folder to write: triplets-SPLIT.beton."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
-    min_votes: int = 6
-    """Rows with fewer votes are left out (the released loader's filter)."""
+    min_votes: int | None = None
+    """Rows with fewer are left out; by default 6, as the released loader does, if any row has as many."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
     how: _flat[RunSettings] = field(default_factory=RunSettings)
     where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
-        unknown = [name for name in self.splits if name not in nights.SPLITS]
+        unknown = [name for name in self.splits if name not in SPLITS]
         if unknown or not self.splits:
-            raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(nights.SPLITS)}")
+            raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(SPLITS)}")
         if (self.source is None) == (self.download is None):
             raise ValueError("nights: give --source FOLDER or --download FOLDER")
         if self.download is not None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataprep.nights import COLUMNS
 from pipeline.fields import Beton
+from pipeline.nights import COLUMNS
 from pipeline.text import tokenize
 
 WORDS = ["red", "green", "blue", "cat", "dog", "tree", "house", "boat", "cloud", "river"]
