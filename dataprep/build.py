@@ -28,7 +28,18 @@ import numpy as np
 
 from dataprep.convert import Rejected, convert
 from dataprep.pool import Progress, run
-from dataprep.shard import Bad, Pair, SampleSettings, Source, Tally, Task, read_image, write_shard
+from dataprep.shard import (
+    Bad,
+    Left,
+    Pair,
+    SampleSettings,
+    Source,
+    Tally,
+    Task,
+    Triplet,
+    read_image,
+    write_shard,
+)
 from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
@@ -200,7 +211,7 @@ class Job:
         stored, given = np.mean(sizes, 0)
         images = self.source.images()
         whole = images * stored if images is not None else stored / given * sum(t.weight for t in self.tasks)
-        whole *= self.settings.fraction
+        whole *= self.settings.share
         need = whole * (len(left) / len(self.tasks) + (len(self.tasks) > 1))
         free = shutil.disk_usage(self.parts).free
         if need > free:
@@ -258,7 +269,10 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            raise ValueError(f"{self.source.describe()['path']}: it has no samples")
+            over = "; ".join(f"{count:,} {what}" for what, count in total.passed_over.items())
+            raise ValueError(
+                f"{self.source.describe()['path']}: it has no samples" + (f", only {over}" if over else "")
+            )
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
         keep, duplicates = _first_copies(shards) if self.settings.dedup else ([], [])
@@ -298,6 +312,7 @@ class Job:
             "seen": total.seen,
             "images_kept_byte_for_byte": total.passed,
             "rejected": dict(sorted(total.rejected.items())),
+            "passed_over": dict(sorted(total.passed_over.items())),
             "settings": asdict(self.settings),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "fingerprint": self.fingerprint,
@@ -316,8 +331,8 @@ class Job:
         return info
 
 
-def _images(raw: Pair | Bad) -> list:
-    if isinstance(raw, Bad):
+def _images(raw: Pair | Triplet | Bad | Left) -> list:
+    if isinstance(raw, Bad | Left):
         return []
     return [raw.image] if isinstance(raw, Pair) else [raw.ref, raw.left, raw.right]
 
@@ -341,8 +356,9 @@ def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str,
 
 def _report(out: Path, info: dict) -> None:
     print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
-    for reason, count in sorted(info["rejected"].items(), key=lambda item: -item[1]):
-        print(f"  rejected {count:,}: {reason}")
+    for what in ("passed_over", "rejected"):
+        for reason, count in sorted(info[what].items(), key=lambda item: -item[1]):
+            print(f"  {what.replace('_', ' ')} {count:,}: {reason}")
     left_out = info.get("captions", {}).get("left_out")
     if left_out:
         kept = info["captions"]["per_image"]

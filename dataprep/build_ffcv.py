@@ -145,20 +145,20 @@ class ThingsCommand:
 
 
 def build_splits(sources: dict, command: NightsCommand | BappsCommand) -> None:
-    """One file a split; the fraction is taken of the training split only."""
+    """One file a split; the share is taken of the training split only."""
     for source in sources.values():
         source.tasks()  # all mistakes before the first file
     for split, source in sources.items():
-        settings = command.settings if split == "train" else replace(command.settings, fraction=1.0)
+        settings = command.settings if split == "train" else replace(command.settings, share=1.0)
         build(source, command.out / f"triplets-{split}.beton", settings, command.how, command.where.runner())
 
 
 @dataclass(kw_only=True)
 class Pairs:
-    """Build images with captions: webdataset tars, parquet, a table with files, or SLIP's zips."""
+    """Build images with captions: webdataset tars, parquet, a table or texts with files, or SLIP's zips."""
 
     source: Path
-    """Folder, tar, parquet, csv, tsv, jsonl or json."""
+    """Folder, tar, parquet, csv, tsv, jsonl or json; several: {000..041}.tar, or ONE::OTHER."""
     out: Path
     """The .beton to write; its JSON and list of rejects go beside it."""
     layout: Layout = "auto"
@@ -169,6 +169,8 @@ class Pairs:
     """Column (or json field) that names or holds the image; by default the usual names are tried."""
     caption_columns: tuple[str, ...] = ()
     """Columns (or json fields; in tars also txt) with captions; all are kept."""
+    caption_lines: bool = False
+    """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
     """Captions kept an image; 0 keeps as many as the image with the most has."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
@@ -182,6 +184,7 @@ class Pairs:
             images=self.images,
             choice=Choice(image=self.image_column, captions=self.caption_columns),
             captions=self.captions,
+            lines=self.caption_lines,
             max_bytes=self.settings.images.max_bytes,
         )
         told = source.describe()
