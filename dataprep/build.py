@@ -7,12 +7,13 @@ number of processes, and memory does not grow with the number of samples (with `
 the sorting of them a sample).
 
 Not here: how a sample is converted and a shard written (`shard.py`), processes (`pool.py`), SLURM
-(`cluster.py`).
+(`cluster.py`), how much space it takes (`space.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,25 +22,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dataprep.convert import Rejected, convert
+from dataprep import space
 from dataprep.pool import Progress, run
-from dataprep.shard import (
-    Bad,
-    Left,
-    Pair,
-    SampleSettings,
-    Source,
-    Tally,
-    Task,
-    Triplet,
-    read_image,
-    write_shard,
-)
+from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
 from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
@@ -93,7 +82,7 @@ def build(
     with job.lock():
         left = job.unfinished()
         if how.disk_check:
-            job.check_disk(left)
+            space.check(job, left)
         (runner or run_here)(job, left)
         return job.finish()
 
@@ -137,7 +126,8 @@ class Job:
 
     def write(self, number: int, step) -> Tally:
         """Write one shard; returns its counts."""
-        return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+        with _full(self.parts):
+            return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -195,31 +185,6 @@ class Job:
             )
         return left
 
-    def check_disk(self, left: list[int]) -> None:
-        """ValueError if the free space is clearly less than the shards still to write and the joined file.
-
-        Estimated from the stored sizes of the first images of the first task.
-        """
-        sizes = []
-        for raw in islice(self.source.read(self.tasks[0]), 32):
-            for image in _images(raw):
-                with contextlib.suppress(Rejected):
-                    data = read_image(image, self.settings.images)
-                    sizes.append((len(convert(data, self.settings.images).jpeg.data), len(data)))
-        if not sizes:
-            return
-        stored, given = np.mean(sizes, 0)
-        images = self.source.images()
-        whole = images * stored if images is not None else stored / given * sum(t.weight for t in self.tasks)
-        whole *= self.settings.share
-        need = whole * (len(left) / len(self.tasks) + (len(self.tasks) > 1))
-        free = shutil.disk_usage(self.parts).free
-        if need > free:
-            raise ValueError(
-                f"{self.parts.parent}: about {need / 1e9:,.1f} GB are needed (shards and the joined file), "
-                f"{free / 1e9:,.1f} GB are free; make room, choose another --out, or --no-disk-check"
-            )
-
     # -- during and after -------------------------------------------------------------------
 
     def count(self, number: int) -> bool:
@@ -249,7 +214,7 @@ class Job:
         if rejected / total.seen > self.limit:
             raise TooManyRejects(
                 f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
-                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl"
+                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
             )
         if at_end and not total.samples:
             shutil.rmtree(self.parts)
@@ -293,7 +258,8 @@ class Job:
         if len(shards) == 1 and not duplicates:
             os.replace(shards[0], self.out)
         else:
-            join(shards, self.out, keep)
+            with _full(self.out):
+                join(shards, self.out, keep)
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
             name.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
@@ -331,10 +297,15 @@ class Job:
         return info
 
 
-def _images(raw: Pair | Triplet | Bad | Left) -> list:
-    if isinstance(raw, Bad | Left):
-        return []
-    return [raw.image] if isinstance(raw, Pair) else [raw.ref, raw.left, raw.right]
+@contextlib.contextmanager
+def _full(path: Path) -> Iterator[None]:
+    """A full disk is told with the place that is full; the system's own error names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str, Path]]]:

@@ -189,6 +189,11 @@ class Pairs:
         )
         told = source.describe()
         print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
+        if told.get("images_again"):
+            print(
+                f"  {told['images_again']:,} images come again after others, as samples of their own: "
+                "sort the table by image to have their captions together"
+            )
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 

@@ -21,7 +21,8 @@ def plan(path: str, rows: int, repeated: bool) -> list[Task]:
 
 
 @cache
-def _rows(table: Path, split: str, min_votes: int | None) -> tuple[nights.Row, ...]:
+def read_rows(table: Path, split: str, min_votes: int | None) -> tuple[nights.Row, ...]:
+    """The rows of one split, read once."""
     return nights.read(table, (split,), min_votes)
 
 
@@ -40,7 +41,7 @@ class Nights:
         return nights.table_of(self.folder)
 
     def rows(self) -> tuple[nights.Row, ...]:
-        return _rows(self.table(), self.split, self.min_votes)
+        return read_rows(self.table(), self.split, self.min_votes)
 
     def tasks(self) -> list[Task]:
         if not self.rows():

@@ -130,15 +130,23 @@ def recognise(path: Path, images: Path | None) -> Layout:
 
 
 def _is_retrieval(path: Path) -> bool:
-    """Whether this is (part of) a retrieval set in clip-benchmark's form, whose .txt are lines of captions."""
+    """Whether this is (part of) a retrieval set of clip-benchmark's, whose .txt are lines of captions."""
     told = [place / "dataset_type.txt" for place in (path, path.parent, path.parent.parent)]
     return any(file.is_file() and file.read_text().strip().lower() == "retrieval" for file in told)
 
 
 def _inside(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """Files with these endings in a folder and the folders in it, without hidden ones, in no order."""
-    for pattern in ("[!.]*", "[!.]*/[!.]*"):
-        yield from (p for p in folder.glob(pattern) if p.name.lower().endswith(endings))
+    places = [str(folder)]
+    for place in places:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(endings):
+                    yield Path(entry.path)
+                elif place == str(folder) and entry.is_dir():
+                    places.append(entry.path)
 
 
 def _some(folder: Path, endings: tuple[str, ...]) -> Path | None:

@@ -415,10 +415,13 @@ def test_a_really_full_disk(tmp_path, small_shards, capsys):
         arguments = ["pairs", "--source", str(table), "--out", str(disk / "out.beton"), "--workers", "1"]
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert "GB are free" in error and not list(disk.iterdir())  # seen before it began
+        assert "KB are free" in error and not list(disk.iterdir())  # seen before it began
         assert main([*arguments, "--no-disk-check"]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error == "error: [Errno 28] No space left on device" and not list(disk.rglob(".*.tmp"))
+        assert (
+            error == f"error: [Errno 28] No space left on device: '{disk / 'out.beton.parts'}'"
+            and not list(disk.rglob(".*.tmp"))
+        )
     finally:
         subprocess.run(["umount", disk], check=True)
 
