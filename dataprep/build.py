@@ -32,7 +32,7 @@ from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
 from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
-FORMAT = 1  # raised when the same settings come to mean another file
+FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 

@@ -191,8 +191,8 @@ class Pairs:
         print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
         if told.get("images_again"):
             print(
-                f"  {told['images_again']:,} images come again after others, as samples of their own: "
-                "sort the table by image to have their captions together"
+                f"  {told['images_again']:,} samples repeat an image that came before others: "
+                "sort the table by image to have its captions in one sample"
             )
         build(source, self.out, self.settings, self.how, self.where.runner())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -104,7 +105,7 @@ def _quoted(file: BinaryIO, text: str, table: Head, image: int) -> tuple[list[st
     if fault or (len(fields) != len(table.names) and len(plain) == len(table.names)):
         return plain, [], ""
     if len(fields) == len(plain) and not more and not table.quoted:
-        fields = [a if '"' in a and b[:1] == '"' else b for a, b in zip(fields, plain)]
+        fields = [a if b[:1] == '"' and re.search('["\r\n]', a) else b for a, b in zip(fields, plain)]
     return fields, more, ""
 
 
@@ -117,7 +118,7 @@ def _csv(file: BinaryIO, text: str, delimiter: str) -> tuple[list[str], list[byt
             return next(csv.reader([text], delimiter=delimiter, strict=True)), more, ""
         except csv.Error as error:
             if "unexpected end" not in str(error):
-                return [], [], f"{error}; marks inside a quoted field must be doubled"
+                return [], [], f"its quotation marks do not pair up ({error})"
         while raw := file.readline(_BYTES):
             more.append(raw)
             size += len(raw)

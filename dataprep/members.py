@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataprep import columns
 from dataprep.shard import Left
@@ -63,6 +64,16 @@ class Reading:
             return lines, []
         several = [Left("further lines of captions, kept as one caption (--caption-lines: one each)")]
         return [said], several if len(lines) > 1 else []
+
+
+def never_downloaded(stats: Path) -> list[Left]:
+    """The rows that img2dataset could not fetch, by the statistics it wrote with a shard; [] without them."""
+    try:
+        told = json.loads(stats.read_bytes())
+        failed = {name: int(told.get(name) or 0) for name in ("failed_to_download", "failed_to_resize")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
+    return [Left(f"rows never downloaded ({name})", count) for name, count in failed.items() if count > 0]
 
 
 def _fields(key: str, texts: Mapping[str, bytes]) -> dict:

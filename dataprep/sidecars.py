@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading
+from dataprep.members import TEXTS, Reading, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES
 
@@ -67,6 +67,8 @@ class Sidecars:
         for stem in islice(samples, task.start, task.stop):
             key = os.path.relpath(os.path.join(task.path, stem), self.path)
             yield from self._sample(key, task.path, samples[stem])
+        if not task.start:
+            yield from never_downloaded(Path(f"{task.path}_stats.json"))
 
     def _sample(self, key: str, folder: str, names: dict[str, str]) -> Iterator[Pair | Bad | Left]:
         pictures = [ending for ending in PICTURES if ending in names]

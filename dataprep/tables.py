@@ -151,13 +151,9 @@ class TableFile:
 def _not_utf8(captions: list[str]) -> str:
     """What is wrong with captions that hold bytes which are no UTF-8; their letters cannot be known."""
     for caption in captions:
-        if not caption.isascii() and (found := re.search("[\ud800-\udfff]", caption)):
-            byte = (
-                f"byte 0x{ord(found[0]) - 0xDC00:02x}"
-                if "\udc80" <= found[0] <= "\udcff"
-                else "half a letter"
-            )
-            return f"not UTF-8: {byte} in {caption[:40]!r}; save it as UTF-8 (iconv -f CP1252 -t UTF-8)"
+        if not caption.isascii() and re.search("[\ud800-\udfff]", caption):
+            shown = caption[:40].encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
+            return f"not UTF-8: '{shown}'; save the table as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)"
     return ""
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading
+from dataprep.members import TEXTS, Reading, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES, UNSORTED, Fault, Sample, Tar, compression
 
@@ -70,6 +70,8 @@ class Tars:
                 yield raw
             if tar.hidden:
                 yield Left("hidden members", tar.hidden)
+        path = Path(task.path)
+        yield from never_downloaded(path.with_name(f"{path.stem}_stats.json"))
 
     def _takes(self, ending: str, size: int) -> bool:
         return ending in _READ and size <= self.max_bytes

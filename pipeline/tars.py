@@ -176,7 +176,8 @@ class Tar:
                     name = header.name
                     if header.size < 0 or tar.offset < header.offset_data:  # it would lead in circles
                         raise tarfile.ReadError("a header with a negative size")
-                    if header.isreg() and header.offset_data + header.size > self._length:
+                    plain = header.isreg() and not header.issparse()
+                    if plain and header.offset_data + header.size > self._length:
                         yield Fault(name, "cut short: the file ends inside this member")
                         return
                     yield header
