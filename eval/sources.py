@@ -51,19 +51,27 @@ def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
         if tar.compression:  # images are read by their place in the file
             how = tars.UNPACK[tar.compression]
             raise ValueError(f"{shard}: {tar.compression} inside; unpack it first ({how})")
-        for item in tar.samples(lambda ending, _: ending == extension):
-            if isinstance(item, tars.Fault):
-                raise ValueError(f"{shard}, member {item.name}: not a whole tar file ({item.detail})")
-            key, parts = item
-            if not item.pictures or extension not in parts:
-                if key in tar.scattered:
-                    raise ValueError(f"{shard}, sample {key}: {tars.UNSORTED}")
-                missing = f".{extension}" if item.pictures else "an image"
-                raise ValueError(f"{shard}, sample {key}: {missing} is missing (it has {sorted(parts)})")
-            picture = parts[item.pictures[0]]
-            target = utf8.text(parts[extension].data, f"{shard}, member {key}.{extension}")
+        items = tar.samples(lambda ending, _: ending == extension)
+        for item in items:
+            whole = isinstance(item, tars.Sample) and item.pictures and extension in item.parts
+            if not whole:
+                raise ValueError(f"{shard}, {_what_is_wrong(tar, item, next(items, None), extension)}")
+            picture = item.parts[item.pictures[0]]
+            where = f"{shard}, member {item.key}.{extension}"
+            target = utf8.text(item.parts[extension].data, where)
             samples.append((picture.offset, picture.size, picture.name, target))
     return samples
+
+
+def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
+    """Why this item of a tar is no whole sample: damage, here or right after it, comes before all else."""
+    for one in (item, following):
+        if isinstance(one, tars.Fault):
+            return f"member {one.name}: not a whole tar file ({one.detail})"
+    if item.key in tar.scattered:
+        return f"sample {item.key}: {tars.UNSORTED}"
+    missing = f".{extension}" if item.pictures else "an image"
+    return f"sample {item.key}: {missing} is missing (it has {sorted(item.parts)})"
 
 
 def _indexed(shard: Path, extension: str, cache: Cache) -> list[tuple[int, int, str, str]]:
