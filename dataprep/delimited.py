@@ -66,6 +66,7 @@ def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line
 
     image: the column that names the image.  line: the number of the line at `start`, where it is not 0.
     """
+    delimiter, columns = table.delimiter, len(table.names)
     with open(path, "rb") as file:
         offset, line = (start, line) if start else (table.offset, 2)
         file.seek(offset)
@@ -73,17 +74,22 @@ def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line
             raw = file.readline(_LONG)
             if not raw:
                 return
+            size, lines, fault = len(raw), 1, ""
             text = raw.decode("utf-8", "surrogateescape")
             if '"' in text:
                 fields, more, fault = _quoted(file, text, table, image)
-                if not more:
-                    file.seek(offset + len(raw))
+                if more:
+                    size, lines = size + sum(map(len, more)), lines + len(more)
+                elif file.tell() != offset + size:
+                    file.seek(offset + size)
             else:
-                fields, more, fault = text.rstrip("\r\n").split(table.delimiter), [], ""
-            if fields not in ([], [""]):
-                yield Row(offset, line, fields, fault or _count(fields, table))
-            offset += len(raw) + sum(map(len, more))
-            line += 1 + len(more)
+                fields = text.rstrip("\r\n").split(delimiter)
+            if len(fields) != columns:
+                fault = fault or _count(fields, table)
+            if len(fields) > 1 or (fields and fields[0]):
+                yield Row(offset, line, fields, fault)
+            offset += size
+            line += lines
 
 
 def _count(fields: list[str], table: Head) -> str:

@@ -30,6 +30,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SHARD = 4_000  # images a shard
 
 _LOOKED_AT = 1_000_000  # images of which it is seen whether they come again
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _URL = re.compile(r"(https?|s3|gs|ftp)://")
 
 
@@ -89,13 +90,13 @@ class TableFile:
         image = names.index(self.choice.image_column(names, self.image_names, where))
         captions = [names.index(name) for name in self.choice.caption_columns(names, where)]
         least = max(image, *captions)
-        for row in delimited.rows(self.path, table, image, start, stop, line):
-            fields, fault = row.fields, row.fault
+        for offset, number, fields, fault in delimited.rows(self.path, table, image, start, stop, line):
             if len(fields) <= least:
                 fault = fault or f"{len(fields)} fields where the header has {len(names)}"
-            name = fields[image] if image < len(fields) else ""
-            said = [fields[i] for i in captions if i < len(fields)]
-            yield Record(row.offset, row.line, name, said, fault or _not_utf8(said))
+                yield Record(offset, number, "", [], fault)
+                continue
+            said = [fields[i] for i in captions]
+            yield Record(offset, number, fields[image], said, fault or _not_utf8(said))
 
     # -- json -----------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class TableFile:
 def _not_utf8(captions: list[str]) -> str:
     """What is wrong with captions that hold bytes which are no UTF-8; their letters cannot be known."""
     for caption in captions:
-        if not caption.isascii() and re.search("[\ud800-\udfff]", caption):
+        if not caption.isascii() and _SURROGATES.search(caption):
             shown = caption[:40].encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
             return f"not UTF-8: '{shown}'; save the table as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)"
     return ""
@@ -221,7 +222,7 @@ def index(table: TableFile) -> Index:
             images.append(hash(record.image))
     if not count:
         raise ValueError(f"{table.path}: no rows")
-    again = len(images) - len(np.unique(np.array(images, np.int64)))
+    again = int((np.diff(np.sort(np.array(images, np.int64))) == 0).sum())
     return Index(tuple(starts), tuple(lines), tuple(counts), table.end(), most, again)
 
 
