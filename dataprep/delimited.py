@@ -86,7 +86,7 @@ def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line
                 fields = text.rstrip("\r\n").split(delimiter)
             if len(fields) != columns:
                 fault = fault or _count(fields, table)
-            if len(fields) > 1 or (fields and fields[0]):
+            if any(fields):  # else an empty line, or one of separators alone as spreadsheets leave them
                 yield Row(offset, line, fields, fault)
             offset += size
             line += lines

@@ -111,7 +111,7 @@ def recognise(path: Path, images: Path | None) -> Layout:
             return "tars"
         if path.suffix == ".parquet":
             return "parquet"
-        if path.suffix in ENDINGS:
+        if path.suffix in (*ENDINGS, ".txt"):  # Flickr8k's captions.txt is a csv
             return "zips" if _has_zips(images or path.parent) else "table"
     elif _some(path, tars.ENDINGS):
         return "tars"

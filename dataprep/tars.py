@@ -60,7 +60,7 @@ class Tars:
                     yield Bad(item.name, "damaged tar", f"{task.path}: {item.detail}")
                     continue
                 raw, left = self._sample(item)
-                lacking = raw.captions == [] if isinstance(raw, Pair) else raw.reason == "no image"
+                lacking = isinstance(raw, Bad) and raw.reason in ("no image", "empty caption")
                 if lacking and item.key in tar.scattered:
                     if item.key not in unsorted:
                         yield Bad(item.key, "not sorted by key", UNSORTED)
@@ -89,10 +89,11 @@ class Tars:
             captions, left = self.reading.captions(key, texts)
         except ValueError as error:
             return Bad(key, "bad caption", str(error)), []
-        others = len(sample.pictures) - 1
-        return Pair(key, image.data, captions), left + [Left("pictures beside the one taken", others)] * (
-            others > 0
-        )
+        if not captions:
+            return Bad(key, "empty caption", f"it has {', '.join(parts)}"), left
+        if len(sample.pictures) > 1:
+            left.append(Left("pictures beside the one taken", len(sample.pictures) - 1))
+        return Pair(key, image.data, captions), left
 
     def describe(self) -> dict:
         told = {"lines": True} if self.reading.lines else {}

@@ -97,6 +97,7 @@ def test_captions_beside_broken_json_and_in_several_places(tmp_path):
         ("5", {"jpg": kit.jpeg(5), "json": "[" * 100_000}),
         ("6", {"jpg": kit.jpeg(6), "txt": "café".encode("latin-1")}),
         ("7.5", {"jpg": kit.jpeg(7), "txt": "dots"}),
+        ("8", {"jpg": kit.jpeg(8), "cls": "3"}),
     )
     assert kit.make(tar, tmp_path / "out.beton", "--max-rejects", "0.9") == 0
     assert kit.taken(tmp_path / "out.beton") == [
@@ -107,6 +108,7 @@ def test_captions_beside_broken_json_and_in_several_places(tmp_path):
     assert told["5"].startswith("bad caption: 5.json: not JSON")
     assert "6.txt: not UTF-8 text: byte 0xe9 in line 1" in told["6"]
     assert "a key ends at the first dot" in told["7"]
+    assert told["8"] == "empty caption: it has jpg, cls"
     over = Beton(tmp_path / "out.beton").info["passed_over"]
     assert over["pictures beside the one taken"] == 1
     assert [count for what, count in over.items() if what.startswith("json field text beside caption")] == [1]

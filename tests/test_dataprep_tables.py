@@ -42,7 +42,7 @@ def test_a_tsv_without_quoting_is_a_row_a_line(tmp_path):
         ('1.jpg,one\n2.jpg,"un"closed\n3.jpg,"th, ree"\n', [1, 3], 3, "do not pair up"),
         ("1.jpg,one\n2.jpg,two, more\n3.jpg,three,\n", [1, 3], 3, "a comma in a field without quotes"),
         ('1.jpg,"one\nand more"\n2.jpg\n3.jpg,three\n', [1, 3], 4, "1 fields where the header has 2"),
-        ("1.jpg,one\n,two\n3.jpg,three\n", [1, 3], 3, "it names no image"),
+        ("1.jpg,one\n,two\n3.jpg,three\n,\n", [1, 3], 3, "it names no image"),
         ("1.jpg,one\nhttps://x/2.jpg,two\n3.jpg,three\n", [1, 3], 3, "download the images first"),
         ("1.jpg,one\n2.jpg,caf\udce9 \udc93x\n3.jpg,three\n", [1, 3], 3, r"not UTF-8: 'caf\xe9 \x93x'"),
     ],
@@ -117,6 +117,14 @@ def test_column_names_in_other_letters_and_words_that_look_like_nothing(tmp_path
     columns = ["--image-column", "Image Path", "--caption-columns", "raw_caption", "shortIB_captions"]
     assert kit.make(kit.table_of(tmp_path / "d.csv", body), tmp_path / "two.beton", *columns) == 0
     assert kit.taken(tmp_path / "two.beton") == [("1.jpg", ["a", "b"])]
+
+
+def test_a_txt_that_is_a_csv_and_empty_rows(tmp_path):
+    """Flickr8k's captions.txt; rows of nothing but commas at the end, as spreadsheets leave them; CRLF."""
+    body = "image,caption\r\n1.jpg,a dog .\r\n1.jpg,a cat\r\n2.jpg,x\r\n,\r\n,\r\n\r\n"
+    assert kit.make(kit.table_of(tmp_path / "captions.txt", body), tmp_path / "out.beton") == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a dog .", "a cat"]), ("2.jpg", ["x"])]
+    assert Beton(tmp_path / "out.beton").info["rejected"] == {}
 
 
 def test_rows_of_an_image_that_do_not_follow_each_other_are_told(tmp_path, capsys):
