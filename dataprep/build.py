@@ -262,7 +262,7 @@ class Job:
                 join(shards, self.out, keep)
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
-            name.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+            name.write_text(json.dumps(info, indent=1) + "\n")
         shutil.rmtree(self.parts)
         _report(self.out, info)
         return info
