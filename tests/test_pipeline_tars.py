@@ -99,6 +99,10 @@ def test_joined_tars_give_all(tmp_path):
     path = tmp_path / "all.tar"
     path.write_bytes(b"".join(part.read_bytes() for part in parts) + bytes(100_000))
     assert read(path) == [sample for part in parts for sample in read(part)]
+    path.write_bytes(parts[0].read_bytes() * 2)  # the same keys again, whole: joined, not unsorted
+    assert read(path) == read(parts[0]) * 2
+    with Tar(path) as tar:
+        assert not tar.scattered
 
 
 def test_hidden_members_are_passed_over_and_counted(tmp_path):
