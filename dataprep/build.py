@@ -7,12 +7,13 @@ number of processes, and memory does not grow with the number of samples (with `
 the sorting of them a sample).
 
 Not here: how a sample is converted and a shard written (`shard.py`), processes (`pool.py`), SLURM
-(`cluster.py`).
+(`cluster.py`), how much space it takes (`space.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,18 +22,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from dataprep.convert import Rejected, convert
+from dataprep import space
 from dataprep.pool import Progress, run
-from dataprep.shard import Bad, Pair, SampleSettings, Source, Tally, Task, read_image, write_shard
+from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
 from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
-FORMAT = 1  # raised when the same settings come to mean another file
+FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
@@ -82,7 +82,7 @@ def build(
     with job.lock():
         left = job.unfinished()
         if how.disk_check:
-            job.check_disk(left)
+            space.check(job, left)
         (runner or run_here)(job, left)
         return job.finish()
 
@@ -126,7 +126,8 @@ class Job:
 
     def write(self, number: int, step) -> Tally:
         """Write one shard; returns its counts."""
-        return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+        with _full(self.parts):
+            return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -184,31 +185,6 @@ class Job:
             )
         return left
 
-    def check_disk(self, left: list[int]) -> None:
-        """ValueError if the free space is clearly less than the shards still to write and the joined file.
-
-        Estimated from the stored sizes of the first images of the first task.
-        """
-        sizes = []
-        for raw in islice(self.source.read(self.tasks[0]), 32):
-            for image in _images(raw):
-                with contextlib.suppress(Rejected):
-                    data = read_image(image, self.settings.images)
-                    sizes.append((len(convert(data, self.settings.images).jpeg.data), len(data)))
-        if not sizes:
-            return
-        stored, given = np.mean(sizes, 0)
-        images = self.source.images()
-        whole = images * stored if images is not None else stored / given * sum(t.weight for t in self.tasks)
-        whole *= self.settings.fraction
-        need = whole * (len(left) / len(self.tasks) + (len(self.tasks) > 1))
-        free = shutil.disk_usage(self.parts).free
-        if need > free:
-            raise ValueError(
-                f"{self.parts.parent}: about {need / 1e9:,.1f} GB are needed (shards and the joined file), "
-                f"{free / 1e9:,.1f} GB are free; make room, choose another --out, or --no-disk-check"
-            )
-
     # -- during and after -------------------------------------------------------------------
 
     def count(self, number: int) -> bool:
@@ -238,7 +214,7 @@ class Job:
         if rejected / total.seen > self.limit:
             raise TooManyRejects(
                 f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
-                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl"
+                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
             )
         if at_end and not total.samples:
             shutil.rmtree(self.parts)
@@ -258,7 +234,10 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            raise ValueError(f"{self.source.describe()['path']}: it has no samples")
+            over = "; ".join(f"{count:,} {what}" for what, count in total.passed_over.items())
+            raise ValueError(
+                f"{self.source.describe()['path']}: it has no samples" + (f", only {over}" if over else "")
+            )
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
         keep, duplicates = _first_copies(shards) if self.settings.dedup else ([], [])
@@ -279,10 +258,11 @@ class Job:
         if len(shards) == 1 and not duplicates:
             os.replace(shards[0], self.out)
         else:
-            join(shards, self.out, keep)
+            with _full(self.out):
+                join(shards, self.out, keep)
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
-            name.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+            name.write_text(json.dumps(info, indent=1) + "\n")
         shutil.rmtree(self.parts)
         _report(self.out, info)
         return info
@@ -298,6 +278,7 @@ class Job:
             "seen": total.seen,
             "images_kept_byte_for_byte": total.passed,
             "rejected": dict(sorted(total.rejected.items())),
+            "passed_over": dict(sorted(total.passed_over.items())),
             "settings": asdict(self.settings),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "fingerprint": self.fingerprint,
@@ -316,10 +297,15 @@ class Job:
         return info
 
 
-def _images(raw: Pair | Bad) -> list:
-    if isinstance(raw, Bad):
-        return []
-    return [raw.image] if isinstance(raw, Pair) else [raw.ref, raw.left, raw.right]
+@contextlib.contextmanager
+def _full(path: Path) -> Iterator[None]:
+    """A full disk is told with the place that is full; the system's own error names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str, Path]]]:
@@ -341,8 +327,9 @@ def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str,
 
 def _report(out: Path, info: dict) -> None:
     print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
-    for reason, count in sorted(info["rejected"].items(), key=lambda item: -item[1]):
-        print(f"  rejected {count:,}: {reason}")
+    for what in ("passed_over", "rejected"):
+        for reason, count in sorted(info[what].items(), key=lambda item: -item[1]):
+            print(f"  {what.replace('_', ' ')} {count:,}: {reason}")
     left_out = info.get("captions", {}).get("left_out")
     if left_out:
         kept = info["captions"]["per_image"]

@@ -29,6 +29,7 @@ from dataprep.download import URL, fetch_nights
 from dataprep.pairs import Layout, open_pairs
 from dataprep.shard import SampleSettings
 from dataprep.things import Spose, Things
+from pipeline.nights import SPLITS
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
@@ -48,7 +49,7 @@ class Demo:
     def run(self) -> None:
         build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
         for split in ("train", "test"):
-            source = nights.Nights(self.nights, split, 6) if self.nights else emoji.EmojiTriplets(split)
+            source = nights.Nights(self.nights, split) if self.nights else emoji.EmojiTriplets(split)
             settings = SampleSettings() if self.nights else DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
         written = emoji.write_eval(self.out / "eval")
@@ -72,16 +73,16 @@ class NightsCommand:
     """Folder to write: triplets-SPLIT.beton."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
-    min_votes: int = 6
-    """Rows with fewer votes are left out (the released loader's filter)."""
+    min_votes: int | None = None
+    """Rows with fewer are left out; by default 6, as the released loader does, if any row has as many."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
     how: _flat[RunSettings] = field(default_factory=RunSettings)
     where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
-        unknown = [name for name in self.splits if name not in nights.SPLITS]
+        unknown = [name for name in self.splits if name not in SPLITS]
         if unknown or not self.splits:
-            raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(nights.SPLITS)}")
+            raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(SPLITS)}")
         if (self.source is None) == (self.download is None):
             raise ValueError("nights: give --source FOLDER or --download FOLDER")
         if self.download is not None:
@@ -144,20 +145,20 @@ class ThingsCommand:
 
 
 def build_splits(sources: dict, command: NightsCommand | BappsCommand) -> None:
-    """One file a split; the fraction is taken of the training split only."""
+    """One file a split; the share is taken of the training split only."""
     for source in sources.values():
         source.tasks()  # all mistakes before the first file
     for split, source in sources.items():
-        settings = command.settings if split == "train" else replace(command.settings, fraction=1.0)
+        settings = command.settings if split == "train" else replace(command.settings, share=1.0)
         build(source, command.out / f"triplets-{split}.beton", settings, command.how, command.where.runner())
 
 
 @dataclass(kw_only=True)
 class Pairs:
-    """Build images with captions: webdataset tars, parquet, a table with files, or SLIP's zips."""
+    """Build images with captions: webdataset tars, parquet, a table or texts with files, or SLIP's zips."""
 
     source: Path
-    """Folder, tar, parquet, csv, tsv, jsonl or json."""
+    """Folder, tar, parquet, csv, tsv, jsonl or json; several: {000..041}.tar, or ONE::OTHER."""
     out: Path
     """The .beton to write; its JSON and list of rejects go beside it."""
     layout: Layout = "auto"
@@ -168,6 +169,8 @@ class Pairs:
     """Column (or json field) that names or holds the image; by default the usual names are tried."""
     caption_columns: tuple[str, ...] = ()
     """Columns (or json fields; in tars also txt) with captions; all are kept."""
+    caption_lines: bool = False
+    """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
     """Captions kept an image; 0 keeps as many as the image with the most has."""
     settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
@@ -181,10 +184,16 @@ class Pairs:
             images=self.images,
             choice=Choice(image=self.image_column, captions=self.caption_columns),
             captions=self.captions,
+            lines=self.caption_lines,
             max_bytes=self.settings.images.max_bytes,
         )
         told = source.describe()
         print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
+        if told.get("images_again"):
+            print(
+                f"  {told['images_again']:,} samples repeat an image that came before others: "
+                "sort the table by image to have its captions in one sample"
+            )
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 

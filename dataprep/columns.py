@@ -32,9 +32,8 @@ class Choice:
     def caption_columns(self, names: Sequence[str], where: str) -> tuple[str, ...]:
         """The columns that hold captions; ValueError names what there is."""
         if self.captions:
-            for name in self.captions:
-                self._find([name], names, "caption", "--caption-columns", where)
-            return self.captions
+            found = (self._find([n], names, "caption", "--caption-columns", where) for n in self.captions)
+            return tuple(found)
         parts = tuple(name for name in PARTS if name in names)
         if parts and not any(name in names for name in CAPTIONS):
             return parts
@@ -45,6 +44,10 @@ class Choice:
         for name in wanted:
             if name in names:
                 return name
+        folded = {str(name).strip().casefold(): name for name in names}
+        for name in wanted:
+            if name.casefold() in folded:
+                return folded[name.casefold()]
         there = ", ".join(map(str, names)) or "none"
         raise ValueError(
             f"{where}: no {what} column {' or '.join(wanted)}; it has {there}; name it with {option}"

@@ -20,6 +20,7 @@ from PIL import Image
 from dataprep import nights
 from dataprep.shard import Pair, Task, Triplet
 from dataprep.writer import replacing
+from pipeline.nights import Row
 
 FOLDER = Path(__file__).parent / "demo"
 TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
@@ -75,7 +76,7 @@ class EmojiTriplets:
     votes = CONSTRUCTED
     captions = 0
 
-    def rows(self) -> tuple[nights.Row, ...]:
+    def rows(self) -> tuple[Row, ...]:
         return nights.read_rows(FOLDER / "triplets.csv", self.split, 1)
 
     def tasks(self) -> list[Task]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataprep import columns
-from dataprep.shard import Bad, Pair, Task
+from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.fields import CONTEXT_LENGTH
 from pipeline.text import END, START
 
@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     image: str
     captions: tuple[str, ...]
     tokens: bool  # captions are token ids
+    status: tuple[str, ...]  # img2dataset's column that tells which downloads failed, if there is one
 
 
 def shape(path: Path, choice: columns.Choice) -> Shape:
@@ -47,7 +48,7 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
     tokens = arrow.types.is_floating(kind) or arrow.types.is_integer(kind)
     if tokens and len(captions) > 1:
         raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
-    return Shape(image, captions, tokens)
+    return Shape(image, captions, tokens, ("status",) if "status" in schema.names else ())
 
 
 def _is_bytes(kind) -> bool:
@@ -93,17 +94,25 @@ class Parquet:
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
 
-    def read(self, task: Task) -> Iterator[Pair | Bad]:
+    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
         path = Path(task.path)
         found = shape(path, self.choice)
         names = [found.image, *found.captions]
         file, number = _open(path), 0
         first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
         groups = list(range(task.start, task.stop))
-        for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=names):
-            rows = zip(*(batch.column(batch.schema.get_field_index(name)).to_pylist() for name in names))
-            for image, *captions in rows:
-                yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
+        wanted = list(dict.fromkeys((*names, *found.status)))
+        for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=wanted):
+            try:
+                held = {name: batch.column(name).to_pylist() for name in wanted}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: captions that are not UTF-8 text: {error}") from None
+            states = held[found.status[0]] if found.status else [None] * len(batch)
+            for state, image, *captions in zip(states, *(held[name] for name in names)):
+                if not image and state not in (None, "success"):
+                    yield Left(f"rows never downloaded ({state})")
+                else:
+                    yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
                 number += 1
 
     def _sample(self, key: str, image, captions: list, tokens: bool) -> Pair | Bad:

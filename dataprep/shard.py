@@ -38,8 +38,9 @@ class Task(NamedTuple):
     path: str
     start: int
     stop: int
-    most: int  # as many samples at the most
+    most: int  # as many samples at the most; 0: the source's `most` tells
     weight: int  # its share of the work: samples, or bytes where samples cannot be counted
+    line: int = 1  # where `start` lies in a table of lines
 
 
 class Pair(NamedTuple):
@@ -69,6 +70,13 @@ class Bad(NamedTuple):
     detail: str = ""
 
 
+class Left(NamedTuple):
+    """Something of a source that was never a sample and is passed over; counted, and no reject."""
+
+    what: str
+    count: int = 1
+
+
 class Source(Protocol):
     """Where samples come from; a picklable value whose `tasks` are the same every time."""
 
@@ -81,7 +89,7 @@ class Source(Protocol):
         """How many images will be stored, to estimate the space; None if that is not known."""
         ...
 
-    def read(self, task: Task) -> Iterator[Pair | Triplet | Bad]: ...
+    def read(self, task: Task) -> Iterator[Pair | Triplet | Bad | Left]: ...
 
     def describe(self) -> dict:
         """What goes into the JSON: enough to tell whether the source changed."""
@@ -95,14 +103,14 @@ class SampleSettings:
     images: ImageSettings = field(default_factory=ImageSettings)
     dedup: bool = False
     """Keep only the first of the samples whose image files are equal to the byte."""
-    fraction: float = 1.0
-    """Take this share of the samples: a seeded choice, in which a smaller share is part of a larger."""
+    share: float = 1.0
+    """Build this share of the samples only, each chosen by a hash of its key (not training's --fraction)."""
     seed: int = 0
     """Seed of the choice."""
 
     def __post_init__(self):
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, not {self.fraction}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
 
 
 @dataclass
@@ -113,6 +121,7 @@ class Tally:
     seen: int = 0
     passed: int = 0  # images kept byte for byte
     rejected: Counter = field(default_factory=Counter)
+    passed_over: Counter = field(default_factory=Counter)  # what no sample was
     caption_lengths: np.ndarray = field(default_factory=lambda: np.zeros(CONTEXT_LENGTH + 1, np.int64))
     captions_left_out: int = 0
     bytes: int = 0
@@ -121,19 +130,21 @@ class Tally:
         for name in ("samples", "seen", "passed", "captions_left_out", "bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.rejected += other.rejected
+        self.passed_over += other.passed_over
         self.caption_lengths = self.caption_lengths + other.caption_lengths
         return self
 
     def to_json(self) -> dict:
         """Plain values, for `from_json`."""
-        lengths = self.caption_lengths.tolist()
-        return vars(self) | {"rejected": dict(self.rejected), "caption_lengths": lengths}
+        counts = {"rejected": dict(self.rejected), "passed_over": dict(self.passed_over)}
+        return vars(self) | counts | {"caption_lengths": self.caption_lengths.tolist()}
 
     @classmethod
     def from_json(cls, value: dict) -> Tally:
         """The inverse of `to_json`."""
         lengths = np.array(value["caption_lengths"], np.int64)
-        return cls(**value | {"rejected": Counter(value["rejected"]), "caption_lengths": lengths})
+        counts = {name: Counter(value[name]) for name in ("rejected", "passed_over")}
+        return cls(**value | counts | {"caption_lengths": lengths})
 
 
 def schema(source: Source) -> dict[str, Field]:
@@ -142,11 +153,11 @@ def schema(source: Source) -> dict[str, Field]:
 
 
 def chosen(key: str, settings: SampleSettings) -> bool:
-    """Whether the sample is in the fraction: its hash, as a number in [0, 1), is below it."""
-    if settings.fraction == 1:
+    """Whether the sample is in the share: its hash, as a number in [0, 1), is below it."""
+    if settings.share == 1:
         return True
     digest = hashlib.blake2b(f"{settings.seed}:{key}".encode("utf-8", "surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") < settings.fraction * 2**64
+    return int.from_bytes(digest.digest(), "big") < settings.share * 2**64
 
 
 def write_shard(
@@ -171,8 +182,8 @@ class _Shard:
         with replacing(self.stem.with_suffix(".rejects.jsonl")) as name, open(name, "w") as self.rejects:
             first = next(samples, None)
             if first is not None:
-                share = self.source.kind == "triplets"
-                with writing(beton, schema(self.source), self.task.most, share=share) as writer:
+                share, most = self.source.kind == "triplets", self.task.most or self.source.most(self.task)
+                with writing(beton, schema(self.source), most, share=share) as writer:
                     writer.add(first)
                     for sample in samples:
                         writer.add(sample)
@@ -194,6 +205,9 @@ class _Shard:
     def _raws(self) -> Iterator[Pair | Triplet | Bad]:
         """The task's chosen samples."""
         for raw in self.source.read(self.task):
+            if isinstance(raw, Left):
+                self.tally.passed_over[raw.what] += raw.count
+                continue
             if not chosen(raw.key, self.settings):
                 continue
             self.tally.seen += 1

@@ -7,23 +7,31 @@ several captions.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
 import zipfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dataprep import columns
+import numpy as np
+
+from dataprep import columns, delimited
 from dataprep.shard import Bad, Pair, Task
+from pipeline import utf8
+from pipeline.captions import from_coco
+from pipeline.tars import PICTURES
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SHARD = 4_000  # images a shard
 
-csv.field_size_limit(1 << 24)
+_LOOKED_AT = 1_000_000  # images of which it is seen whether they come again
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_URL = re.compile(r"(https?|s3|gs|ftp)://")
 
 
 class Record(NamedTuple):
@@ -37,12 +45,14 @@ class Record(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Where the shards begin, images in each, and the most captions of one image."""
+    """Where the shards begin (offsets, lines), images in each, the most captions of one image."""
 
     starts: tuple[int, ...]
+    lines: tuple[int, ...]
     counts: tuple[int, ...]
     end: int
     most: int
+    again: int  # images that come again after others, among the first _LOOKED_AT
 
 
 @dataclass(frozen=True)
@@ -53,77 +63,58 @@ class TableFile:
     choice: columns.Choice
     image_names: tuple[str, ...] = tuple(columns.PATHS)
 
-    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
-        """The rows that begin at offsets from `start` (0: the first) before `stop`."""
-        if self._is_array():
-            return self._items(start, stop)
-        return self._json_lines(start, stop) if self._is_json() else self._csv(start, stop)
+    def records(self, start: int = 0, stop: int | None = None, line: int = 1) -> Iterator[Record]:
+        """The rows that begin at offsets from `start` (0: the first), its line `line`, to before `stop`."""
+        if not self._is_json():
+            return self._delimited(start, stop, line)
+        return self._json_lines(start, stop, line) if self._items() is None else self._rows(start, stop)
 
     def _is_json(self) -> bool:
         return self.path.suffix in (".jsonl", ".ndjson", ".json")
 
-    def _is_array(self) -> bool:
-        if self.path.suffix != ".json":
-            return False
-        with open(self.path, "rb") as file:
-            return file.read(64).lstrip()[:1] == b"["
+    def _items(self) -> list | None:
+        return _items(self.path) if self._is_json() else None
 
-    # -- csv and tsv --------------------------------------------------------------------------
+    def unit(self) -> str:
+        """What `number` counts."""
+        return "line" if self._items() is None else "item"
 
-    def head(self) -> tuple[list[str], str, int]:
-        """Column names, delimiter, and offset of the first row, of a csv or tsv."""
-        with open(self.path, "rb") as file:
-            lines = _Lines(file, 0)
-            first = file.readline().decode("utf-8-sig", "surrogateescape")
-            if not first.strip():
-                raise ValueError(f"{self.path}: no header line")
-            delimiter = max("\t,;", key=first.count)
-            file.seek(0)
-            names = next(csv.reader(lines, delimiter=delimiter))
-            return names, delimiter, lines.offset
+    def end(self) -> int:
+        """Where the last row ends."""
+        items = self._items()
+        return self.path.stat().st_size if items is None else len(items)
 
-    def _csv(self, start: int, stop: int | None) -> Iterator[Record]:
-        names, delimiter, first = self.head()
-        image = names.index(self.choice.image_column(names, self.image_names, str(self.path)))
-        captions = [names.index(name) for name in self.choice.caption_columns(names, str(self.path))]
-        with open(self.path, "rb") as file:
-            file.seek(max(start, first))
-            lines = _Lines(file, max(start, first))
-            rows = csv.reader(lines, delimiter=delimiter)
-            while stop is None or lines.offset < stop:
-                offset = lines.offset
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Record(offset, rows.line_num, "", [], str(error))
-                    continue
-                if row:
-                    short = max(image, *captions) >= len(row)
-                    fault = f"{len(row)} fields where the header has {len(names)}" if short else ""
-                    name = row[image] if image < len(row) else ""
-                    yield Record(
-                        offset, rows.line_num, name, [row[i] for i in captions if i < len(row)], fault
-                    )
+    def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
+        table = delimited.head(self.path)
+        names, where = table.names, str(self.path)
+        image = names.index(self.choice.image_column(names, self.image_names, where))
+        captions = [names.index(name) for name in self.choice.caption_columns(names, where)]
+        least = max(image, *captions)
+        for offset, number, fields, fault in delimited.rows(self.path, table, image, start, stop, line):
+            if len(fields) <= least:
+                fault = fault or f"{len(fields)} fields where the header has {len(names)}"
+                yield Record(offset, number, "", [], fault)
+                continue
+            said = [fields[i] for i in captions]
+            yield Record(offset, number, fields[image], said, fault or _not_utf8(said))
 
     # -- json -----------------------------------------------------------------------------------
 
-    def _json_lines(self, start: int, stop: int | None) -> Iterator[Record]:
+    def _json_lines(self, start: int, stop: int | None, number: int) -> Iterator[Record]:
         with open(self.path, "rb") as file:
             file.seek(start)
-            number = 0
             while stop is None or file.tell() < stop:
-                offset, line, number = file.tell(), file.readline(), number + 1
+                offset, line = file.tell(), file.readline()
                 if not line:
                     return
                 if line.strip():
                     yield self._object(offset, number, line)
+                number += 1
 
     def _object(self, offset: int, number: int, line: bytes | dict) -> Record:
         try:
             row = json.loads(line) if isinstance(line, bytes) else line
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return Record(offset, number, "", [], f"not JSON: {error}")
         if not isinstance(row, dict):
             return Record(offset, number, "", [], "not a JSON object")
@@ -136,18 +127,18 @@ class TableFile:
                 raise  # already the first record lacks it: the wrong file, or other names
             return Record(offset, number, "", [], str(error))
         captions = [text for name in names for text in columns.strings(row[name])]
-        return Record(offset, number, str(image), captions)
+        return Record(offset, number, str(image), captions, _not_utf8(captions))
 
-    def _items(self, start: int, stop: int | None) -> Iterator[Record]:
-        for number, row in enumerate(_load(self.path)[start:stop], start):
+    def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
+        for number, row in enumerate(self._items()[start:stop], start):
             yield self._object(number, number + 1, row)
 
     # -- shards -----------------------------------------------------------------------------------
 
-    def groups(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+    def groups(self, start: int = 0, stop: int | None = None, line: int = 1) -> Iterator[Record]:
         """Records with the captions of following records of the same image taken in."""
         held = None
-        for record in self.records(start, stop):
+        for record in self.records(start, stop, line):
             if held and not held.fault and not record.fault and record.image == held.image:
                 held.captions.extend(record.captions)
                 continue
@@ -158,53 +149,88 @@ class TableFile:
             yield held
 
 
-class _Lines:
-    """Lines of a binary file as text, for csv, with the offset after the last one."""
-
-    def __init__(self, file, offset: int):
-        self.file, self.offset = file, offset
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> str:
-        line = self.file.readline()
-        if not line:
-            raise StopIteration
-        self.offset += len(line)
-        return line.decode("utf-8-sig" if self.offset == len(line) else "utf-8", "surrogateescape")
+def _not_utf8(captions: list[str]) -> str:
+    """What is wrong with captions that hold bytes which are no UTF-8; their letters cannot be known."""
+    for caption in captions:
+        if not caption.isascii() and _SURROGATES.search(caption):
+            shown = caption[:40].encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
+            return f"not UTF-8: '{shown}'; save the table as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)"
+    return ""
 
 
 @cache
-def _load(path: Path) -> list:
+def _items(path: Path) -> list | None:
+    """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
+    if path.suffix != ".json":
+        return None
+    with open(path, "rb") as file:
+        first = file.readline()
+        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
+            first = file.readline()
+        more = file.readline()
+    if told := utf8.foreign(first):
+        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"[") and more.strip() and _is_object(first):
+        return None
     try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    return rows
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if start.startswith(b"["):
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        return None  # its lines tell what is wrong with them
+    return data if isinstance(data, list) else _document(path, data)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _document(path: Path, data: dict) -> list[dict] | None:
+    """Rows of one JSON object; None where it is a row itself."""
+    if isinstance(data.get("images"), list):
+        try:
+            found = from_coco(data)
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
+                "make a table of the images you want, with columns filepath and caption"
+            ) from None
+        return [{"file_name": name, "caption": captions} for name, captions in found]
+    if data and all(name.lower().endswith(PICTURES) for name in data):
+        return [{"file_name": name, "caption": captions} for name, captions in data.items()]
+    return None
 
 
 @cache
 def index(table: TableFile) -> Index:
     """Read a table once, to cut it into shards of whole images."""
-    starts, counts, most, count = [], [], 1, 0
+    starts, lines, counts, most, count = [], [], [], 1, 0
+    images = array("q")
     for record in table.groups():
         if count % SHARD == 0:
             starts.append(record.offset)
+            lines.append(record.number)
             counts.append(0)
         count += 1
         counts[-1] += 1
         most = max(most, len(record.captions))
+        if count <= _LOOKED_AT and not record.fault:
+            images.append(hash(record.image))
     if not count:
         raise ValueError(f"{table.path}: no rows")
-    end = len(_load(table.path)) if table._is_array() else table.path.stat().st_size
-    return Index(tuple(starts), tuple(counts), end, most)
+    again = int((np.diff(np.sort(np.array(images, np.int64))) == 0).sum())
+    return Index(tuple(starts), tuple(lines), tuple(counts), table.end(), most, again)
 
 
 def _tasks(table: TableFile) -> list[Task]:
     found = index(table)
     stops = (*found.starts[1:], found.end)
-    return [Task(str(table.path), *row, row[2]) for row in zip(found.starts, stops, found.counts)]
+    rows = zip(found.starts, stops, found.counts, found.lines)
+    return [Task(str(table.path), start, stop, count, count, line) for start, stop, count, line in rows]
 
 
 def _captions(table: TableFile, wanted: int) -> int:
@@ -236,11 +262,13 @@ class Table(_Rows):
     """Images as files that the table names."""
 
     def read(self, task: Task) -> Iterator[Pair | Bad]:
-        for record in self.table.groups(task.start, task.stop):
-            if record.fault:
-                yield Bad(f"offset {record.offset}", "bad row", record.fault)
-            elif not record.image:
-                yield Bad(f"offset {record.offset}", "bad row", "it names no image")
+        for record in self.table.groups(task.start, task.stop, task.line):
+            where = f"{self.table.unit()} {record.number}"
+            if record.fault or not record.image:
+                yield Bad(where, "bad row", record.fault or "it names no image")
+            elif _URL.match(record.image):
+                told = "download the images first (img2dataset), or name the column of files: --image-column"
+                yield Bad(where, "image is a URL", f"{record.image[:120]}; {told}")
             else:
                 yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
 
@@ -257,7 +285,7 @@ class Zips(_Rows):
     def read(self, task: Task) -> Iterator[Pair | Bad]:
         opened: dict[Path, zipfile.ZipFile | None] = {}
         try:
-            for record in self.table.groups(task.start, task.stop):
+            for record in self.table.groups(task.start, task.stop, task.line):
                 yield self._photo(record, opened)
         finally:
             _close(opened.values())
@@ -266,7 +294,8 @@ class Zips(_Rows):
         """One photograph, from its zip; `opened` keeps the last zip open."""
         digits = record.image.removesuffix(".jpg").zfill(8)
         if record.fault or not (digits.isdecimal() and len(digits) == 8):
-            return Bad(f"offset {record.offset}", "bad row", record.fault or f"{record.image!r} is no index")
+            where = f"{self.table.unit()} {record.number}"
+            return Bad(where, "bad row", record.fault or f"{record.image!r} is no index")
         path = self.folder / digits[:2] / f"{digits[2:5]}.zip"
         try:
             if path not in opened:
@@ -299,8 +328,8 @@ class Zips(_Rows):
 
 
 def _described(source: Table | Zips) -> dict:
-    path = source.table.path
-    return {
+    path, again = source.table.path, index(source.table).again
+    return ({"images_again": again} if again else {}) | {
         "name": "pairs", "path": str(path), "images": str(source.folder), "captions": source.captions,
         "columns": vars(source.table.choice), "state": columns.state_of([path]),
     }  # fmt: skip

@@ -1,12 +1,10 @@
 """Webdataset tars, as img2dataset and CLIP's users write them: KEY.jpg with KEY.txt and KEY.json.
 
-A tar is one shard.  The caption is the .txt file, or fields of the .json.
+A tar is one shard; `pipeline/tars.py` reads it, `members.py` says what a caption is.
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,19 +12,20 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.shard import Bad, Pair, Task
+from dataprep.members import TEXTS, Reading, never_downloaded
+from dataprep.shard import Bad, Left, Pair, Task
+from pipeline.tars import PICTURES, UNSORTED, Fault, Sample, Tar, compression
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-TEXTS = ("txt", "caption", "captions")  # a member of its own, one caption in it
+_READ = {*PICTURES, *TEXTS, "json"}
 
 
 @dataclass(frozen=True)
 class Tars:
-    """A list of tars, in the order of their names."""
+    """A list of tars."""
 
     path: Path
     files: tuple[Path, ...]
-    choice: columns.Choice  # of captions: "txt" is the member, other names are fields of the .json
+    reading: Reading
     wanted: int
     max_bytes: int
     kind = "pairs"
@@ -36,91 +35,73 @@ class Tars:
         return self.wanted or _most_captions(self)
 
     def tasks(self) -> list[Task]:
-        sizes = [path.stat().st_size for path in self.files]
-        # An image and its caption take two blocks each of 512 bytes at the least.
-        return [Task(str(path), 0, size, size // 2048 + 1, size) for path, size in zip(self.files, sizes)]
+        tasks = []
+        for path in self.files:
+            size = path.stat().st_size
+            # A member is a block of 512 bytes at the least; in a packed tar it may be less than one byte.
+            most = 0 if compression(path) else size // 1024 + 1
+            tasks.append(Task(str(path), 0, size, most, size))
+        return tasks
+
+    def most(self, task: Task) -> int:
+        """As many samples at the most, for a task that does not say so; unpacks the tar."""
+        with Tar(task.path) as tar:
+            return 1 + sum(1 for _ in tar.members())
 
     def images(self) -> None:
         return None
 
-    def read(self, task: Task) -> Iterator[Pair | Bad]:
-        """The samples of one tar; what a cut tar still holds is read, then the cut is told."""
-        held: dict[str, bytes | int] = {}
-        key, name = "", task.path
-        try:
-            with tarfile.open(task.path, "r|*") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # it would keep every header
-                    if not member.isfile():
-                        continue
-                    name = member.name
-                    stem, _, ending = _split(name)
-                    if stem != key and held:
-                        yield self._sample(key, held)
-                        held = {}
-                    key = stem
-                    held[ending] = member.size
-                    if member.size <= self.max_bytes and self._wanted(ending):
-                        held[ending] = tar.extractfile(member).read()
-            if held:
-                yield self._sample(key, held)
-            _check_end(Path(task.path))
-        except FileNotFoundError:
-            raise
-        except (tarfile.TarError, EOFError, OSError) as error:
-            yield Bad(name, "damaged tar", f"{task.path}: {error}")
+    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+        """The samples of one tar; what a damaged tar still holds is read, and the damage is told."""
+        unsorted: set[str] = set()
+        with Tar(task.path) as tar:
+            for item in tar.samples(self._takes):
+                if isinstance(item, Fault):
+                    yield Bad(item.name, "damaged tar", f"{task.path}: {item.detail}")
+                    continue
+                raw, left = self._sample(item)
+                lacking = isinstance(raw, Bad) and raw.reason in ("no image", "empty caption")
+                if lacking and item.key in tar.scattered:
+                    if item.key not in unsorted:
+                        yield Bad(item.key, "not sorted by key", UNSORTED)
+                    unsorted.add(item.key)
+                    continue
+                yield from left
+                yield raw
+            if tar.hidden:
+                yield Left("hidden members", tar.hidden)
+        path = Path(task.path)
+        yield from never_downloaded(path.with_name(f"{path.stem}_stats.json"))
 
-    def _wanted(self, ending: str) -> bool:
-        return ending in IMAGES or ending in TEXTS or ending == "json"
+    def _takes(self, ending: str, size: int) -> bool:
+        return ending in _READ and size <= self.max_bytes
 
-    def _sample(self, key: str, members: dict[str, bytes | int]) -> Pair | Bad:
-        ending = next((name for name in IMAGES if name in members), None)
-        if ending is None:
-            return Bad(key, "no image", f"it has {', '.join(members) or 'nothing'}")
-        image = members[ending]
-        if isinstance(image, int):
-            return Bad(key, "too many bytes", f"{image}, the limit is {self.max_bytes}")
+    def _sample(self, sample: Sample) -> tuple[Pair | Bad, list[Left]]:
+        key, parts = sample
+        if not sample.pictures:
+            dots = "; a key ends at the first dot of a name" if any("." in e for e in parts) else ""
+            return Bad(key, "no image", f"it has {', '.join(parts) or 'nothing'}{dots}"), []
+        image = parts[sample.pictures[0]]
+        if image.data is None:
+            return Bad(key, "too many bytes", f"{image.size}, the limit is {self.max_bytes}"), []
+        texts = {name: part.data for name, part in parts.items() if part.data is not None}
         try:
-            return Pair(key, image, self._captions(members))
+            captions, left = self.reading.captions(key, texts)
         except ValueError as error:
-            return Bad(key, "bad caption", str(error))
-
-    def _captions(self, members: dict[str, bytes | int]) -> list[str]:
-        def text(name: str) -> str:
-            value = members[name]
-            return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
-
-        fields = json.loads(text("json")) if "json" in members else {}
-        fields = fields if isinstance(fields, dict) else {}
-        if self.choice.captions:
-            found = [text(n) if n in TEXTS and n in members else fields.get(n) for n in self.choice.captions]
-            return [caption for value in found for caption in columns.strings(value)]
-        for name in TEXTS:
-            if name in members:
-                return [text(name)]
-        names = [name for name in columns.CAPTIONS if fields.get(name)][:1] or columns.PARTS
-        return [caption for name in names for caption in columns.strings(fields.get(name))]
+            return Bad(key, "bad caption", str(error)), []
+        if not captions:
+            return Bad(key, "empty caption", f"it has {', '.join(parts)}"), left
+        if len(sample.pictures) > 1:
+            left.append(Left("pictures beside the one taken", len(sample.pictures) - 1))
+        return Pair(key, image.data, captions), left
 
     def describe(self) -> dict:
-        return {
+        told = {"lines": True} if self.reading.lines else {}
+        return told | {
             "name": "pairs", "layout": "tars", "path": str(self.path), "files": len(self.files),
-            "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
+            "captions": self.captions, "columns": vars(self.reading.choice),
+            "state": columns.state_of(self.files),
         }  # fmt: skip
-
-
-def _check_end(path: Path) -> None:
-    """tarfile takes a tar that is cut between two members for a whole one; the end mark is missing then."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 1024))
-        if any(file.read()):
-            raise tarfile.ReadError("it ends without the end mark: cut short?")
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """webdataset's key: the path up to the first dot of the file's name."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, ending = base.partition(".")
-    return folder + slash + stem, dot, ending.lower()
 
 
 @cache

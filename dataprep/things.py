@@ -21,6 +21,7 @@ import numpy as np
 from dataprep.columns import state_of
 from dataprep.nights import plan
 from dataprep.shard import Task, Triplet
+from pipeline import utf8
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -37,7 +38,7 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
         there = [p for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in _ENDINGS]
         names = tuple(sorted({p.name if p.is_dir() else p.stem for p in there if p.name[0] != "."}))
     else:
-        names = tuple(ids.read_text(encoding="utf-8").split())
+        names = tuple(utf8.text(ids.read_bytes(), str(ids)).split())
     return names, tuple(_image(folder, name) for name in names)
 
 
@@ -53,7 +54,7 @@ def _image(folder: Path, name: str) -> Path:
 def _answers(path: Path, names: tuple[str, ...]) -> np.ndarray:
     """(N, 3) int32 object numbers, the third one odd; ValueError names the line that is wrong."""
     try:
-        table = np.loadtxt(path, dtype=np.int64, ndmin=2, delimiter=_delimiter(path))
+        table = np.loadtxt(path, np.int64, ndmin=2, delimiter=_delimiter(path), encoding="utf-8-sig")
     except ValueError:
         table = _stems(path, names)
     except OSError:
@@ -68,14 +69,14 @@ def _answers(path: Path, names: tuple[str, ...]) -> np.ndarray:
 
 
 def _delimiter(path: Path) -> str | None:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return "," if "," in file.readline() else None
 
 
 def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
     numbers = {name: number for number, name in enumerate(names)}
     rows = []
-    for line, words in enumerate(path.read_text(encoding="utf-8").replace(",", " ").splitlines(), 1):
+    for line, words in enumerate(utf8.text(path.read_bytes(), str(path)).replace(",", " ").splitlines(), 1):
         stems = [Path(word).stem if word.lower().endswith(_ENDINGS) else word for word in words.split()]
         if len(stems) != 3:
             raise ValueError(f"{path}: line {line}: three objects expected, {len(stems)} found")

@@ -118,7 +118,7 @@ class Cache:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         value = make()
-        replace_into(path, lambda p: p.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8"))
+        replace_into(path, lambda p: p.write_text(json.dumps(value)))
         return value
 
     def identity(self, images: Images) -> str:

@@ -6,7 +6,6 @@ be fractions: the share of people who preferred right.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from eval.evalset import FileImages
+from pipeline import nights
 from pipeline.fields import Beton
 
-MIN_VOTES = 6  # NIGHTS keeps the triplets whose voters agreed; its `votes` column is their number
 SPLITS = ("val", "test")
 
 
@@ -57,59 +56,29 @@ def read_beton(path: Path) -> Triplets:
     ]
     images, rows = _unique(members)
     vote = file.metadata["vote"].astype(np.float64)
-    split = np.full(len(file), str(file.info.get("split", "test")))
+    split = np.full(len(file), str(file.info.get("source", {}).get("split", "test")))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
     return Triplets(file.path, images, rows, vote, split, votes_are)
 
 
-_COLUMNS = ("left_vote", "right_vote", "ref_path", "left_path", "right_path")
+def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, ...] = SPLITS) -> Triplets:
+    """A folder laid out as NIGHTS, its table read as dataprep reads it (`pipeline.nights.read`).
 
-
-def _csv_rows(table: Path, min_votes: int, splits: tuple[str, ...]) -> list[dict]:
-    with open(table, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{table}: columns {', '.join(missing)} are missing; it has {reader.fieldnames}")
-        rows = list(reader)
-    rows = [r for r in rows if r.get("split", "test") in splits]
-    # A table without agreement counts (or with one answer a row) is taken whole.
-    counts = [float(r.get("votes") or 0) for r in rows]
-    if max(counts, default=0) >= min_votes:
-        rows = [r for r, n in zip(rows, counts) if n >= min_votes]
-    if not rows:
-        raise ValueError(
-            f"{table}: no triplet of split {' or '.join(splits)} with at least {min_votes} votes"
-        )
-    return rows
-
-
-def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...] = SPLITS) -> Triplets:
-    """A folder laid out as NIGHTS: `data.csv` (or `triplets.csv`) and the pictures it names.
-
+    A table without a column `split` is taken as a test set.
     Raises ValueError naming the row whose picture is missing or whose votes are no numbers.
     """
-    table = next((folder / n for n in ("data.csv", "triplets.csv") if (folder / n).is_file()), None)
-    if table is None:
-        raise ValueError(f"--triplets {folder}: neither data.csv nor triplets.csv is in it")
-    members, vote, split = [], [], []
-    for number, row in enumerate(_csv_rows(table, min_votes, splits)):
-        where = f"{table}, triplet {row.get('id', number)}"
-        try:
-            left, right = float(row["left_vote"]), float(row["right_vote"])
-        except ValueError:
-            raise ValueError(f"{where}: left_vote and right_vote must be numbers") from None
-        if left + right <= 0:
-            raise ValueError(f"{where}: no vote for either side")
-        for column in ("ref_path", "left_path", "right_path"):
-            picture = folder / row[column]
-            if not picture.is_file():
-                raise ValueError(f"{where}: {picture} is missing")
-            members.append((picture, 0, -1, row[column]))
-        vote.append(right / (left + right))
-        split.append(row.get("split", "test"))
+    table = nights.table_of(folder)
+    found = nights.read(table, splits, min_votes, unsplit="test")
+    if not found:
+        enough = "" if min_votes is None else f" with at least {min_votes} votes"
+        raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}{enough}")
+    members = [(folder / path, 0, -1, path) for row in found for path in row.paths]
+    for number, (picture, *_) in enumerate(members):
+        if not picture.is_file():
+            raise ValueError(f"{table}, triplet {found[number // 3].key}: {picture} is missing")
     images, rows = _unique(members)
-    return Triplets(table, images, rows, np.array(vote), np.array(split), f"votes as given in {table.name}")
+    vote, split = np.array([row.vote for row in found]), np.array([row.split for row in found])
+    return Triplets(table, images, rows, vote, split, f"votes as given in {table.name}")
 
 
 def read(path: Path) -> Triplets:

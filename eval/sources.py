@@ -15,9 +15,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,9 @@ import numpy as np
 from eval import catalog, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
-from eval.evalset import IMAGE_SUFFIXES, ArrayImages, EvalSet, FileImages, pictures
+from eval.evalset import ArrayImages, EvalSet, FileImages, pictures
+from pipeline import captions as caption_files
+from pipeline import tars, utf8
 
 NO_CACHE = Cache(None)
 
@@ -44,62 +44,41 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _grouped_members(shard: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """[(key, {extension: member})] in file order; a key ends at the first dot of the base name."""
-    samples: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if not samples or samples[-1][0] != key:
-                    samples.append((key, {}))
-                samples[-1][1][extension.lower()] = member
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{shard}: not a whole tar file ({error})") from None
-    return samples
-
-
-def _sample_bytes(file, member: tarfile.TarInfo, shard: Path) -> bytes:
-    file.seek(member.offset_data)
-    data = file.read(member.size)
-    if len(data) != member.size:
-        raise ValueError(f"{shard}, member {member.name}: cut short")
-    return data
-
-
-def _text(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: not UTF-8 text") from None
-
-
 def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
     """(offset, size, name, text of its `.cls` or `.txt`) of every image in the tar."""
     samples = []
-    with open(shard, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for key, parts in _grouped_members(shard):
-            picture = next((parts[s] for s in IMAGE_SUFFIXES if s in parts), None)
-            if picture is None or extension not in parts:
-                missing = "an image" if picture is None else f".{extension}"
-                raise ValueError(f"{shard}, sample {key}: {missing} is missing (it has {sorted(parts)})")
-            if picture.offset_data + picture.size > size:
-                raise ValueError(f"{shard}, member {picture.name}: cut short")
-            target = _text(_sample_bytes(file, parts[extension], shard), f"{shard}, member {key}.{extension}")
-            samples.append((picture.offset_data, picture.size, picture.name, target))
+    with tars.Tar(shard) as tar:
+        if tar.compression:  # images are read by their place in the file
+            how = tars.UNPACK[tar.compression]
+            raise ValueError(f"{shard}: {tar.compression} inside; unpack it first ({how})")
+        items = tar.samples(lambda ending, _: ending == extension)
+        for item in items:
+            whole = isinstance(item, tars.Sample) and item.pictures and extension in item.parts
+            if not whole:
+                raise ValueError(f"{shard}, {_what_is_wrong(tar, item, next(items, None), extension)}")
+            picture = item.parts[item.pictures[0]]
+            where = f"{shard}, member {item.key}.{extension}"
+            target = utf8.text(item.parts[extension].data, where)
+            samples.append((picture.offset, picture.size, picture.name, target))
     return samples
+
+
+def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
+    """Why this item of a tar is no whole sample: damage, here or right after it, comes before all else."""
+    for one in (item, following):
+        if isinstance(one, tars.Fault):
+            return f"member {one.name}: not a whole tar file ({one.detail})"
+    if item.key in tar.scattered:
+        return f"sample {item.key}: {tars.UNSORTED}"
+    missing = f".{extension}" if item.pictures else "an image"
+    return f"sample {item.key}: {missing} is missing (it has {sorted(item.parts)})"
 
 
 def _indexed(shard: Path, extension: str, cache: Cache) -> list[tuple[int, int, str, str]]:
     """As `_read_shard`, remembered until the tar changes."""
     stat = shard.stat()
-    what = f"{shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
-    key = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+    what = f"members 2 {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
+    key = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return [tuple(row) for row in cache.remember(key, lambda: _read_shard(shard, extension))]
 
 
@@ -176,24 +155,6 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
 # -- captions -----------------------------------------------------------------------------------
 
 
-def _from_coco(data: dict) -> list[tuple[str, list[str]]]:
-    """COCO's annotation format, as clip-benchmark's `coco_test_karpathy.json` has it."""
-    names = {i["id"]: i["file_name"] for i in data["images"]}
-    captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
-    for a in data["annotations"]:
-        captions[a["image_id"]].append(a["caption"])
-    return [(names[i], c) for i, c in captions.items()]
-
-
-def _from_karpathy(data: dict) -> list[tuple[str, list[str]]]:
-    """Karpathy's own `dataset_coco.json`, `dataset_flickr30k.json`: the rows whose split is `test`."""
-    return [
-        (os.path.join(i.get("filepath", ""), i["filename"]), [s["raw"] for s in i["sentences"]])
-        for i in data["images"]
-        if i["split"] == "test"
-    ]
-
-
 def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
     """clip-benchmark's `flickr30k_test_karpathy.txt`: a header, then `NAME.jpg,CAPTION` lines."""
     rows: dict[str, list[str]] = {}
@@ -208,14 +169,16 @@ def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
 
 
 def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
-    text = _text(path.read_bytes(), str(path))
+    text = utf8.text(path.read_bytes(), str(path))
     if path.suffix != ".json":
         return _from_lines(text, path)
     try:
         data = json.loads(text)
         if isinstance(data, list):
             return [(row["file"], row["captions"]) for row in data]
-        return _from_coco(data) if "annotations" in data else _from_karpathy(data)
+        if "annotations" in data:
+            return caption_files.from_coco(data)
+        return caption_files.from_karpathy(data, ("test",))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataprep.nights import COLUMNS
+from dataprep.build_ffcv import main
 from pipeline.fields import Beton
-from pipeline.text import tokenize
+from pipeline.nights import COLUMNS
+from pipeline.text import decode, tokenize
 
 WORDS = ["red", "green", "blue", "cat", "dog", "tree", "house", "boat", "cloud", "river"]
 
@@ -103,3 +104,24 @@ def expected_tokens(captions: list[list[str]]) -> np.ndarray:
 
 def rejects(out: Path) -> list[dict]:
     return [json.loads(line) for line in out.with_suffix(".rejects.jsonl").read_text().splitlines()]
+
+
+def make(source, out, *more: str) -> int:
+    """`build_ffcv.py pairs`, in this process."""
+    return main(["pairs", "--source", str(source), "--out", str(out), "--workers", "1", *more])
+
+
+def taken(out) -> list[tuple[str, list[str]]]:
+    """(key, captions) of a file, the captions as they are stored."""
+    beton = Beton(out)
+    rows = [[decode(row) for row in table if row[0]] for table in tokens(beton)]
+    return list(zip(keys(beton), rows))
+
+
+def table_of(path, body: str | bytes):
+    """A table, and images 0.jpg … 8.jpg beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for n in range(9):
+        (path.parent / f"{n}.jpg").write_bytes(jpeg(n))
+    path.write_bytes(body if isinstance(body, bytes) else body.encode())
+    return path

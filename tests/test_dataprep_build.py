@@ -124,14 +124,14 @@ def test_workers_do_not_change_the_file(tmp_path, small_shards, monkeypatch):
     assert kit.keys(Beton(tmp_path / "1.beton")) == [f"images/{n:03d}.jpg" for n in range(23)]
 
 
-def test_fractions_are_nested_and_seeded(tmp_path, small_shards):
+def test_shares_are_nested_and_seeded(tmp_path, small_shards):
     source = open_pairs(table_of(tmp_path / "in", 60))
     taken = {}
     for seed in (0, 1):
-        for fraction in (0.1, 0.3, 0.7, 1.0):
-            out = tmp_path / f"{seed}-{fraction}.beton"
-            build(source, out, SampleSettings(fraction=fraction, seed=seed), ONE)
-            taken[seed, fraction] = set(kit.keys(Beton(out)))
+        for share in (0.1, 0.3, 0.7, 1.0):
+            out = tmp_path / f"{seed}-{share}.beton"
+            build(source, out, SampleSettings(share=share, seed=seed), ONE)
+            taken[seed, share] = set(kit.keys(Beton(out)))
         assert taken[seed, 0.1] < taken[seed, 0.3] < taken[seed, 0.7] < taken[seed, 1.0]
     assert taken[0, 0.3] != taken[1, 0.3] and len(taken[0, 1.0]) == 60
 
@@ -251,7 +251,7 @@ def test_wrong_arguments_are_exit_code_2(capsys):
         (["pairs"], "--source"),
         (["demo", "--colour", "red"], "--colour"),
         (["nights", "--source", "x", "--size", "3"], "size must be"),
-        (["nights", "--source", "x", "--fraction", "2"], "fraction must be"),
+        (["nights", "--source", "x", "--share", "2"], "share must be"),
         (["nights", "--source", "x", "--max-rejects", "5"], "max_rejects is a share"),
     ):
         with pytest.raises(SystemExit) as exit_:
@@ -415,10 +415,13 @@ def test_a_really_full_disk(tmp_path, small_shards, capsys):
         arguments = ["pairs", "--source", str(table), "--out", str(disk / "out.beton"), "--workers", "1"]
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert "GB are free" in error and not list(disk.iterdir())  # seen before it began
+        assert "KB are free" in error and not list(disk.iterdir())  # seen before it began
         assert main([*arguments, "--no-disk-check"]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error == "error: [Errno 28] No space left on device" and not list(disk.rglob(".*.tmp"))
+        assert (
+            error == f"error: [Errno 28] No space left on device: '{disk / 'out.beton.parts'}'"
+            and not list(disk.rglob(".*.tmp"))
+        )
     finally:
         subprocess.run(["umount", disk], check=True)
 

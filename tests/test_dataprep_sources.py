@@ -194,8 +194,10 @@ def test_byte_order_mark_and_bad_rows(tmp_path):
     body = f"filepath,caption\n{rows[0][0]},one\n{rows[1][0]}\n\n{rows[2][0]},three\xff\n"
     (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbf" + body.encode("latin-1"))
     beton = built(open_pairs(tmp_path / "c.csv"), tmp_path)
-    assert kit.keys(beton) == [rows[0][0], rows[2][0]]
-    assert "1 fields where the header has 2" in kit.rejects(beton.path)[0]["detail"]
+    assert kit.keys(beton) == [rows[0][0]]
+    short, foreign = kit.rejects(beton.path)
+    assert (short["key"], short["detail"]) == ("line 3", "1 fields where the header has 2")
+    assert foreign["key"] == "line 5" and foreign["detail"].startswith(r"not UTF-8: 'three\xff'")
 
 
 @settings(max_examples=40, deadline=None)

@@ -196,14 +196,14 @@ def test_bad_nights_is_named(tmp_path):
     assert len(perceptual.read(_nights(tmp_path / "n", [good, "6,1,0,3,a.png,b.png,c.png,test"])).vote) == 1
     for row, message in [
         ("5,1,0,8,a.png,b.png,d.png,test", "triplet 5: .*d.png is missing"),
-        ("5,x,0,8,a.png,b.png,c.png,test", "triplet 5: left_vote and right_vote must be numbers"),
-        ("5,0,0,8,a.png,b.png,c.png,test", "no vote for either"),
+        ("5,x,0,8,a.png,b.png,c.png,test", "row 2: a vote is not a number"),
+        ("5,0,0,8,a.png,b.png,c.png,test", "row 2: left_vote 0 and right_vote 0 prefer neither"),
         ("5,1,0,8,a.png,b.png,c.png,train", "no triplet of split val or test"),
     ]:
         with pytest.raises(ValueError, match=message):
             perceptual.read(_nights(tmp_path / "n", [row]))
     header = "id,l,right_vote,votes,ref_path,left_path,right_path,split"
-    with pytest.raises(ValueError, match="columns left_vote are missing"):
+    with pytest.raises(ValueError, match="no column left_vote; it has id, l, right_vote"):
         perceptual.read(_nights(tmp_path / "n", [good], header))
 
 

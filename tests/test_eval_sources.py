@@ -462,3 +462,52 @@ def test_a_damaged_pcam_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "pcam" / "camelyonpatch_level_2_split_test_x.h5").write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match="not PCAM's HDF5 files"):
         rawsets.read(tmp_path / "pcam")
+
+
+# -- tars as people hold them ---------------------------------------------------------
+
+
+def _tar_set(folder: Path, *shards: bytes) -> Path:
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    for n, data in enumerate(shards):
+        (folder / "test" / f"{n}.tar").write_bytes(data)
+    (folder / "test" / "nshards.txt").write_text(str(len(shards)))
+    (folder / "classnames.txt").write_text("\n".join(CLASSES))
+    return folder
+
+
+def _tar(path: Path, members: list[tuple[str, bytes]]) -> bytes:
+    write_tar(path, members)
+    return path.read_bytes()
+
+
+def test_repeated_keys_joined_tars_and_hidden_members(tmp_path, images):
+    """Every sample, once, with its own label; what macOS adds is none."""
+    twice = [("a.png", images[0]), ("a.cls", b"0"), ("a.png", images[1]), ("a.cls", b"1")]
+    mac = [("._b.png", b"x"), ("b.png", images[2]), ("._b.cls", b"x"), ("b.cls", b"\xef\xbb\xbf2")]
+    joined = _tar(tmp_path / "1.tar", twice) + _tar(tmp_path / "2.tar", mac)
+    one = sources.read_webdataset(_tar_set(tmp_path / "wds_x", joined))
+    assert one.labels.tolist() == [0, 1, 2] and [one.images.read(i) for i in range(3)] == images[:3]
+
+
+def test_tars_that_cannot_be_read_by_place_are_one_line(tmp_path, images):
+    members = [("a.png", images[0]), ("b.png", images[1]), ("a.cls", b"0"), ("b.cls", b"1")]
+    plain = _tar(tmp_path / "1.tar", members)
+    with pytest.raises(ValueError, match=r"0\.tar, sample a: .*pack it anew with tar --sort=name"):
+        sources.read_webdataset(_tar_set(tmp_path / "wds_x", plain))
+    with pytest.raises(ValueError, match=r"0\.tar: gzip inside; unpack it first \(gunzip\)"):
+        sources.read_webdataset(_tar_set(tmp_path / "wds_y", gzip.compress(plain)))
+    broken = bytearray(plain)
+    broken[-10240 + 600 :] = b"\1" * (10240 - 600)
+    with pytest.raises(ValueError, match=r"0\.tar, member .*: not a whole tar"):
+        sources.read_webdataset(_tar_set(tmp_path / "wds_z", bytes(broken)))
+
+
+def test_names_that_are_not_utf8(tmp_path, images):
+    members = [("caf\udce9.png", images[0]), ("caf\udce9.cls", b"3")]
+    folder = _tar_set(tmp_path / "wds_x", _tar(tmp_path / "1.tar", members))
+    cache = Cache(tmp_path / "cache")
+    for _ in range(2):  # also as it is remembered
+        one = sources.read_webdataset(folder, cache=cache)
+        assert one.labels.tolist() == [3] and one.images.read(0) == images[0]
+        assert one.images.stamp() and one.images.identity()

@@ -14,7 +14,7 @@ ROOMS = {"pipeline", "kernels", "dataprep", "train", "eval"}
 OURS = {
     "kernels": set(),
     "pipeline": set(),
-    "dataprep": {"pipeline.fields", "pipeline.jpeg_scan", "pipeline.slurm", "pipeline.text"},
+    "dataprep": {"pipeline"},
     "train": {"pipeline", "kernels"},
     "eval": {"pipeline"},
 }

@@ -1,0 +1,118 @@
+"""Folders of images with texts of the same name beside them: img2dataset's `files`, captioners' folders.
+
+NAME.jpg with NAME.txt and NAME.json, in the folder or in folders within.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import islice
+from pathlib import Path
+
+from dataprep import columns
+from dataprep.members import TEXTS, Reading, never_downloaded
+from dataprep.shard import Bad, Left, Pair, Task
+from pipeline.tars import PICTURES
+
+SHARD = 4_000  # samples a shard
+_TEXTS = {*TEXTS, "json"}
+
+
+def has_pairs(folder: Path) -> bool:
+    """Whether an image with a text of its name lies in the folder, or in one of its first folders."""
+    inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    return any(
+        set(PICTURES) & set(parts) and _TEXTS & set(parts)
+        for place in [str(folder), *inside[:8]]
+        for parts in _samples(place).values()
+    )
+
+
+@lru_cache(maxsize=2)
+def _samples(folder: str) -> dict[str, dict[str, str]]:
+    """Stem → {ending: name} of the folder's images and texts, by name; hidden files are left out."""
+    out: dict[str, dict[str, str]] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, dot, ending = name.rpartition(".")
+        ending = ending.lower()
+        if stem and name[0] != "." and not name.endswith("_stats.json") and ending in {*PICTURES, *_TEXTS}:
+            out.setdefault(stem, {}).setdefault(ending, name)
+    return out
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """All samples under a folder, folder by folder in the order of their names."""
+
+    path: Path
+    reading: Reading
+    wanted: int
+    kind = "pairs"
+
+    @property
+    def captions(self) -> int:
+        return self.wanted or _most_captions(self)
+
+    def tasks(self) -> list[Task]:
+        return list(_plan(self.path))
+
+    def images(self) -> int:
+        return sum(task.weight for task in self.tasks())
+
+    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+        samples = _samples(task.path)
+        for stem in islice(samples, task.start, task.stop):
+            key = os.path.relpath(os.path.join(task.path, stem), self.path)
+            yield from self._sample(key, task.path, samples[stem])
+        if not task.start:
+            yield from never_downloaded(Path(f"{task.path}_stats.json"))
+
+    def _sample(self, key: str, folder: str, names: dict[str, str]) -> Iterator[Pair | Bad | Left]:
+        pictures = [ending for ending in PICTURES if ending in names]
+        if not pictures:
+            yield Bad(key, "no image", f"it has {', '.join(names)}")
+            return
+        try:
+            texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in _TEXTS}
+            captions, left = self.reading.captions(key, texts)
+        except (ValueError, OSError) as error:
+            yield Bad(key, "bad caption", str(error))
+            return
+        yield from left
+        if len(pictures) > 1:
+            yield Left("pictures beside the one taken", len(pictures) - 1)
+        yield Pair(key, os.path.join(folder, names[pictures[0]]), captions)
+
+    def describe(self) -> dict:
+        told = {"lines": True} if self.reading.lines else {}
+        folders = sorted({Path(task.path) for task in self.tasks()})
+        return told | {
+            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(folders),
+            "captions": self.captions, "columns": vars(self.reading.choice),
+            "state": columns.state_of(folders),
+        }  # fmt: skip
+
+
+@cache
+def _plan(path: Path) -> tuple[Task, ...]:
+    tasks = []
+    for folder, inside, _ in os.walk(path, followlinks=True):
+        inside[:] = sorted(name for name in inside if name[0] != ".")
+        count = len(_samples(folder))
+        for start in range(0, count, SHARD):
+            size = min(SHARD, count - start)
+            tasks.append(Task(folder, start, start + size, size, size))
+    if not tasks:
+        raise ValueError(f"{path}: no images with texts of the same name")
+    return tuple(tasks)
+
+
+@cache
+def _most_captions(source: Sidecars) -> int:
+    """The most captions among the first samples."""
+    raws = islice(source.read(source.tasks()[0]), 200)
+    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
+    return min(max(counts, default=1) or 1, columns.MOST_CAPTIONS)

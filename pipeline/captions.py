@@ -1,0 +1,27 @@
+"""Caption files of the field that are one JSON document: COCO's own, and Karpathy's splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container
+
+
+def from_coco(data: dict) -> list[tuple[str, list[str]]]:
+    """(file name, captions) of every image of `captions_*.json`, by image id.
+
+    Raises KeyError or TypeError where it is something else.
+    """
+    names = {image["id"]: image["file_name"] for image in data["images"]}
+    captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
+    for annotation in data["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    return [(names[i], own) for i, own in captions.items()]
+
+
+def from_karpathy(data: dict, splits: Container[str]) -> list[tuple[str, list[str]]]:
+    """(file name, captions) of `dataset_coco.json`, `dataset_flickr30k.json`: the rows of these splits."""
+    return [
+        (os.path.join(i.get("filepath", ""), i["filename"]), [s["raw"] for s in i["sentences"]])
+        for i in data["images"]
+        if i["split"] in splits
+    ]

@@ -1,0 +1,187 @@
+"""Tables as people really hold them: quoting, encodings, line ends, JSON of every form."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import dataprep_kit as kit
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataprep import delimited
+from dataprep.columns import Choice
+from dataprep.tables import TableFile
+from pipeline.fields import Beton
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+PLAIN = (
+    'filepath\ttitle\n1.jpg\tone\n2.jpg\t"unclosed two\n3.jpg\tthree\n4.jpg\tfour 6" pipe\n5.jpg\t"five"\n'
+)
+
+
+def test_a_tsv_without_quoting_is_a_row_a_line(tmp_path):
+    assert kit.make(kit.table_of(tmp_path / "c.tsv", PLAIN), tmp_path / "out.beton") == 0
+    said = ["one", '" unclosed two', "three", 'four 6 " pipe', '" five "']
+    assert kit.taken(tmp_path / "out.beton") == [(f"{n}.jpg", [s]) for n, s in enumerate(said, 1)]
+
+
+@pytest.mark.parametrize(
+    "body, kept, line, detail",
+    [
+        (
+            '1.jpg,one\n2.jpg,"unclosed\n3.jpg,three\n',
+            [1, 3],
+            3,
+            "a quotation mark opens here and never closes",
+        ),
+        ('1.jpg,one\n2.jpg,"unclosed\n3.jpg,three 6"\n4.jpg,x\n', [1, 3, 4], 3, "closes 1 lines on"),
+        ('1.jpg,one\n2.jpg,"un"closed\n3.jpg,"th, ree"\n', [1, 3], 3, "do not pair up"),
+        ("1.jpg,one\n2.jpg,two, more\n3.jpg,three,\n", [1, 3], 3, "a comma in a field without quotes"),
+        ('1.jpg,"one\nand more"\n2.jpg\n3.jpg,three\n', [1, 3], 4, "1 fields where the header has 2"),
+        ("1.jpg,one\n,two\n3.jpg,three\n,\n", [1, 3], 3, "it names no image"),
+        ("1.jpg,one\nhttps://x/2.jpg,two\n3.jpg,three\n", [1, 3], 3, "download the images first"),
+        ("1.jpg,one\n2.jpg,caf\udce9 \udc93x\n3.jpg,three\n", [1, 3], 3, r"not UTF-8: 'caf\xe9 \x93x'"),
+    ],
+)
+@pytest.mark.parametrize("shard", [1, 100])
+def test_a_bad_row_costs_itself_and_is_named_by_its_line(
+    tmp_path, monkeypatch, body, kept, line, detail, shard
+):
+    monkeypatch.setattr("dataprep.tables.SHARD", shard)
+    path = kit.table_of(tmp_path / "c.csv", f"filepath,title\n{body}".encode("utf-8", "surrogateescape"))
+    assert kit.make(path, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
+    assert kit.keys(Beton(tmp_path / "out.beton")) == [f"{n}.jpg" for n in kept]
+    (row,) = kit.rejects(tmp_path / "out.beton")
+    assert row["key"] == f"line {line}" and detail in row["detail"], row
+
+
+@pytest.mark.parametrize(
+    "name, body, message",
+    [
+        ("c.csv", "filepath,title\n1.jpg,é\n".encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("c.csv", "filepath,title\n1.jpg,é\n".encode("utf-16-le"), "UTF-16 without a mark"),
+        ("c.json", '[{"image": "1.jpg"}]'.encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("c.csv", b"filepath,title\r1.jpg,one\r2.jpg,two\r", "in CR alone; tr"),
+        ("c.csv", b'filepath,"title\n1.jpg,one\n', "its header line is no csv"),
+        ("c.tsv", b"a dog\thttp://x/1.jpg\n", "it has a dog, http://x/1.jpg; name it with --image-column"),
+        ("c.json", json.dumps({"images": [{"filename": "1.jpg", "sentences": []}]}).encode(), "Karpathy"),
+        ("c.json", b'{"images":\n[{"id": 1, "file_name": "a"}], "annotations": [{"id": 1}]}', "not COCO's"),
+        ("c.json", b'[{"image": "1.jpg", "caption": "x"}', "not JSON"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read_are_one_line(tmp_path, capsys, name, body, message):
+    assert kit.make(kit.table_of(tmp_path / name, body), tmp_path / "out.beton") == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and message in error[0] and name in error[0], error
+    assert not list(tmp_path.glob("out*"))
+
+
+COCO = {
+    "info": {},
+    "images": [{"id": 7, "file_name": "2.jpg"}, {"id": 3, "file_name": "1.jpg"}],
+    "annotations": [
+        {"image_id": 7, "id": 1, "caption": "b1"},
+        {"image_id": 3, "id": 2, "caption": "a1"},
+        {"image_id": 7, "id": 3, "caption": "b2"},
+    ],
+}
+LISTED = [{"file": "1.jpg", "captions": ["a1"]}, {"file": "2.jpg", "captions": ["b1", "b2"]}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n "])
+@pytest.mark.parametrize("data", [COCO, LISTED, {"1.jpg": "a1", "2.jpg": ["b1", "b2"]}])
+def test_json_documents(tmp_path, data, mark, indent, monkeypatch):
+    """COCO's own captions, lists, names with captions; with a byte-order mark, indented or not."""
+    monkeypatch.setattr("dataprep.tables.SHARD", 1)
+    path = kit.table_of(tmp_path / "c.json", mark + json.dumps(data, indent=indent).encode())
+    assert kit.make(path, tmp_path / "out.beton") == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a 1"]), ("2.jpg", ["b 1", "b 2"])]
+
+
+def test_one_line_of_json_is_a_table_too(tmp_path):
+    path = kit.table_of(tmp_path / "c.json", json.dumps({"filename": "1.jpg", "caption": ["x", "y"]}))
+    assert kit.make(path, tmp_path / "out.beton") == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["x", "y"])]
+
+
+def test_column_names_in_other_letters_and_words_that_look_like_nothing(tmp_path):
+    body = "Image, Caption\n1.jpg,None\n2.jpg,NA\n3.jpg,null\n"
+    assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
+    assert [captions for _, captions in kit.taken(tmp_path / "out.beton")] == [["none"], ["na"], ["null"]]
+    body = "Image Path,raw_caption,shortIB_captions\n1.jpg,a,b\n"
+    columns = ["--image-column", "Image Path", "--caption-columns", "raw_caption", "shortIB_captions"]
+    assert kit.make(kit.table_of(tmp_path / "d.csv", body), tmp_path / "two.beton", *columns) == 0
+    assert kit.taken(tmp_path / "two.beton") == [("1.jpg", ["a", "b"])]
+
+
+def test_a_txt_that_is_a_csv_and_empty_rows(tmp_path):
+    """Flickr8k's captions.txt; rows of nothing but commas at the end, as spreadsheets leave them; CRLF."""
+    body = "image,caption\r\n1.jpg,a dog .\r\n1.jpg,a cat\r\n2.jpg,x\r\n,\r\n,\r\n\r\n"
+    assert kit.make(kit.table_of(tmp_path / "captions.txt", body), tmp_path / "out.beton") == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a dog .", "a cat"]), ("2.jpg", ["x"])]
+    assert Beton(tmp_path / "out.beton").info["rejected"] == {}
+
+
+def test_rows_of_an_image_that_do_not_follow_each_other_are_told(tmp_path, capsys):
+    body = "filepath,caption\n1.jpg,a\n2.jpg,b\n1.jpg,c\n2.jpg,d\n2.jpg,e\n"
+    assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
+    assert "2 samples repeat an image" in capsys.readouterr().out
+    assert Beton(tmp_path / "out.beton").info["source"]["images_again"] == 2
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
+
+
+def read_back(path, shard: int) -> list[tuple[str, list[str]]]:
+    """(image, captions) of a table read in pieces of `shard` rows."""
+    table = TableFile(path, Choice())
+    places = [(record.offset, record.number) for record in table.records()]
+    starts, end = places[::shard], path.stat().st_size
+    stops = [offset for offset, _ in starts[1:]] + [end]
+    rows = [r for (start, line), stop in zip(starts, stops) for r in table.records(start, stop, line)]
+    assert [(r.offset, r.number) for r in rows] == places and not any(r.fault for r in rows)
+    return [(r.image, r.captions) for r in rows]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(CELL, min_size=1, max_size=8), st.integers(1, 3), st.sampled_from("\t,;"), st.booleans())
+def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, cells, shard, delimiter, everything):
+    """Any cells, quoted where they must be or everywhere, in any delimiter, read from any row on."""
+    path = tmp_path_factory.mktemp("table") / "t.tsv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        how = csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL
+        writer = csv.writer(file, delimiter=delimiter, quoting=how, lineterminator="\n")
+        writer.writerows([("filepath", "caption"), *((f"{n}.jpg", cell) for n, cell in enumerate(cells))])
+    assert read_back(path, shard) == [(f"{n}.jpg", [cell]) for n, cell in enumerate(cells)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(CELL, min_size=1, max_size=8), st.integers(1, 3))
+def test_lines_with_tabs_come_back_letter_by_letter(tmp_path_factory, cells, shard):
+    """Quotation marks mean nothing in a tsv, but where csv's doubling is the only reading."""
+    cells = [" ".join(cell.split()).replace('""', '"') or "x" for cell in cells]
+    path = tmp_path_factory.mktemp("table") / "t.tsv"
+    lines = ["filepath\tcaption", *(f"{n}.jpg\t{cell}" for n, cell in enumerate(cells))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+    assert read_back(path, shard) == [(f"{n}.jpg", [cell]) for n, cell in enumerate(cells)]
+
+
+def test_very_many_open_quotation_marks_are_read_in_time(tmp_path):
+    """Each is looked for over a bounded stretch only."""
+    path = tmp_path / "t.tsv"
+    path.write_text("filepath\tcaption\n" + "".join(f'{n}.jpg\t"open {n}\n' for n in range(3_001)))
+    found = list(TableFile(path, Choice()).records())
+    assert len(found) == 3_001 and all(r.captions == [f'"open {n}'] for n, r in enumerate(found))
+
+
+def test_delimited_rows_end_at_their_stop(tmp_path):
+    path = kit.table_of(tmp_path / "c.csv", 'filepath,title\n1.jpg,"a\nb"\n2.jpg,c\n')
+    head = delimited.head(path)
+    rows = list(delimited.rows(path, head, 0, 0, None, 1))
+    assert [(row.line, row.fields) for row in rows] == [(2, ["1.jpg", "a\nb"]), (4, ["2.jpg", "c"])]
+    assert [row.line for row in delimited.rows(path, head, 0, 0, rows[1].offset, 1)] == [2]
