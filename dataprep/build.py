@@ -17,7 +17,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -32,7 +34,7 @@ from dataprep.shard import Bad, Pair, SampleSettings, Source, Tally, Task, read_
 from dataprep.writer import join, replacing
 from pipeline.fields import Beton
 
-FORMAT = 1  # raised when the same settings come to mean another file
+FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
@@ -298,6 +300,7 @@ class Job:
             "seen": total.seen,
             "images_kept_byte_for_byte": total.passed,
             "rejected": dict(sorted(total.rejected.items())),
+            "warned": _write_warnings(self.out.with_suffix(".warnings.jsonl"), total.warned),
             "settings": asdict(self.settings),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "fingerprint": self.fingerprint,
@@ -339,6 +342,17 @@ def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str,
     return keep, duplicates
 
 
+def _write_warnings(path: Path, warned: list[list[str]]) -> dict[str, int]:
+    """A line for each thing said of a picture that was taken; how often each was, numbers left out."""
+    if not warned:
+        path.unlink(missing_ok=True)
+        return {}
+    with replacing(path) as name, open(name, "w") as file:
+        for source, key, line in sorted(warned):
+            file.write(json.dumps({"source": source, "key": key, "warning": line}) + "\n")
+    return dict(sorted(Counter(re.sub(r"\d+", "N", line) for *_, line in warned).items()))
+
+
 def _report(out: Path, info: dict) -> None:
     print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
     for reason, count in sorted(info["rejected"].items(), key=lambda item: -item[1]):
@@ -349,3 +363,6 @@ def _report(out: Path, info: dict) -> None:
         print(f"  {left_out:,} captions left out, {kept} an image are kept: --captions N keeps more")
     if info["rejected"]:
         print(f"  listed in {out.with_suffix('.rejects.jsonl')}")
+    if info["warned"]:
+        count, where = sum(info["warned"].values()), out.with_suffix(".warnings.jsonl")
+        print(f"  {count:,} warnings about pictures that were taken all the same, listed in {where}")

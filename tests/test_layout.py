@@ -14,7 +14,7 @@ ROOMS = {"pipeline", "kernels", "dataprep", "train", "eval"}
 OURS = {
     "kernels": set(),
     "pipeline": set(),
-    "dataprep": {"pipeline.fields", "pipeline.jpeg_scan", "pipeline.text"},
+    "dataprep": {"pipeline.fields", "pipeline.jpeg_scan", "pipeline.pictures", "pipeline.text"},
     "train": {"pipeline", "kernels"},
     "eval": {"pipeline"},
 }
