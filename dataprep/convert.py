@@ -116,6 +116,7 @@ def _overheard(data: bytes) -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as caught, _libtiff_lines(data, said):
             warnings.simplefilter("always")
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            warnings.simplefilter("ignore", DeprecationWarning)  # not about the picture
             yield said
     except Rejected as error:
         heard = _distinct(said, caught)

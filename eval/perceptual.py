@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.evalset import FileImages
+from eval.prepared import BetonImages, PreparedImages
 from pipeline.fields import Beton
 
 MIN_VOTES = 6  # NIGHTS keeps the triplets whose voters agreed; its `votes` column is their number
@@ -29,18 +29,19 @@ class Triplets:
     """
 
     path: Path
-    images: FileImages
+    images: PreparedImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
     votes_are: str
 
 
-def _unique(members: list[tuple]) -> tuple[FileImages, np.ndarray]:
+def _unique(members: list[tuple]) -> tuple[list[tuple], np.ndarray]:
+    """The members that differ in their first three fields, and (N, 3) their numbers."""
     number: dict[tuple, int] = {}
     rows = np.array([number.setdefault(m[:3], len(number)) for m in members], np.int64).reshape(-1, 3)
-    names = {m[:3]: m[3] for m in members}
-    return FileImages([(*key, names[key]) for key in number]), rows
+    found = {m[:3]: m for m in members}
+    return [found[key] for key in number], rows
 
 
 def read_beton(path: Path) -> Triplets:
@@ -50,12 +51,14 @@ def read_beton(path: Path) -> Triplets:
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
     index = np.arange(len(file))
     spans = {name: file.spans(name, index) for name in ("ref", "left", "right")}
+    sizes = {name: file.sizes(name, index).tolist() for name in spans}
     members = [
-        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}")
+        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}", sizes[n][i])
         for i in index
         for n in ("ref", "left", "right")
     ]
-    images, rows = _unique(members)
+    found, rows = _unique(members)
+    images = BetonImages([m[:4] for m in found], [m[4] for m in found])
     vote = file.metadata["vote"].astype(np.float64)
     split = np.full(len(file), str(file.info.get("split", "test")))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
@@ -108,7 +111,8 @@ def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...
             members.append((picture, 0, -1, row[column]))
         vote.append(right / (left + right))
         split.append(row.get("split", "test"))
-    images, rows = _unique(members)
+    found, rows = _unique(members)
+    images = PreparedImages(found)
     return Triplets(table, images, rows, np.array(vote), np.array(split), f"votes as given in {table.name}")
 
 

@@ -17,6 +17,7 @@ import io
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -275,8 +276,8 @@ _PICTURES = {  # first bytes of pictures that PIL does not know
 _OTHERS = {  # what comes in a picture's place
     b"<!doctype html": "a web page", b"<html": "a web page", b"<?xml": "XML",
     b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
-    b"\x1f\x8b": "gzip data", b"PK\x03\x04": "a zip archive", b"{": "JSON", b"GIF8": "a damaged GIF",
-    b"\x1aE\xdf\xa3": "a video",
+    b"\x1f\x8b": "gzip data", b"PK\x03\x04": "a zip archive", b"{": "JSON",
+    b"\xd0\xcf\x11\xe0": "an Office document", b"\x1aE\xdf\xa3": "a video",
 }  # fmt: skip
 
 
@@ -299,6 +300,8 @@ def _unidentified(data: bytes) -> Rejected:
             return Rejected("cannot decode", f"begins as {name} does, but Pillow cannot open it")
         if told:
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
+    with suppress(Exception), Image.open(io.BytesIO(data), formats=["PCD", "SPIDER", "IMT"]) as image:
+        return Rejected("format not taken", f"{image.format}; convert it to JPEG or PNG first")
     name = next((name for first, name in _OTHERS.items() if start.startswith(first)), None)
     name = "a video" if data[4:8] == b"ftyp" else name
     return Rejected("not an image", f"{name + ', ' if name else ''}starts with {data[:8]!r}")
