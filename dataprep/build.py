@@ -32,10 +32,11 @@ from dataprep.convert import Rejected, convert
 from dataprep.pool import Progress, run
 from dataprep.shard import Bad, Pair, SampleSettings, Source, Tally, Task, read_image, write_shard
 from dataprep.writer import join, replacing
-from pipeline.fields import Beton
+from pipeline.fields import CONTEXT_LENGTH, Beton
 
 FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
+_BESIDE = 200  # bytes of an image's share of key, metadata and allocation table, about
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
 
@@ -189,17 +190,17 @@ class Job:
     def check_disk(self, left: list[int]) -> None:
         """ValueError if the free space is clearly less than the shards still to write and the joined file.
 
-        Estimated from the stored sizes of the first images of the first task.
+        Estimated from the stored sizes of some images of some tasks, and what else a sample holds.
         """
         sizes = []
-        for raw in islice(self.source.read(self.tasks[0]), 32):
-            for image in _images(raw):
-                with contextlib.suppress(Rejected):
-                    data = read_image(image, self.settings.images)
-                    sizes.append((len(convert(data, self.settings.images).jpeg.data), len(data)))
+        for image in self._some_images(64):
+            with contextlib.suppress(Rejected):
+                data = read_image(image, self.settings.images)
+                sizes.append((len(convert(data, self.settings.images).jpeg.data), len(data)))
         if not sizes:
             return
         stored, given = np.mean(sizes, 0)
+        stored += _BESIDE + 4 * CONTEXT_LENGTH * self.source.captions
         images = self.source.images()
         whole = images * stored if images is not None else stored / given * sum(t.weight for t in self.tasks)
         whole *= self.settings.fraction
@@ -207,9 +208,19 @@ class Job:
         free = shutil.disk_usage(self.parts).free
         if need > free:
             raise ValueError(
-                f"{self.parts.parent}: about {need / 1e9:,.1f} GB are needed (shards and the joined file), "
-                f"{free / 1e9:,.1f} GB are free; make room, choose another --out, or --no-disk-check"
+                f"{self.parts.parent}: about {_size(need)} are needed (shards and the joined file), "
+                f"{_size(free)} are free; make room, choose another --out, or --no-disk-check"
             )
+
+    def _some_images(self, count: int) -> Iterator[bytes | str | Path]:
+        """About `count` images spread over the source; of a task whose pictures cost reading the first."""
+        tasks = [self.tasks[i] for i in np.unique(np.linspace(0, len(self.tasks) - 1, 16).astype(int))]
+        each = -(-count // len(tasks))
+        for task in tasks:
+            first = next((image for raw in islice(self.source.read(task), 16) for image in _images(raw)), b"")
+            step = 1 if isinstance(first, bytes) else min(max(1, task.most // each), 1_000)
+            for raw in islice(self.source.read(task), 0, each * step, step):
+                yield from _images(raw)
 
     # -- during and after -------------------------------------------------------------------
 
@@ -317,6 +328,10 @@ class Job:
         else:
             info["votes"] = self.source.votes
         return info
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _images(raw: Pair | Bad) -> list:
