@@ -60,6 +60,9 @@ def read(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> 
     upright: turned by the EXIF orientation, otherwise as the pixels lie in the file.
     """
     head = read_head(data)
+    if head is not None and (head.precision != 8 or head.sof not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)):
+        kind = f"frame type {head.sof:#x}, {head.precision} bits, {len(head.components)} components"
+        raise Rejected("format not taken", f"a JPEG of a rare kind ({kind}); convert it first")
     if head is not None and head.plain:
         check_pixels(head.width, head.height, max_pixels)
         try:
@@ -283,9 +286,6 @@ _OTHERS = {  # what comes in a picture's place
 
 def _unidentified(data: bytes) -> Rejected:
     """Why PIL found no format it may try: the true reason, as far as the first bytes tell it."""
-    if (head := read_head(data)) is not None and not head.plain:
-        kind = f"frame type {head.sof:#x}, {head.precision} bits, {len(head.components)} components"
-        return Rejected("format not taken", f"a JPEG of a rare kind ({kind}); convert it first")
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
         return Rejected("format not taken", "HEIC; convert it to JPEG or PNG first")
@@ -302,6 +302,6 @@ def _unidentified(data: bytes) -> Rejected:
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
     with suppress(Exception), Image.open(io.BytesIO(data), formats=["PCD", "SPIDER", "IMT"]) as image:
         return Rejected("format not taken", f"{image.format}; convert it to JPEG or PNG first")
-    name = next((name for first, name in _OTHERS.items() if start.startswith(first)), None)
+    name = next((name for first, name in _OTHERS.items() if start.startswith(first.lower())), None)
     name = "a video" if data[4:8] == b"ftyp" else name
     return Rejected("not an image", f"{name + ', ' if name else ''}starts with {data[:8]!r}")
