@@ -131,12 +131,15 @@ def _distinct(said: list[str], caught: list[warnings.WarningMessage]) -> list[st
 @contextmanager
 def _libtiff_lines(data: bytes, said: list[str]) -> Iterator[None]:
     """libtiff writes to the process's stderr itself; for a TIFF file that goes to `said`."""
-    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    try:
+        terminal = os.dup(2) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
+    except OSError:  # a process without stderr
+        terminal = None
+    if terminal is None:
         yield
         return
     sys.stderr.flush()
     with open(os.memfd_create("stderr"), "w+b") as file:
-        terminal = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             yield
@@ -166,14 +169,16 @@ def _encoder() -> Callable[[np.ndarray, int, str], bytes]:
     """
     try:
         import cv2  # it needs libGL, which a bare container does not have
-    except ImportError:
+
+        factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR  # not in old versions
+    except (ImportError, AttributeError):
         return encode_with_pil
     cv2.setNumThreads(1)
     factors = {"444": 0x111111, "422": 0x211111, "420": 0x221111}
 
     def encode_with_cv2(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
         options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors[subsampling]]
+        options += [factor, factors[subsampling]]
         good, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
         assert good
         return data.tobytes()

@@ -60,9 +60,8 @@ def read(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> 
     upright: turned by the EXIF orientation, otherwise as the pixels lie in the file.
     """
     head = read_head(data)
-    if head is not None and (head.precision != 8 or head.sof not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)):
-        kind = f"frame type {head.sof:#x}, {head.precision} bits, {len(head.components)} components"
-        raise Rejected("format not taken", f"a JPEG of a rare kind ({kind}); convert it first")
+    if head is not None and head.precision != 8:
+        raise Rejected("format not taken", f"a JPEG of {head.precision} bits, not 8; convert it first")
     if head is not None and head.plain:
         check_pixels(head.width, head.height, max_pixels)
         try:
