@@ -13,12 +13,13 @@ Not here: how a sample is converted and a shard written (`shard.py`), processes 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -126,8 +127,7 @@ class Job:
 
     def write(self, number: int, step) -> Tally:
         """Write one shard; returns its counts."""
-        with _full(self.parts):
-            return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+        return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -258,8 +258,7 @@ class Job:
         if len(shards) == 1 and not duplicates:
             os.replace(shards[0], self.out)
         else:
-            with _full(self.out):
-                join(shards, self.out, keep)
+            join(shards, self.out, keep)
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
             name.write_text(json.dumps(info, indent=1) + "\n")
@@ -279,6 +278,7 @@ class Job:
             "images_kept_byte_for_byte": total.passed,
             "rejected": dict(sorted(total.rejected.items())),
             "passed_over": dict(sorted(total.passed_over.items())),
+            "warned": _write_warnings(self.out.with_suffix(".warnings.jsonl"), total.warned),
             "settings": asdict(self.settings),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "fingerprint": self.fingerprint,
@@ -295,17 +295,6 @@ class Job:
         else:
             info["votes"] = self.source.votes
         return info
-
-
-@contextlib.contextmanager
-def _full(path: Path) -> Iterator[None]:
-    """A full disk is told with the place that is full; the system's own error names none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str, Path]]]:
@@ -325,6 +314,17 @@ def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str,
     return keep, duplicates
 
 
+def _write_warnings(path: Path, warned: list[list[str]]) -> dict[str, int]:
+    """A line for each thing said of a picture that was taken; how often each was, numbers left out."""
+    if not warned:
+        path.unlink(missing_ok=True)
+        return {}
+    with replacing(path) as name, open(name, "w") as file:
+        for source, key, line in sorted(warned):
+            file.write(json.dumps({"source": source, "key": key, "warning": line}) + "\n")
+    return dict(sorted(Counter(re.sub(r"\d+", "N", line) for *_, line in warned).items()))
+
+
 def _report(out: Path, info: dict) -> None:
     print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
     for what in ("passed_over", "rejected"):
@@ -336,3 +336,6 @@ def _report(out: Path, info: dict) -> None:
         print(f"  {left_out:,} captions left out, {kept} an image are kept: --captions N keeps more")
     if info["rejected"]:
         print(f"  listed in {out.with_suffix('.rejects.jsonl')}")
+    if info["warned"]:
+        count, where = sum(info["warned"].values()), out.with_suffix(".warnings.jsonl")
+        print(f"  {count:,} warnings about pictures that were taken all the same, listed in {where}")

@@ -4,6 +4,10 @@
     python dataprep/build_ffcv.py pairs --source …     images with captions
     python dataprep/build_ffcv.py nights --source …    human 2AFC triplets
 
+Pictures: JPEG, MPO, PNG, WEBP, GIF, BMP, DIB, TIFF, PPM, JPEG2000, AVIF, ICO, ICNS, CUR, PSD, DDS, QOI, SGI,
+PCX, XPM, XBM, SUN, MSP, IM, BLP, FLI, FTEX, TGA; known by their content, whatever they are called.  The first
+of several frames is taken; transparency is laid on white.
+
 Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says which), 130 Ctrl-C.
 """
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from dataprep.convert import mean_luma, read_head
+from dataprep.convert import mean_luma
 from dataprep.pool import Progress, run
 from pipeline import fields as f
-from pipeline import text
+from pipeline import pictures, text
 
 _CHUNK = 2_000  # samples a task
 _SHOWN = 20  # faults that are named
@@ -75,18 +74,18 @@ class Verifier:
 
 def _image(beton: f.Beton, index: int, name: str) -> tuple[str, str, float]:
     """(fault, detail, mean luma) of one stored image; decoded in full."""
+    height, width = beton.sizes(name, np.array(index)).tolist()
     try:
         data = beton.jpeg(index, name).tobytes()
-        head = read_head(data)
+        head = pictures.read_head(data)
         if head is None or head.sof != 0xC0 or len(head.components) != 3:
             return "not a baseline RGB JPEG", "", 0.0
-        pixels = simplejpeg.decode_jpeg(data)
+        if (head.height, head.width) != (height, width):
+            told = f"{head.width}×{head.height} and {width}×{height}"
+            return "its size is not the one in the table", told, 0.0
+        return "", "", mean_luma(pictures.stored(data, height, width))
     except ValueError as error:
         return "cannot decode", str(error), 0.0
-    size = tuple(beton.sizes(name, np.array(index)).tolist())
-    if pixels.shape[:2] != size:
-        return "its size is not the one in the table", f"{pixels.shape[:2]} and {size}", 0.0
-    return "", "", mean_luma(pixels)
 
 
 def _tokens(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
@@ -189,7 +188,7 @@ def draw_sheet(beton: f.Beton, images: list[str], out: Path, count: int) -> None
     for place, index in enumerate(chosen):
         x, y = pad + place % across * width, pad + place // across * height
         for column, name in enumerate(images):
-            with Image.fromarray(simplejpeg.decode_jpeg(beton.jpeg(index, name).tobytes())) as image:
+            with Image.fromarray(pictures.decode_jpeg(beton.jpeg(index, name).tobytes())) as image:
                 image.thumbnail((side - 4, side - 4))
                 page.paste(image, (x + column * side, y))
         words = _label(beton, index, lines, width // 6)

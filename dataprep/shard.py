@@ -125,10 +125,12 @@ class Tally:
     caption_lengths: np.ndarray = field(default_factory=lambda: np.zeros(CONTEXT_LENGTH + 1, np.int64))
     captions_left_out: int = 0
     bytes: int = 0
+    warned: list = field(default_factory=list)  # [source, key, what Pillow said of a picture that was taken]
 
     def __iadd__(self, other: Tally) -> Tally:
         for name in ("samples", "seen", "passed", "captions_left_out", "bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.warned.extend(other.warned)
         self.rejected += other.rejected
         self.passed_over += other.passed_over
         self.caption_lengths = self.caption_lengths + other.caption_lengths
@@ -215,6 +217,12 @@ class _Shard:
                 self.step(64)
             yield raw
 
+    def _convert(self, data: bytes, name: str) -> Converted:
+        """The converted image; what Pillow warned of is noted under its name."""
+        image = convert(data, self.settings.images)
+        self.tally.warned += ([self.task.path, name, line] for line in image.warned)
+        return image
+
     # -- pairs ------------------------------------------------------------------------------
 
     def _pairs(self) -> Iterator[dict]:
@@ -226,7 +234,7 @@ class _Shard:
                     if isinstance(tokens, Rejected):
                         raise tokens
                     data = read_image(raw.image, self.settings.images)
-                    ready.append((raw.key, convert(data, self.settings.images), tokens))
+                    ready.append((raw.key, self._convert(data, raw.key), tokens))
                 except Rejected as error:
                     self._reject(raw.key, error)
                     continue
@@ -289,7 +297,8 @@ class _Shard:
         """The converted image, remembered for the next triplets within a limit of bytes."""
         if path not in self.cache:
             try:
-                image = convert(read_image(path, self.settings.images), self.settings.images)
+                name = str(path) if isinstance(path, Path) else "(no file)"
+                image = self._convert(read_image(path, self.settings.images), name)
             except Rejected as error:
                 if isinstance(path, bytes) or str(path) in error.detail:
                     raise

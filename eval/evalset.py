@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,10 @@ from eval.prompts import Prompts
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in the order clip-benchmark looks for them
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
+
+# Without the picture's name they help nobody; what matters ends as Unreadable, which has it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.evalset import FileImages
+from eval.prepared import BetonImages, PreparedImages
 from pipeline import nights
 from pipeline.fields import Beton
 
@@ -28,18 +28,19 @@ class Triplets:
     """
 
     path: Path
-    images: FileImages
+    images: PreparedImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
     votes_are: str
 
 
-def _unique(members: list[tuple]) -> tuple[FileImages, np.ndarray]:
+def _unique(members: list[tuple]) -> tuple[list[tuple], np.ndarray]:
+    """The members that differ in their first three fields, and (N, 3) their numbers."""
     number: dict[tuple, int] = {}
     rows = np.array([number.setdefault(m[:3], len(number)) for m in members], np.int64).reshape(-1, 3)
-    names = {m[:3]: m[3] for m in members}
-    return FileImages([(*key, names[key]) for key in number]), rows
+    found = {m[:3]: m for m in members}
+    return [found[key] for key in number], rows
 
 
 def read_beton(path: Path) -> Triplets:
@@ -49,12 +50,14 @@ def read_beton(path: Path) -> Triplets:
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
     index = np.arange(len(file))
     spans = {name: file.spans(name, index) for name in ("ref", "left", "right")}
+    sizes = {name: file.sizes(name, index).tolist() for name in spans}
     members = [
-        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}")
+        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}", sizes[n][i])
         for i in index
         for n in ("ref", "left", "right")
     ]
-    images, rows = _unique(members)
+    found, rows = _unique(members)
+    images = BetonImages([m[:4] for m in found], [m[4] for m in found])
     vote = file.metadata["vote"].astype(np.float64)
     split = np.full(len(file), str(file.info.get("source", {}).get("split", "test")))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
@@ -76,9 +79,9 @@ def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, .
     for number, (picture, *_) in enumerate(members):
         if not picture.is_file():
             raise ValueError(f"{table}, triplet {found[number // 3].key}: {picture} is missing")
-    images, rows = _unique(members)
+    pictures, rows = _unique(members)
     vote, split = np.array([row.vote for row in found]), np.array([row.split for row in found])
-    return Triplets(table, images, rows, vote, split, f"votes as given in {table.name}")
+    return Triplets(table, PreparedImages(pictures), rows, vote, split, f"votes as given in {table.name}")
 
 
 def read(path: Path) -> Triplets:

@@ -10,6 +10,7 @@ N = V * B pictures of a batch: DALI knows nothing of triplets.
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from pipeline.fields import Beton
 from pipeline.order import Order
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
+
+log = logging.getLogger(__name__)
 
 _QUEUE = 2  # batches DALI prepares ahead
 HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's decoding engine, where it has one
@@ -96,6 +99,7 @@ def _batches(
 ):
     """(batch, rejected) for each array of positions."""
     submitted: deque[_Submitted] = deque()
+    told = False
 
     def feed():
         for plan, readable in _screened(source, positions, screen):
@@ -110,8 +114,12 @@ def _batches(
                 (out,) = pipe.run()
             except StopIteration:
                 return
-            except RuntimeError:
+            except RuntimeError as error:
                 # DALI drops the batch and goes on with the next one. Ours is next in the queue.
+                if not told:  # once: a graph that DALI cannot run fails at every batch
+                    words = " ".join(str(error).split())[:600]
+                    log.warning("DALI gave up a batch, the CPU engine does it and any more: %s", words)
+                    told = True
                 job = submitted.popleft()
                 images, valid = _repair(source, job.plan, side, dtype)
                 images = images.cuda() if device == "gpu" else images
@@ -286,7 +294,7 @@ def _resized(given: dict, device: str, side: int):
     if "whole" not in given:
         return fn.resize(image, size=(side, side), **cubic)
     image = fn.resize(image, size=given["whole"], **cubic)
-    return fn.slice(image, given["cut"], shape=[side, side], axis_names="HW", normalized_anchor=False)
+    return fn.slice(image, start=given["cut"], shape=[side, side], axis_names="HW")
 
 
 def _recoloured(image, coloured, matrix):

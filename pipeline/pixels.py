@@ -70,6 +70,9 @@ def jpeg_size(data):
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these carry no length
+            at += 2
+            continue
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
             height = np.int64(data[at + 5]) << 8 | np.int64(data[at + 6])
             return height, np.int64(data[at + 7]) << 8 | np.int64(data[at + 8])
