@@ -23,11 +23,30 @@ from eval.prompts import Prompts
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in the order clip-benchmark looks for them
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
+# What Pillow decodes by itself and people keep pictures in; EPS (Ghostscript) and documents are left out.
+_PICTURES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
+}  # fmt: skip
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture; hidden ones (macOS's `._x.jpg`) are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _PICTURES
 
 
 def pictures(folder: Path) -> list[Path]:
     """The image files of a folder, by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if is_picture(p.name))
+
+
+def _touched(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file; −1 for one that is not there (its image is unreadable, no more)."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return str(path), -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 class Unreadable(ValueError):
@@ -54,6 +73,13 @@ class FileImages:
             file.seek(offset)
             return file.read(size)
 
+    def _bytes(self, i: int) -> bytes:
+        """As `read`; nothing for a file that is not there, such as a link to nowhere."""
+        try:
+            return self.read(i)
+        except OSError:
+            return b""
+
     def __getitem__(self, i: int) -> Image.Image:
         """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
         try:
@@ -65,8 +91,7 @@ class FileImages:
 
     def stamp(self) -> str:
         """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
-        stats = {p: os.stat(p) for p in {m[0] for m in self.members}}
-        rows = sorted((str(p), s.st_size, s.st_mtime_ns) for p, s in stats.items())
+        rows = sorted(_touched(p) for p in {m[0] for m in self.members})
         spans = [(str(p), o, s) for p, o, s, _ in self.members]
         return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
 
@@ -74,7 +99,7 @@ class FileImages:
         """Hash of the images' bytes in order: two sets over the same pictures have the same one."""
         digest = hashlib.blake2b(digest_size=16)
         for i in range(len(self)):
-            data = self.read(i)
+            data = self._bytes(i)
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
         return digest.hexdigest()
@@ -148,7 +173,8 @@ class EvalSet:
     """One set, indexed and labelled; no image has been decoded yet.
 
     N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
-    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.
+    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.  `notes`: what
+    was left out or taken for granted, for the user to read.
     """
 
     entry: Entry
@@ -159,6 +185,7 @@ class EvalSet:
     prompts: Prompts | None = None
     captions: list[list[str]] | None = None
     groups: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not len(self.images):

@@ -7,6 +7,7 @@ be fractions: the share of people who preferred right.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,16 +58,35 @@ def read_beton(path: Path) -> Triplets:
     ]
     images, rows = _unique(members)
     vote = file.metadata["vote"].astype(np.float64)
-    split = np.full(len(file), str(file.info.get("split", "test")))
+    split = np.full(len(file), beton_split(file))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
     return Triplets(file.path, images, rows, vote, split, votes_are)
+
+
+def beton_split(file: Beton) -> str:
+    """The split that dataprep says a triplet file holds, else that its name says, else `test`."""
+    named = file.path.stem.removeprefix("triplets-") if file.path.stem.startswith("triplets-") else "test"
+    return str(file.info.get("source", {}).get("split") or named)
+
+
+def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS) -> Triplets:
+    """The splits asked for of a folder of triplets-*.beton, one after the other; ValueError when none is."""
+    found = [(path, beton_split(Beton(path))) for path in files]
+    parts = [read_beton(path) for path, split in found if split in splits]
+    if not parts:
+        here = ", ".join(f"{path.name} ({split})" for path, split in found)
+        raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
+    members = [p.images.members[i] for p in parts for i in p.rows.ravel()]
+    images, rows = _unique(members)
+    vote, split = (np.concatenate([getattr(p, name) for p in parts]) for name in ("vote", "split"))
+    return Triplets(folder, images, rows, vote, split, "; ".join(dict.fromkeys(p.votes_are for p in parts)))
 
 
 _COLUMNS = ("left_vote", "right_vote", "ref_path", "left_path", "right_path")
 
 
 def _csv_rows(table: Path, min_votes: int, splits: tuple[str, ...]) -> list[dict]:
-    with open(table, newline="", encoding="utf-8") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [c for c in _COLUMNS if c not in (reader.fieldnames or ())]
         if missing:
@@ -91,7 +111,9 @@ def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...
     """
     table = next((folder / n for n in ("data.csv", "triplets.csv") if (folder / n).is_file()), None)
     if table is None:
-        raise ValueError(f"--triplets {folder}: neither data.csv nor triplets.csv is in it")
+        raise ValueError(
+            f"--triplets {folder}: neither data.csv nor triplets.csv nor triplets-*.beton is in it"
+        )
     members, vote, split = [], [], []
     for number, row in enumerate(_csv_rows(table, min_votes, splits)):
         where = f"{table}, triplet {row.get('id', number)}"
@@ -112,9 +134,13 @@ def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...
     return Triplets(table, images, rows, np.array(vote), np.array(split), f"votes as given in {table.name}")
 
 
-def read(path: Path) -> Triplets:
-    """A .beton file or a folder laid out as NIGHTS."""
-    return read_nights(path) if path.is_dir() else read_beton(path)
+def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
+    """A .beton file, or these splits of a folder laid out as NIGHTS or holding triplets-*.beton."""
+    if not path.is_dir():
+        return read_beton(path)
+    if files := sorted(path.glob("triplets-*.beton")):
+        return read_betons(path, files, splits)
+    return read_nights(path, splits=tuple(splits))
 
 
 @dataclass(frozen=True)
@@ -150,7 +176,11 @@ def choose(triplets: Triplets, features: Tensor) -> Choices:
 
 
 def metrics(choices: Choices) -> dict[str, float]:
-    """twoafc (majority, half credit at ties), twoafc_soft (share of people), ceiling, n; by split too."""
+    """twoafc and twoafc_soft, ceiling (the best possible twoafc_soft), triplets; by split too.
+
+    twoafc: agreement with the majority, over the triplets that have one; a tie of distances counts half.
+    twoafc_soft: the share of people who are agreed with, what training logs under the same name.
+    """
     credit, soft = choices.credit(), choices.soft_credit()
     ceiling = np.maximum(choices.vote, 1 - choices.vote)
     out: dict[str, float] = {}

@@ -33,15 +33,18 @@ class Evaluate:
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|NAME[,WEIGHTS]")]
     """A run's folder (its newest checkpoint), one of its checkpoints/step-*, an open_clip model name with a
-    pretrained tag or a .safetensors file after a comma; a name alone has random weights."""
+    pretrained tag or a .safetensors file after a comma, open_clip's hf-hub:ORG/NAME or local-dir:FOLDER; a
+    name alone has random weights."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
     triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
-    """2AFC: a triplet .beton, or a folder laid out as NIGHTS."""
+    """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
+    triplet_splits: tuple[str, ...] = ("val", "test")
+    """Which splits of a folder of triplets; a .beton that is named itself is taken whole."""
     datasets: tuple[str, ...] = ()
-    """Only these sets."""
+    """Only these sets; one that is not there is an error."""
     families: tuple[str, ...] = ()
     """Only these families of the catalog (ImageNet, "ImageNet OOD", VTAB, …, Retrieval, Demo)."""
     prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
@@ -52,7 +55,7 @@ class Evaluate:
     """Keep nothing."""
     batch_size: int = 256
     """Images a forward pass."""
-    workers: int = field(default_factory=lambda: min(16, os.cpu_count() or 1))
+    workers: int = field(default_factory=lambda: min(16, len(os.sched_getaffinity(0))))
     """Threads that decode."""
     device: str = "auto"
     """auto: CUDA where there is one."""
@@ -95,6 +98,9 @@ class Loaded:
     about: dict
     recipe: dict | None = None
     run: Path | None = None
+    preprocess: dict = field(default_factory=dict)  # over open_clip's default for the model
+    assumed: tuple[str, ...] = ()
+    tokenizer: str = ""  # open_clip's name of it, where that is not the model's
 
 
 def _from_run(path: Path) -> Loaded:
@@ -117,35 +123,88 @@ def _from_run(path: Path) -> Loaded:
 
 
 def _from_name(name: str, weights: str, seed: int) -> Loaded:
+    """open_clip's model of this name with random weights, or those of a pretrained tag or a file."""
     import torch
-    from open_clip import create_model
 
-    from train import checkpoint
     from train.model import create
 
-    from_file = weights.endswith(".safetensors")
+    file = Path(weights)
+    if weights and (file.suffix == ".safetensors" or file.is_file()):
+        return _from_file(name, file)
     try:
-        if weights and not from_file:
-            model = create_model(name, pretrained=weights)
+        if weights:
+            model = _from_tag(name, weights)
         else:
             torch.manual_seed(seed)
             model = create(name)
-        if from_file:
-            model.load_state_dict(checkpoint.weights(weights))
-    except (RuntimeError, OSError, ValueError) as error:
+    except _NO_MODEL as error:
         where = f"{name},{weights}" if weights else f"{name}: no such folder, and no model either"
-        raise ValueError(f"--checkpoint {where}: {' '.join(str(error).split())[:300]}") from None
-    pretrained = Path(weights).stem if from_file else weights or f"random-{seed}"
-    return Loaded(
-        model, name, {"source": weights or "random weights", "model": name, "pretrained": pretrained}
-    )
+        raise _refused(where, error) from None
+    pretrained = weights or f"random-{seed}"
+    about = {"source": weights or "random weights", "model": name, "pretrained": pretrained}
+    return Loaded(model, name, about)
+
+
+def _from_tag(name: str, tag: str):
+    """open_clip's published weights, with the activation they were trained with whatever the name says."""
+    from open_clip import create_model
+    from open_clip.pretrained import get_pretrained_cfg
+
+    quick = bool(get_pretrained_cfg(name, tag).get("quick_gelu"))
+    return create_model(name, pretrained=tag, force_quick_gelu=quick)
+
+
+def _from_file(name: str, file: Path) -> Loaded:
+    from eval import assumed
+    from train.model import load_file
+
+    try:
+        model, origin = load_file(name, file)
+    except _NO_MODEL as error:
+        raise _refused(f"{name},{file}", error) from None
+    preprocess, notes = assumed.notes(name, model, origin.quick_gelu, origin.preprocess)
+    about = {"source": str(file), "model": name, "pretrained": file.stem}
+    about |= {"told_by": origin.says} if origin.says else {}
+    return Loaded(model, name, about, preprocess=preprocess, assumed=tuple(notes))
+
+
+def _from_schema(what: str) -> Loaded:
+    """open_clip's `hf-hub:ORG/NAME` and `local-dir:FOLDER`: architecture, weights, preprocessing in one."""
+    from open_clip import create_model
+
+    kind, _, place = what.partition(":")
+    try:
+        model = create_model(what, require_pretrained=True)
+    except _NO_MODEL as error:
+        hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
+        raise _refused(what, error, hint) from None
+    name = Path(place).resolve().name if kind == "local-dir" else place.replace("/", "-")
+    return Loaded(model, name, {"source": what, "model": name, "pretrained": kind}, tokenizer=what)
+
+
+_NO_MODEL = (RuntimeError, OSError, ValueError, ImportError, KeyError)
+_SCHEMAS = ("hf-hub:", "local-dir:")
+
+
+def _refused(what: str, error: Exception, hint: str = "") -> ValueError:
+    return ValueError(f"--checkpoint {what}: {' '.join(str(error).split())[:300]}{hint}")
+
+
+def _open_clip_folder(path: Path) -> Path | None:
+    """Where open_clip_config.json lies: the folder itself, or the snapshot of a Hugging Face cache folder."""
+    head = path / "refs" / "main"
+    places = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
+    return next((p for p in places if (p / "open_clip_config.json").is_file()), None)
 
 
 def load(what: str, seed: int = 0) -> Loaded:
     """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else."""
     path = Path(what)
+    if what.startswith(_SCHEMAS):
+        return _from_schema(what)
     if path.is_dir():
-        return _from_run(path)
+        folder = _open_clip_folder(path)
+        return _from_run(path) if folder is None else _from_schema(f"local-dir:{folder}")
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
@@ -162,7 +221,15 @@ def _tokenizer(name: str) -> Callable:
 
     from pipeline import text
 
-    theirs = get_tokenizer(name)
+    try:
+        theirs = get_tokenizer(name)
+    except ImportError as error:
+        package = error.name or "transformers"
+        raise ValueError(
+            f"--checkpoint {name}: its tokenizer needs {package}: pip install {package}"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _refused(name, error, "; its tokenizer's files must be on this machine") from None
     plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
     if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
         return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
@@ -171,14 +238,16 @@ def _tokenizer(name: str) -> Callable:
 
 def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
     """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     from eval.encode import from_open_clip
 
     visual = loaded.model.visual
-    config = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
+    config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
+    config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
     transform = image_transform_v2(config, is_train=False)
-    return from_open_clip(loaded.model, _tokenizer(loaded.name), transform, device, precision)
+    tokenizer = _tokenizer(loaded.tokenizer or loaded.name)
+    return from_open_clip(loaded.model, tokenizer, transform, device, precision)
 
 
 # -- one evaluation ---------------------------------------------------------------------------------
@@ -204,12 +273,13 @@ class Prepared:
     sets: list[EvalSet]
     triplets: Triplets | None
     began: float
+    notes: tuple[str, ...] = ()
 
 
 def prepare(options: Evaluate) -> Prepared:
     """Raises ValueError for data that are missing, damaged, or not what their name says."""
     from eval import perceptual, sources
-    from eval.catalog import select
+    from eval.catalog import check_found, select
     from eval.crops import Cache
 
     began = time.perf_counter()
@@ -219,9 +289,17 @@ def prepare(options: Evaluate) -> Prepared:
     cache = Cache(_cache_folder(options))
     wanted = select(options.datasets, options.families)
     profile = None if options.prompts == "auto" else options.prompts
-    sets = sources.discover(options.data, wanted, profile, cache) if options.data is not None else []
-    triplets = perceptual.read(options.triplets) if options.triplets is not None else None
-    return Prepared(options, sets, triplets, began)
+    sets, notes = [], []
+    if options.data is not None:
+        sets = sources.discover(options.data, wanted, profile, cache, notes.append)
+        check_found(options.datasets, options.families, [s.entry for s in sets], options.data)
+    elif wanted is not None:
+        raise ValueError("--datasets and --families choose among the sets under --data, which is not given")
+    triplets = None
+    if options.triplets is not None:
+        triplets = perceptual.read(options.triplets, options.triplet_splits)
+    notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
+    return Prepared(options, sets, triplets, began, tuple(notes))
 
 
 def versions() -> dict[str, str]:
@@ -232,6 +310,8 @@ def versions() -> dict[str, str]:
 
 
 def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) -> dict:
+    from eval.assumed import activation
+
     settings = {
         "device": str(encoders.device),
         "precision": options.precision,
@@ -241,7 +321,12 @@ def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) ->
         "preprocess": encoders.preprocess.describe(),
     }
     return {
-        "checkpoint": {**loaded.about, "weights": encoders.identity},
+        "checkpoint": {
+            **loaded.about,
+            "weights": encoders.identity,
+            "activation": activation(loaded.model),
+            "assumed": loaded.assumed,
+        },
         "recipe": loaded.recipe,
         "settings": settings,
         "versions": versions(),
@@ -253,7 +338,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
     import torch
 
-    from eval import ranks, results, suite
+    from eval import cli, ranks, results, suite
     from eval.crops import Cache
 
     options = prepared.options
@@ -264,9 +349,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     team = ranks.start(device)
 
-    def say(line: str) -> None:
-        if team.rank == 0:
-            print(line, flush=True)
+    say = cli.say if team.rank == 0 else lambda line: None
 
     encoders = encoders_for(loaded, device, options.precision)
     cache = Cache(_cache_folder(options))
@@ -275,6 +358,8 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     )
     name = f"{loaded.name} ({loaded.about['pretrained']})"
     say(f"{name}: {len(prepared.sets)} sets, {device}, {options.precision}")
+    for note in (*loaded.assumed, *prepared.notes):
+        say(f"note: {note}")
     outcome = suite.evaluate(encoders, prepared.sets, prepared.triplets, cache, settings, team, say)
     for note in cache.notes:
         say(f"note: {note}")

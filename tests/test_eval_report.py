@@ -104,7 +104,7 @@ def runs(root, tmp_path_factory):
     made["pi2"] = evaluated(root, base / "pi2", 3, 0.5)
     made["baseline2"] = evaluated(root, base / "baseline2", 4, 3.0)
     (base / "stage1").mkdir()
-    rows = [{"step": s, "samples": s, "loss": 1 / s, "val_2afc": 0.5 + s / 100} for s in (1, 2, 3)]
+    rows = [{"step": s, "samples": s, "loss": 1 / s, "val_twoafc": 0.5 + s / 100} for s in (1, 2, 3)]
     (base / "stage1" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return made
 
@@ -166,7 +166,7 @@ def test_the_whole_page(runs, tmp_path, capsys):
         for way in ("i2t", "t2i")
         for kind in ("svg", "png")
     }
-    assert families | answers | {"curve-loss.svg", "stage1-val_2afc.png"} <= names
+    assert families | answers | {"curve-loss.svg", "stage1-val_twoafc.png"} <= names
     assert len([n for n in names if n.startswith("scaling-")]) == 2 * (4 + 4 + 4)
 
 

@@ -222,12 +222,17 @@ def open_split(path: Path, stage: int) -> Beton:
     return file
 
 
-def model_names() -> set[str]:
-    """Every model there is; reads file names only, since importing open_clip takes seconds."""
+def model_files() -> dict[str, Path]:
+    """Every model's configuration by name, found without importing open_clip, which takes seconds."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None and spec.submodule_search_locations
-    folders = [CONFIGS, *(Path(p) / "model_configs" for p in spec.submodule_search_locations)]
-    return {file.stem for folder in folders for file in folder.glob("*.json")}
+    folders = [*(Path(p) / "model_configs" for p in spec.submodule_search_locations), CONFIGS]
+    return {file.stem: file for folder in folders for file in folder.glob("*.json")}
+
+
+def model_names() -> set[str]:
+    """Every model there is."""
+    return set(model_files())
 
 
 def check_model_name(name: str) -> None:
