@@ -340,7 +340,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, picture):
     assert len(one.images) == 4 and one.prompts.classes == ("cat", "dog", "empty")
     assert one.notes == (
         "2 hidden files (names that begin with a dot) passed over",
-        "3 files that are no pictures not read: 1 pictures outside class folders, 1 .heic, 1 .txt",
+        "3 files that are no pictures not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
         "1 folders inside class folders not read: dog/more",
         "1 classes without a picture, still among the answers: empty",
     )
