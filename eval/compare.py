@@ -195,7 +195,7 @@ def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
 
 
 def _check_same(key: str, every: Sequence[Run]) -> None:
-    """ValueError unless all runs were evaluated on the same queries, in the same order."""
+    """ValueError unless all runs were evaluated on the same queries, in the same order, with one wording."""
     first = every[0].final.arrays(key)
     for run in every[1:]:
         other = run.final.arrays(key)
@@ -203,6 +203,13 @@ def _check_same(key: str, every: Sequence[Run]) -> None:
             if name in first and (name not in other or not np.array_equal(first[name], other[name])):
                 raise ValueError(
                     f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated on different data"
+                )
+        records = [r.final.datasets.get(key, {}) for r in (every[0], run)]
+        for name in ("classnames", "templates"):
+            if records[0].get(name) != records[1].get(name):
+                raise ValueError(
+                    f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated with different "
+                    f"{name}; evaluate both with the same --prompts"
                 )
 
 

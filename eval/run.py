@@ -168,17 +168,19 @@ def _from_file(name: str, file: Path) -> Loaded:
     return Loaded(model, name, about, preprocess=preprocess, assumed=tuple(notes))
 
 
-def _from_schema(what: str) -> Loaded:
-    """open_clip's `hf-hub:ORG/NAME` and `local-dir:FOLDER`: architecture, weights, preprocessing in one."""
+def _from_schema(what: str, name: str) -> Loaded:
+    """open_clip's `hf-hub:ORG/NAME` and `local-dir:FOLDER`: architecture, weights, preprocessing in one.
+
+    name: what the results call it.
+    """
     from open_clip import create_model
 
-    kind, _, place = what.partition(":")
+    kind = what.partition(":")[0]
     try:
         model = create_model(what, require_pretrained=True)
     except _NO_MODEL as error:
         hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
         raise _refused(what, error, hint) from None
-    name = Path(place).resolve().name if kind == "local-dir" else place.replace("/", "-")
     return Loaded(model, name, {"source": what, "model": name, "pretrained": kind}, tokenizer=what)
 
 
@@ -201,10 +203,13 @@ def load(what: str, seed: int = 0) -> Loaded:
     """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else."""
     path = Path(what)
     if what.startswith(_SCHEMAS):
-        return _from_schema(what)
+        place = what.partition(":")[2].rstrip("/")
+        return _from_schema(what, place.replace("/", "-") if what.startswith("hf-hub") else Path(place).name)
     if path.is_dir():
         folder = _open_clip_folder(path)
-        return _from_run(path) if folder is None else _from_schema(f"local-dir:{folder}")
+        if folder is None:
+            return _from_run(path)
+        return _from_schema(f"local-dir:{folder}", path.resolve().name)
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
