@@ -6,6 +6,7 @@ A label is settled by names, never by counts alone: `eval/imagenet.py` for WordN
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from eval.evalset import EvalSet, FileImages, is_picture
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images")
 _SPLITS = ("val", "test", "validation")
+_NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
 
 
@@ -130,7 +132,11 @@ def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, .
     if any(ids):
         stray = names[ids.index(False)]
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
-    return None if all(n.isdecimal() for n in names) else tuple(n.replace("_", " ") for n in names)
+    if all(n.isdecimal() for n in names):
+        return None
+    bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
+    shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
+    return tuple(n.replace("_", " ") for n in shown)
 
 
 def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None):

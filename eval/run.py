@@ -107,8 +107,11 @@ def _from_run(path: Path) -> Loaded:
     from train import checkpoint
     from train.model import load_run
 
-    folder = checkpoint.find(path)
+    notes: list[str] = []
+    folder = checkpoint.find(path, notes.append)
     model, recipe = load_run(folder)
+    if recipe["stage"] == 1 and not recipe.get("init"):
+        notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
     state = json.loads((folder / checkpoint.STATE).read_text())
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
     about = {
@@ -119,7 +122,7 @@ def _from_run(path: Path) -> Loaded:
         "model": recipe["model"],
         "pretrained": f"{run.name}-{folder.name}",
     }
-    return Loaded(model, recipe["model"], about, recipe, run)
+    return Loaded(model, recipe["model"], about, recipe, run, assumed=tuple(notes))
 
 
 def _from_name(name: str, weights: str, seed: int) -> Loaded:

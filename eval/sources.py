@@ -42,6 +42,11 @@ def _shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise ValueError(f"{shard}: missing, {count_file} announces {len(shards)} shard(s)")
+    more = sorted(p.name for p in (folder / "test").glob("*.tar") if p not in shards and p.name[0] != ".")
+    if more:
+        raise ValueError(
+            f"{folder / 'test' / more[0]}: not among the {len(shards)} that {count_file} announces"
+        )
     return shards
 
 

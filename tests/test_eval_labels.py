@@ -426,3 +426,27 @@ def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
         sources.discover(two_sets, {"shards"})
     with pytest.raises(ValueError, match=r"among beatss \(near it: beasts\)"):
         sources.discover(two_sets, {"beatss"})
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
+        (
+            ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
+            ("Black footed Albatross", "Laysan Albatross"),
+        ),
+        (["001.ak47", "mug"], ("001.ak47", "mug")),  # not all: the name is the user's
+        (["101.5", "102.5"], ("101.5", "102.5")),
+    ],
+)
+def test_numbers_before_names_are_no_part_of_them(tmp_path, picture, names, expected):
+    assert sources.read_folder(folders(tmp_path / "things", names, picture)).prompts.classes == expected
+
+
+def test_a_tar_that_nshards_does_not_announce(tmp_path):
+    images = [encoded(p) for p in pictures(6)]
+    place = write_webdataset(tmp_path / "wds_beasts", images, [0, 1, 2] * 2, ["a", "b", "c"], shards=2)
+    (place / "test" / "nshards.txt").write_text("1")
+    with pytest.raises(ValueError, match="1.tar: not among the 1 that .*nshards.txt announces"):
+        sources.read_folder(place)

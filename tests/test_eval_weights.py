@@ -284,3 +284,36 @@ def test_notes_reach_the_results(tmp_path, capsys):
     assert data["datasets"]["mix"]["notes"] == ["1 files that are no pictures not read: 1 .heic"]
     assert "acc5" not in data["datasets"]["mix"]["metrics"]  # two classes
     assert "note: mix: 1 files" in capsys.readouterr().out
+
+
+def test_the_cache_keeps_embeddings_of_the_same_weights_apart(root, weights, tmp_path):
+    """GELU and QuickGELU, these pixels and those: same tensors, other figures."""
+
+    def features(out, told: dict | None) -> dict:
+        if told is not None:
+            beside(weights, "open_clip_config.json", told)
+        arguments = ["--checkpoint", f"{MODEL},{weights}", "--data", root, "--out", tmp_path / out]
+        arguments += ["--cache", tmp_path / "cache"]
+        assert cli.command(lambda: run.main([str(a) for a in arguments])) == 0
+        return Evaluation.read(tmp_path / out)
+
+    plain = features("plain", None)
+    quick = features("quick", {"model_cfg": {"quick_gelu": True}})
+    pixels = features("pixels", {"model_cfg": {}, "preprocess_cfg": {**PLAIN, "resize_mode": "shortest"}})
+    again = features("again", {"model_cfg": {}, "preprocess_cfg": dict(origin.OURS)})
+    scores = [one.arrays("emoji-names")["scores"].tolist() for one in (plain, quick, pixels, again)]
+    assert scores[0] == scores[3] and scores[0] != scores[1] and scores[0] != scores[2]
+    names = [one.data["checkpoint"]["weights"] for one in (plain, quick, pixels, again)]
+    assert names[0] == names[3] and len({*names}) == 3
+
+
+def test_a_stage_one_checkpoint_and_a_damaged_one_are_said(root, tensors, tmp_path):
+    groups = {checkpoint.WEIGHTS: tensors, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
+    for step in (10, 20):
+        recipe = {"name": "debug", "stage": 1, "model": MODEL, "init": None}
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
+        checkpoint.write(folder, checkpoint.State(step=step, samples=step), recipe, groups)
+    (folder / checkpoint.WEIGHTS).write_bytes(b"x")
+    about = evaluate(tmp_path / "run", root, tmp_path / "out")["checkpoint"]
+    assert about["step"] == 10
+    assert "step-000020: damaged" in about["assumed"][0] and "text tower is random" in about["assumed"][1]

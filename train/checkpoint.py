@@ -215,13 +215,16 @@ def latest(run: Path | str, say: Callable[[str], None] | None = None) -> Path | 
     return None
 
 
-def find(path: Path | str) -> Path:
-    """The checkpoint that `path` means: itself, or a run's newest; ValueError if there is none."""
+def find(path: Path | str, say: Callable[[str], None] | None = None) -> Path:
+    """The checkpoint that `path` means: itself, or a run's newest sound one; ValueError if there is none.
+
+    say: is told of damaged ones that are passed over.
+    """
     path = Path(path)
     if (path / STATE).is_file():
         check(path)
         return path
-    found = latest(path)
+    found = latest(path, say)
     if found is None:
         raise ValueError(
             f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
