@@ -58,7 +58,7 @@ def notes(
     laid, out = preprocess, []
     if quick_gelu is None:
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        doubt = f" ({other} has the same shapes and another one)" if other in list_models() else ""
+        doubt = f" ({other} has the same shapes and another activation)" if other in list_models() else ""
         out.append(f"activation {activation(model)}, as {name} has it{doubt}")
     if laid is None:
         laid, note = preprocessing(name)

@@ -130,7 +130,7 @@ def test_what_is_assumed_is_said(root, weights, tmp_path, capsys):
     notes = assumed.notes("ViT-B-32", create(MODEL), None, {})[1]
     assert notes == [
         "assumed, since no file tells: activation GELU, as ViT-B-32 has it "
-        "(ViT-B-32-quickgelu has the same shapes and another one)"
+        "(ViT-B-32-quickgelu has the same shapes and another activation)"
     ]
 
 
