@@ -64,3 +64,12 @@ def notes(
         laid, note = preprocessing(name)
         out.append(note)
     return laid, [f"assumed, since no file tells: {line}" for line in out]
+
+
+def taken_as(data: dict) -> list[str]:
+    """From a results.json: how the weights were used, and what of that nobody told."""
+    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
+    used = [about["activation"]] if "activation" in about else []
+    if pixels:
+        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
+    return [*(["; ".join(used)] if used else []), *about.get("assumed", ())]

@@ -148,8 +148,8 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     if numbered and not (listed or known or own):
         raise ValueError(
             f"{folder}: class folders are numbered ({names[0]}, …), which names no class; put "
-            f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers (--datasets chooses "
-            "other sets)"
+            f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers, "
+            "or choose other sets with --datasets"
         )
     shared = imagenet.wnids(entry.key) is not None
     labels = imagenet.labels(entry.key, names, folder) if shared else list(range(len(names)))

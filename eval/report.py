@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from eval import beside_paper, catalog, compare, curves, figures, page, panels, statistics
+from eval import assumed, beside_paper, catalog, compare, curves, figures, page, panels, statistics
 from eval.catalog import RETRIEVAL_TASK
 from eval.cli import say
 from eval.compare import Arm, Comparison, Row
@@ -318,15 +318,6 @@ def data_section(arms: Sequence[Arm]) -> str:
     return f"<h2>Data</h2>{page.definitions(rows)}"
 
 
-def _taken_as(data: dict) -> list[str]:
-    """How the weights were used, and what of that nobody told."""
-    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
-    used = [about["activation"]] if "activation" in about else []
-    if pixels:
-        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
-    return [*(["; ".join(used)] if used else []), *about.get("assumed", ())]
-
-
 def settings_section(arms: Sequence[Arm]) -> str:
     """What differs between the runs, then what they share, then how they were evaluated."""
     heads, checkpoints = [("", "")], [cell("checkpoint")]
@@ -337,7 +328,7 @@ def settings_section(arms: Sequence[Arm]) -> str:
             if "samples" in about:
                 seen = f"step {about['step']:,}, {about['samples']:,} samples"
             heads.append((page.arm_name(run.label, number), ""))
-            lines = [span(escape(line), "sub") for line in (seen, *_taken_as(run.final.data))]
+            lines = [span(escape(line), "sub") for line in (seen, *assumed.taken_as(run.final.data))]
             checkpoints.append(cell("<br>".join([escape(about["model"]), *lines])))
     differing = compare.differences(arms)
     rows = [page.row(checkpoints)]

@@ -14,12 +14,22 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from eval.models import (
+    NO_MODEL,
+    SCHEMAS,
+    Loaded,
+    encoders_for,
+    from_schema,
+    from_tag,
+    open_clip_folder,
+    refused,
+)
 
 if TYPE_CHECKING:
     from eval.encode import Encoders
@@ -89,20 +99,6 @@ class Evaluate:
 # -- the model ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready for `encode.from_open_clip`, and what results.json says about it."""
-
-    model: object
-    name: str
-    about: dict
-    recipe: dict | None = None
-    run: Path | None = None
-    preprocess: dict = field(default_factory=dict)  # over open_clip's default for the model
-    assumed: tuple[str, ...] = ()
-    tokenizer: str = ""  # open_clip's name of it, where that is not the model's
-
-
 def _from_run(path: Path) -> Loaded:
     from train import checkpoint
     from train.model import load_run
@@ -110,7 +106,7 @@ def _from_run(path: Path) -> Loaded:
     notes: list[str] = []
     folder = checkpoint.find(path, notes.append)
     model, recipe = load_run(folder)
-    if recipe["stage"] == 1 and not recipe.get("init"):
+    if recipe.get("stage") == 1 and not recipe.get("init"):
         notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
     state = json.loads((folder / checkpoint.STATE).read_text())
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
@@ -136,25 +132,16 @@ def _from_name(name: str, weights: str, seed: int) -> Loaded:
         return _from_file(name, file)
     try:
         if weights:
-            model = _from_tag(name, weights)
+            model = from_tag(name, weights)
         else:
             torch.manual_seed(seed)
             model = create(name)
-    except _NO_MODEL as error:
+    except NO_MODEL as error:
         where = f"{name},{weights}" if weights else f"{name}: no such folder, and no model either"
-        raise _refused(where, error) from None
+        raise refused(where, error) from None
     pretrained = weights or f"random-{seed}"
     about = {"source": weights or "random weights", "model": name, "pretrained": pretrained}
     return Loaded(model, name, about)
-
-
-def _from_tag(name: str, tag: str):
-    """open_clip's published weights, with the activation they were trained with whatever the name says."""
-    from open_clip import create_model
-    from open_clip.pretrained import get_pretrained_cfg
-
-    quick = bool(get_pretrained_cfg(name, tag).get("quick_gelu"))
-    return create_model(name, pretrained=tag, force_quick_gelu=quick)
 
 
 def _from_file(name: str, file: Path) -> Loaded:
@@ -163,99 +150,31 @@ def _from_file(name: str, file: Path) -> Loaded:
 
     try:
         model, origin = load_file(name, file)
-    except _NO_MODEL as error:
-        raise _refused(f"{name},{file}", error) from None
+    except NO_MODEL as error:
+        raise refused(f"{name},{file}", error) from None
     preprocess, notes = assumed.notes(name, model, origin.quick_gelu, origin.preprocess)
     about = {"source": str(file), "model": name, "pretrained": file.stem}
     about |= {"told_by": origin.says} if origin.says else {}
     return Loaded(model, name, about, preprocess=preprocess, assumed=tuple(notes))
 
 
-def _from_schema(what: str, name: str) -> Loaded:
-    """open_clip's `hf-hub:ORG/NAME` and `local-dir:FOLDER`: architecture, weights, preprocessing in one.
-
-    name: what the results call it.
-    """
-    from open_clip import create_model
-
-    kind = what.partition(":")[0]
-    try:
-        model = create_model(what, require_pretrained=True)
-    except _NO_MODEL as error:
-        hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
-        raise _refused(what, error, hint) from None
-    return Loaded(model, name, {"source": what, "model": name, "pretrained": kind}, tokenizer=what)
-
-
-_NO_MODEL = (RuntimeError, OSError, ValueError, ImportError, KeyError)
-_SCHEMAS = ("hf-hub:", "local-dir:")
-
-
-def _refused(what: str, error: Exception, hint: str = "") -> ValueError:
-    return ValueError(f"--checkpoint {what}: {' '.join(str(error).split())[:300]}{hint}")
-
-
-def _open_clip_folder(path: Path) -> Path | None:
-    """Where open_clip_config.json lies: the folder itself, or the snapshot of a Hugging Face cache folder."""
-    head = path / "refs" / "main"
-    places = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
-    return next((p for p in places if (p / "open_clip_config.json").is_file()), None)
-
-
 def load(what: str, seed: int = 0) -> Loaded:
     """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else."""
     path = Path(what)
-    if what.startswith(_SCHEMAS):
+    if what.startswith(SCHEMAS):
         place = what.partition(":")[2].rstrip("/")
-        return _from_schema(what, place.replace("/", "-") if what.startswith("hf-hub") else Path(place).name)
+        return from_schema(what, place.replace("/", "-") if what.startswith("hf-hub") else Path(place).name)
     if path.is_dir():
-        folder = _open_clip_folder(path)
+        folder = open_clip_folder(path)
         if folder is None:
             return _from_run(path)
-        return _from_schema(f"local-dir:{folder}", path.resolve().name)
+        return from_schema(f"local-dir:{folder}", path.resolve().name)
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
         raise ValueError(f"--checkpoint {what}: no such folder")
     return _from_name(name, weights, seed)
-
-
-def _tokenizer(name: str) -> Callable:
-    """open_clip's tokenizer of this model, or ours where it is CLIP's own (same ids, faster)."""
-    import torch
-    from open_clip import get_tokenizer
-    from open_clip.tokenizer import SimpleTokenizer
-
-    from pipeline import text
-
-    try:
-        theirs = get_tokenizer(name)
-    except ImportError as error:
-        package = error.name or "transformers"
-        raise ValueError(
-            f"--checkpoint {name}: its tokenizer needs {package}: pip install {package}"
-        ) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _refused(name, error, "; its tokenizer's files must be on this machine") from None
-    plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
-    if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
-        return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
-    return theirs
-
-
-def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
-    """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-
-    from eval.encode import from_open_clip
-
-    visual = loaded.model.visual
-    config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
-    config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
-    transform = image_transform_v2(config, is_train=False)
-    tokenizer = _tokenizer(loaded.tokenizer or loaded.name)
-    return from_open_clip(loaded.model, tokenizer, transform, device, precision)
 
 
 # -- one evaluation ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from eval_kit import encoded, pictures, write_webdataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eval import assumed, cli, run
+from eval import assumed, cli, models, run
 from eval.results import Evaluation
 from train import checkpoint, origin, recipes
 from train.model import check, create, load_file
@@ -170,7 +170,7 @@ def test_published_weights_get_the_activation_of_their_tag(monkeypatch, tag, for
         asked.update(name=name, tag=pretrained, quick=force_quick_gelu)
 
     monkeypatch.setattr("open_clip.create_model", create_model)
-    run._from_tag("ViT-B-32", tag)
+    models.from_tag("ViT-B-32", tag)
     assert asked == {"name": "ViT-B-32", "tag": tag, "quick": forced}
 
 
@@ -191,7 +191,7 @@ def test_a_models_own_preprocessing():
 def test_a_tokenizer_that_needs_a_package_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="tokenizer needs transformers: pip install transformers"):
-        run._tokenizer("ViT-B-16-SigLIP")
+        models.tokenizer_of("ViT-B-16-SigLIP")
 
 
 def test_init_refuses_another_activation(weights):
