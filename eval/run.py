@@ -52,7 +52,8 @@ class Evaluate:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
     triplet_splits: tuple[str, ...] = ("val", "test")
-    """Which splits of a folder of triplets; a .beton that is named itself is taken whole."""
+    """Which splits of a folder of triplets (of these two one may be missing); a .beton that is named itself is
+    taken whole."""
     datasets: tuple[str, ...] = ()
     """Only these sets; one that is not there is an error."""
     families: tuple[str, ...] = ()
@@ -225,6 +226,12 @@ def prepare(options: Evaluate) -> Prepared:
     triplets = None
     if options.triplets is not None:
         triplets = perceptual.read(options.triplets, options.triplet_splits)
+        absent = [s for s in options.triplet_splits if s not in triplets.split]
+        if absent and options.triplet_splits != perceptual.SPLITS:
+            here = ", ".join(sorted({*triplets.split.tolist()}))
+            raise ValueError(
+                f"--triplet-splits {absent[0]}: {options.triplets} has no such split, but {here}"
+            )
     notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
     return Prepared(options, sets, triplets, began, tuple(notes))
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.build_ffcv import main as build
-from eval import compare, perceptual
+from eval import compare, perceptual, run
 from train.distributed import World
 
 
@@ -78,6 +78,24 @@ def test_a_split_that_is_not_there_is_refused(built, tmp_path):
         perceptual.read(built / "out", ("fit",))
     with pytest.raises(ValueError, match="neither data.csv nor triplets.csv nor triplets-"):
         perceptual.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "splits, absent", [(["train"], None), (["train", "tset"], "tset"), ([], None), (["val", "test"], None)]
+)
+@pytest.mark.parametrize("what", ["out", "source"])
+def test_splits_asked_for_must_be_there(built, what, splits, absent):
+    options = run.Evaluate(
+        checkpoint="x",
+        triplets=built / what,
+        no_cache=True,
+        **({"triplet_splits": tuple(splits)} if splits else {}),
+    )
+    if absent:
+        with pytest.raises(ValueError, match=f"--triplet-splits {absent}: .* has no such split, but train"):
+            run.prepare(options)
+    else:
+        assert {*run.prepare(options).triplets.split} == {*(splits or ("val", "test"))}
 
 
 def test_a_file_without_a_word_goes_by_its_name(tmp_path):
