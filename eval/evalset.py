@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,16 @@ class Unreadable(ValueError):
     """An image that no decoder reads; the message names it."""
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's conversion; 16 bits are reduced to 8, of which Pillow (and so the field) makes white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65_535:
+            raise ValueError(f"pixels of mode {image.mode} have no agreed range")
+        image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 class FileImages:
     """Images that are byte ranges of files (tar members, or whole files); safe to read from threads."""
 
@@ -83,7 +93,7 @@ class FileImages:
     def __getitem__(self, i: int) -> Image.Image:
         """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
         try:
-            return Image.open(io.BytesIO(self.read(i))).convert("RGB")
+            return _rgb(Image.open(io.BytesIO(self.read(i))))
         except UnidentifiedImageError:
             raise Unreadable(f"{self.name(i)}: no image that any decoder knows") from None
         except _DECODE_ERRORS as error:
@@ -166,6 +176,43 @@ class CroppedImages(FileImages):
 
     def identity(self) -> str:
         return f"{super().identity()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+
+
+class JoinedImages:
+    """The images of several files' sets, one set after the other; `starts` has the first of each."""
+
+    def __init__(self, parts: Sequence[FileImages]):
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _of(self, i: int) -> tuple[FileImages, int]:
+        part = int(np.searchsorted(self.starts, i, "right")) - 1
+        return self.parts[part], i - int(self.starts[part])
+
+    def name(self, i: int) -> str:
+        part, i = self._of(i)
+        return part.name(i)
+
+    def read(self, i: int) -> bytes:
+        part, i = self._of(i)
+        return part.read(i)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        part, i = self._of(i)
+        return part[i]
+
+    def stamp(self) -> str:
+        return _joined(p.stamp() for p in self.parts)
+
+    def identity(self) -> str:
+        return _joined(p.identity() for p in self.parts)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return hashlib.blake2b(" ".join(names).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

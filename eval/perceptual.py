@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.evalset import FileImages
+from eval.evalset import FileImages, JoinedImages
 from pipeline.fields import Beton
 
 MIN_VOTES = 6  # NIGHTS keeps the triplets whose voters agreed; its `votes` column is their number
@@ -30,7 +30,7 @@ class Triplets:
     """
 
     path: Path
-    images: FileImages
+    images: FileImages | JoinedImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
@@ -76,8 +76,8 @@ def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS)
     if not parts:
         here = ", ".join(f"{path.name} ({split})" for path, split in found)
         raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
-    members = [p.images.members[i] for p in parts for i in p.rows.ravel()]
-    images, rows = _unique(members)
+    images = JoinedImages([p.images for p in parts])
+    rows = np.concatenate([p.rows + start for p, start in zip(parts, images.starts)])
     vote, split = (np.concatenate([getattr(p, name) for p in parts]) for name in ("vote", "split"))
     return Triplets(folder, images, rows, vote, split, "; ".join(dict.fromkeys(p.votes_are for p in parts)))
 
@@ -111,9 +111,7 @@ def read_nights(folder: Path, min_votes: int = MIN_VOTES, splits: tuple[str, ...
     """
     table = next((folder / n for n in ("data.csv", "triplets.csv") if (folder / n).is_file()), None)
     if table is None:
-        raise ValueError(
-            f"--triplets {folder}: neither data.csv nor triplets.csv nor triplets-*.beton is in it"
-        )
+        raise ValueError(f"--triplets {folder}: neither data.csv nor triplets.csv is in it")
     members, vote, split = [], [], []
     for number, row in enumerate(_csv_rows(table, min_votes, splits)):
         where = f"{table}, triplet {row.get('id', number)}"

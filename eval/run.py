@@ -52,8 +52,7 @@ class Evaluate:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
     triplet_splits: tuple[str, ...] = ("val", "test")
-    """Which splits of a folder of triplets (of these two one may be missing); a .beton that is named itself is
-    taken whole."""
+    """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
     datasets: tuple[str, ...] = ()
     """Only these sets; one that is not there is an error."""
     families: tuple[str, ...] = ()

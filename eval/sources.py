@@ -79,7 +79,7 @@ def _sample_bytes(file, member: tarfile.TarInfo, shard: Path) -> bytes:
 
 def _text(raw: bytes, name: str) -> str:
     try:
-        return raw.decode("utf-8-sig")  # a byte-order mark is no part of a label or caption
+        return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{name}: not UTF-8 text") from None
 

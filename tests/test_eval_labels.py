@@ -15,7 +15,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 
 from eval import catalog, classfolders, imagenet, prompts, sources
-from eval.evalset import is_picture
+from eval.evalset import Unreadable, is_picture
 
 WNIDS = prompts.packaged()["imagenet_wnids"]
 NAME = dict(zip(WNIDS, IMAGENET_CLASSNAMES))
@@ -450,3 +450,18 @@ def test_a_tar_that_nshards_does_not_announce(tmp_path):
     (place / "test" / "nshards.txt").write_text("1")
     with pytest.raises(ValueError, match="1.tar: not among the 1 that .*nshards.txt announces"):
         sources.read_folder(place)
+
+
+def test_sixteen_bits_are_not_white(tmp_path):
+    """Pillow clips them at 255, so that all of a 16-bit picture but its darkest 1 in 256 would be white."""
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    for name in ("cat", "dog"):
+        (tmp_path / "mix" / name).mkdir(parents=True)
+        Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "mix" / name / "a.png")
+        Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "mix" / name / "b.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "mix" / "dog" / "c.tif")
+    images = sources.read_folder(tmp_path / "mix").images
+    for i in range(4):
+        assert np.abs(np.asarray(images[i])[..., 0] - grey).max() < 1.01
+    with pytest.raises(Unreadable, match="c.tif: .*mode F have no agreed range"):
+        images[4]
