@@ -223,20 +223,15 @@ def open_split(path: Path, stage: int) -> Beton:
 
 
 def model_files() -> dict[str, Path]:
-    """Every model's configuration by name, found without importing open_clip, which takes seconds."""
+    """The description of every model there is, by name; importing open_clip would take seconds."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None and spec.submodule_search_locations
     folders = [*(Path(p) / "model_configs" for p in spec.submodule_search_locations), CONFIGS]
     return {file.stem: file for folder in folders for file in folder.glob("*.json")}
 
 
-def model_names() -> set[str]:
-    """Every model there is."""
-    return set(model_files())
-
-
 def check_model_name(name: str) -> None:
     """ValueError if open_clip and train/model_configs have no such model."""
-    if name not in model_names():
+    if name not in model_files():
         own = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
         raise ValueError(f"--model {name}: neither an open_clip model nor one of train/model_configs ({own})")
