@@ -7,8 +7,10 @@ their class names and prompts are `eval/prompts.py`'s.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 IMAGENET, OOD, VTAB = "ImageNet", "ImageNet OOD", "VTAB"
 FINE, MISC, RETRIEVAL, DEMO, OTHER = (
@@ -128,7 +130,13 @@ _ALIASES = {
     "svhn": "vtab/svhn", "pcam": "vtab/pcam", "food-101": "food101", "stanford-cars": "cars",
     "fgvc-aircraft-2013b": "fgvc_aircraft", "rendered-sst2": "renderedsst2", "stl-10": "stl10",
     "stl10-binary": "stl10", "imagenet": "imagenet1k", "imagenet-1k": "imagenet1k",
-    "imagenetv2-matched-frequency": "imagenetv2", "sketch": "imagenet_sketch",
+    "imagenet-val": "imagenet1k", "imagenet-1k-val": "imagenet1k", "imagenet1k-val": "imagenet1k",
+    "imagenet-2012": "imagenet1k", "imagenet2012": "imagenet1k", "ilsvrc2012": "imagenet1k",
+    "ilsvrc2012-val": "imagenet1k", "ilsvrc2012-img-val": "imagenet1k", "ilsvrc": "imagenet1k",
+    "imagenet-object-localization-challenge": "imagenet1k",
+    "imageneta": "imagenet-a", "imageneto": "imagenet-o", "imagenetr": "imagenet-r",
+    "imagenetv2-matched-frequency": "imagenetv2", "imagenet-v2": "imagenetv2",
+    "imagenetv2-matched-frequency-format-val": "imagenetv2", "sketch": "imagenet_sketch",
     "imagenet-sketch": "imagenet_sketch", "coco": "mscoco_captions", "mscoco": "mscoco_captions",
     "flickr": "flickr30k",
     "retrieval-flickr30k": "flickr30k", "fashionmnist": "fashion-mnist", "vocdevkit": "voc2007",
@@ -156,6 +164,12 @@ def find(name: str) -> Entry | None:
     return _BY_NAME.get(_plain(name))
 
 
+def _key(name: str) -> str:
+    """The key of the set that a user's or a folder's name means."""
+    known = find(name)
+    return known.key if known else name.removeprefix("wds_").removesuffix("_test")
+
+
 def entry_for(name: str, task: str) -> Entry:
     """The catalog's entry, or a new one of family Other for a set that the catalog does not know."""
     known = find(name)
@@ -180,6 +194,8 @@ def check_counts(entry: Entry, samples: int, classes: int | None, where: object)
 def select(datasets: Iterable[str] = (), families: Iterable[str] = ()) -> set[str] | None:
     """Keys asked for by name or family; None when nothing was asked for (then everything counts).
 
+    `OTHER` among them stands for every set that the catalog does not know.
+
     Raises ValueError for an unknown family.
     """
     datasets, families = list(datasets), list(families)
@@ -191,4 +207,28 @@ def select(datasets: Iterable[str] = (), families: Iterable[str] = ()) -> set[st
             raise ValueError(f"--families {family}: unknown; the families are {', '.join(known.values())}")
     wanted = {known[_plain(f)] for f in families}
     keys = {e.key for e in ENTRIES if e.family in wanted}
-    return keys | {e.key if (e := find(d)) else d.removeprefix("wds_") for d in datasets}
+    return keys | (wanted & {OTHER}) | {_key(d) for d in datasets}
+
+
+def is_wanted(entry: Entry, wanted: set[str] | None) -> bool:
+    """Whether `select`'s keys ask for this set."""
+    return wanted is None or entry.key in wanted or (entry.family == OTHER and OTHER in wanted)
+
+
+def near(name: str, root: Path) -> str:
+    """In words, the catalog's sets and the folders under `root` whose names are like this one; or nothing."""
+    here = {d.name.removeprefix("wds_") for d in root.iterdir() if d.is_dir()}
+    found = difflib.get_close_matches(_key(name), sorted({*_BY_KEY, *here} - {_key(name)}), 3)
+    return f" (near it: {', '.join(found)})" if found else ""
+
+
+def check_found(datasets: Iterable[str], families: Iterable[str], found: Iterable[Entry], root: Path) -> None:
+    """ValueError for the first name or family asked for that no set found under `root` has."""
+    found = list(found)
+    here = ", ".join(sorted(e.key for e in found))
+    for name in datasets:
+        if all(e.key != _key(name) for e in found):
+            raise ValueError(f"--datasets {name}: no such set under {root}{near(name, root)}; found: {here}")
+    for family in families:
+        if all(_plain(e.family) != _plain(family) for e in found):
+            raise ValueError(f"--families {family}: no set of it under {root}; found: {here}")

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+
+
+def say(line: str) -> None:
+    """Print a line; when nobody reads any more (`… | head`) the work goes on without a word."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command(run: Callable[[], None]) -> int:

@@ -196,7 +196,7 @@ def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
 
 
 def _check_same(key: str, every: Sequence[Run]) -> None:
-    """ValueError unless all runs were evaluated on the same queries, in the same order."""
+    """ValueError unless all runs were evaluated on the same queries, in the same order, with one wording."""
     first = every[0].final.arrays(key)
     for run in every[1:]:
         other = run.final.arrays(key)
@@ -204,6 +204,13 @@ def _check_same(key: str, every: Sequence[Run]) -> None:
             if name in first and (name not in other or not np.array_equal(first[name], other[name])):
                 raise ValueError(
                     f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated on different data"
+                )
+        records = [r.final.datasets.get(key, {}) for r in (every[0], run)]
+        for name in ("classnames", "templates"):
+            if records[0].get(name) != records[1].get(name):
+                raise ValueError(
+                    f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated with different "
+                    f"{name}; evaluate both with the same --prompts"
                 )
 
 
@@ -264,26 +271,37 @@ def shared_keys(every: Sequence[Run]) -> list[str]:
     return [k for k in every[0].final.datasets if k in common]
 
 
-def _triplet_row(a: Arm, b: Arm, split: str) -> Row:
-    """2AFC of one split ("" for all), over the triplets whose votes are not even."""
-    end = f"@{split}" if split else ""
+def twoafc_names(metrics: dict[str, float]) -> dict[str, str]:
+    """{metric: its name for people}: majority and share of people where they differ, else one."""
+    if metrics["ceiling"] == 1:
+        return {"twoafc": "2AFC"}
+    return {"twoafc": "2AFC (majority)", "twoafc_soft": "2AFC (share of people)"}
+
+
+def _triplet_row(a: Arm, b: Arm, split: str, metric: str, name: str) -> Row | None:
+    """One of `twoafc_names` for one split ("" for all); None where no triplet of it has a majority."""
+    end, soft = f"@{split}" if split else "", metric == "twoafc_soft"
 
     def credit(arm: Arm) -> np.ndarray:
         every = [
             Choices(**{n: r.final.arrays("triplets")[n] for n in ("dist", "vote", "split")}) for r in arm.runs
         ]
         chosen = (every[0].split == split) if split else np.ones(len(every[0].split), bool)
+        if soft:
+            return np.mean([c.soft_credit()[chosen] for c in every], 0)
         return np.mean([c.credit()[chosen & (c.vote != 0.5)] for c in every], 0)
 
     def value(one: Evaluation) -> float:
-        return one.data["triplets"]["metrics"][f"twoafc{end}"]
+        return one.data["triplets"]["metrics"][f"{metric}{end}"]
 
     credit_a, credit_b = credit(a), credit(b)
+    if not len(credit_a):
+        return None
     single = len(a.runs) == len(b.runs) == 1
     return Row(
-        "triplets", f"2AFC {split}".strip(), "2AFC", "2AFC", len(credit_a), a.mean(value), b.mean(value),
+        "triplets", f"{name} {split}".strip(), "2AFC", "2AFC", len(credit_a), a.mean(value), b.mean(value),
         statistics.paired_bootstrap(credit_a, credit_b),
-        statistics.mcnemar(credit_a, credit_b) if single else None,
+        statistics.mcnemar(credit_a, credit_b) if single and not soft else None,
         seeds=_paired_seeds(a, b, value),
     )  # fmt: skip
 
@@ -293,7 +311,10 @@ def _triplet_rows(a: Arm, b: Arm, every: Sequence[Run]) -> list[Row]:
         return []
     _check_same("triplets", every)
     splits = sorted(set(every[0].final.arrays("triplets")["split"].tolist()))
-    return [_triplet_row(a, b, split) for split in (splits if len(splits) > 1 else [""])]
+    names = twoafc_names(every[0].final.data["triplets"]["metrics"])
+    where = splits if len(splits) > 1 else [""]
+    rows = [_triplet_row(a, b, split, m, name) for m, name in names.items() for split in where]
+    return [row for row in rows if row is not None]
 
 
 def families_of(run: Run, keys: Sequence[str]) -> dict[str, list[str]]:

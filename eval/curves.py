@@ -21,13 +21,15 @@ from eval.statistics import Interval
 LOGGED = (
     ("loss", "Training loss (moving mean)", True, False),
     ("val_loss", "Validation loss", False, False),
-    ("val_2afc", "Validation 2AFC, %", False, True),
+    ("val_twoafc", "Validation 2AFC, majority, %", False, True),
+    ("val_twoafc_soft", "Validation 2AFC, share of people, %", False, True),
     ("logit_scale", "Logit scale", True, False),
 )
 FIRST_STAGE = (
     ("loss", "Stage 1: loss", False),
-    ("2afc", "Stage 1: 2AFC in training, %", True),
-    ("val_2afc", "Stage 1: validation 2AFC, %", True),
+    ("twoafc_soft", "Stage 1: 2AFC in training, share of people, %", True),
+    ("val_twoafc", "Stage 1: validation 2AFC, majority, %", True),
+    ("val_twoafc_soft", "Stage 1: validation 2AFC, share of people, %", True),
 )
 
 
@@ -48,7 +50,9 @@ def _first_stage(arms: Sequence[Arm]) -> list[Figure]:
             continue
         places = (Path(start), arm.runs[0].folder.parent / Path(start).name)
         log = next((rows for p in places if (rows := compare.read_log(p))), [])
-        lines = [(n, t, p, _line(log, n, arm.label, number, n != "val_2afc")) for n, t, p in FIRST_STAGE]
+        lines = [
+            (n, t, p, _line(log, n, arm.label, number, not n.startswith("val_"))) for n, t, p in FIRST_STAGE
+        ]
         return [
             figures.lines(f"stage1-{name}", title, [line], "triplets seen", percent=percent)
             for name, title, percent, line in lines

@@ -30,7 +30,8 @@ class Encoders:
 
     image: (B, 3, S, S) float32 → (B, D).  text: (B, T) int64 → (B, D); both unnormalised.
     tokenize: list of strings → (M, T) int64, zero after the end token when `cut` is true, and then
-    `text` takes any T that holds every end token.  identity names the weights, for the cache.
+    `text` takes any T that holds every end token.  identity names weights, layers and pixels' scale, for
+    the cache.
     """
 
     image: Callable[[Tensor], Tensor]
@@ -61,9 +62,10 @@ def _cut_text(model) -> Callable[[Tensor], Tensor]:
     return encode
 
 
-def weights_identity(model: torch.nn.Module) -> str:
-    """Hash of every parameter and buffer, by name."""
-    digest = hashlib.blake2b(digest_size=16)
+def model_identity(model: torch.nn.Module, preprocess: Preprocess) -> str:
+    """Hash of every parameter and buffer by name, and of what makes other embeddings of the same weights:
+    the layers (QuickGELU or GELU) and the pixels' mean and deviation."""
+    digest = hashlib.blake2b(f"{model} {preprocess.mean} {preprocess.std}".encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -86,7 +88,7 @@ def from_open_clip(model, tokenizer, transform, device: torch.device, precision:
         return run
 
     preprocess = Preprocess.from_transform(transform)
-    identity = weights_identity(model)
+    identity = model_identity(model, preprocess)
     return Encoders(
         guarded(model.encode_image), guarded(text), tokenizer, preprocess, identity, device, precision, cut
     )

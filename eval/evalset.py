@@ -11,7 +11,7 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,19 @@ from eval import catalog
 from eval.catalog import Entry
 from eval.prompts import Prompts
 
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in the order clip-benchmark looks for them
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
+# What Pillow decodes by itself and people keep pictures in; EPS (Ghostscript) and documents are left out.
+_PICTURES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
+}  # fmt: skip
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture; hidden ones (macOS's `._x.jpg`) are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _PICTURES
+
 
 # Without the picture's name they help nobody; what matters ends as Unreadable, which has it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -33,11 +43,30 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 def pictures(folder: Path) -> list[Path]:
     """The image files of a folder, by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if is_picture(p.name))
+
+
+def _touched(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file; −1 for one that is not there (its image is unreadable, no more)."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return str(path), -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns
 
 
 class Unreadable(ValueError):
     """An image that no decoder reads; the message names it."""
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's conversion; 16 bits are reduced to 8, of which Pillow (and so the field) makes white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65_535:
+            raise ValueError(f"pixels of mode {image.mode} have no agreed range")
+        image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 class FileImages:
@@ -60,10 +89,17 @@ class FileImages:
             file.seek(offset)
             return file.read(size)
 
+    def _bytes(self, i: int) -> bytes:
+        """As `read`; nothing for a file that is not there, such as a link to nowhere."""
+        try:
+            return self.read(i)
+        except OSError:
+            return b""
+
     def __getitem__(self, i: int) -> Image.Image:
         """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
         try:
-            return Image.open(io.BytesIO(self.read(i))).convert("RGB")
+            return _rgb(Image.open(io.BytesIO(self.read(i))))
         except UnidentifiedImageError:
             raise Unreadable(f"{self.name(i)}: no image that any decoder knows") from None
         except _DECODE_ERRORS as error:
@@ -71,8 +107,7 @@ class FileImages:
 
     def stamp(self) -> str:
         """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
-        stats = {p: os.stat(p) for p in {m[0] for m in self.members}}
-        rows = sorted((str(p), s.st_size, s.st_mtime_ns) for p, s in stats.items())
+        rows = sorted(_touched(p) for p in {m[0] for m in self.members})
         spans = [(str(p), o, s) for p, o, s, _ in self.members]
         return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
 
@@ -80,7 +115,7 @@ class FileImages:
         """Hash of the images' bytes in order: two sets over the same pictures have the same one."""
         digest = hashlib.blake2b(digest_size=16)
         for i in range(len(self)):
-            data = self.read(i)
+            data = self._bytes(i)
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
         return digest.hexdigest()
@@ -149,12 +184,50 @@ class CroppedImages(FileImages):
         return f"{super().identity()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
 
 
+class JoinedImages:
+    """The images of several files' sets, one set after the other; `starts` has the first of each."""
+
+    def __init__(self, parts: Sequence[FileImages]):
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _of(self, i: int) -> tuple[FileImages, int]:
+        part = int(np.searchsorted(self.starts, i, "right")) - 1
+        return self.parts[part], i - int(self.starts[part])
+
+    def name(self, i: int) -> str:
+        part, i = self._of(i)
+        return part.name(i)
+
+    def read(self, i: int) -> bytes:
+        part, i = self._of(i)
+        return part.read(i)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        part, i = self._of(i)
+        return part[i]
+
+    def stamp(self) -> str:
+        return _joined(p.stamp() for p in self.parts)
+
+    def identity(self) -> str:
+        return _joined(p.identity() for p in self.parts)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return hashlib.blake2b(" ".join(names).encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class EvalSet:
     """One set, indexed and labelled; no image has been decoded yet.
 
     N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
-    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.
+    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.  `notes`: what
+    was left out or taken for granted, for the user to read.
     """
 
     entry: Entry
@@ -165,6 +238,7 @@ class EvalSet:
     prompts: Prompts | None = None
     captions: list[list[str]] | None = None
     groups: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not len(self.images):

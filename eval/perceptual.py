@@ -6,12 +6,14 @@ be fractions: the share of people who preferred right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from eval.evalset import JoinedImages
 from eval.prepared import BetonImages, PreparedImages
 from pipeline import nights
 from pipeline.fields import Beton
@@ -28,7 +30,7 @@ class Triplets:
     """
 
     path: Path
-    images: PreparedImages
+    images: PreparedImages | JoinedImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
@@ -59,9 +61,28 @@ def read_beton(path: Path) -> Triplets:
     found, rows = _unique(members)
     images = BetonImages([m[:4] for m in found], [m[4] for m in found])
     vote = file.metadata["vote"].astype(np.float64)
-    split = np.full(len(file), str(file.info.get("source", {}).get("split", "test")))
+    split = np.full(len(file), beton_split(file))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
     return Triplets(file.path, images, rows, vote, split, votes_are)
+
+
+def beton_split(file: Beton) -> str:
+    """The split that dataprep says a triplet file holds, else that its name says, else `test`."""
+    named = file.path.stem.removeprefix("triplets-") if file.path.stem.startswith("triplets-") else "test"
+    return str(file.info.get("source", {}).get("split") or named)
+
+
+def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS) -> Triplets:
+    """The splits asked for of a folder of triplets-*.beton, one after the other; ValueError when none is."""
+    found = [(path, beton_split(Beton(path))) for path in files]
+    parts = [read_beton(path) for path, split in found if split in splits]
+    if not parts:
+        here = ", ".join(f"{path.name} ({split})" for path, split in found)
+        raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
+    images = JoinedImages([p.images for p in parts])
+    rows = np.concatenate([p.rows + start for p, start in zip(parts, images.starts)])
+    vote, split = (np.concatenate([getattr(p, name) for p in parts]) for name in ("vote", "split"))
+    return Triplets(folder, images, rows, vote, split, "; ".join(dict.fromkeys(p.votes_are for p in parts)))
 
 
 def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, ...] = SPLITS) -> Triplets:
@@ -84,9 +105,13 @@ def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, .
     return Triplets(table, PreparedImages(pictures), rows, vote, split, f"votes as given in {table.name}")
 
 
-def read(path: Path) -> Triplets:
-    """A .beton file or a folder laid out as NIGHTS."""
-    return read_nights(path) if path.is_dir() else read_beton(path)
+def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
+    """A .beton file, or these splits of a folder laid out as NIGHTS or holding triplets-*.beton."""
+    if not path.is_dir():
+        return read_beton(path)
+    if files := sorted(path.glob("triplets-*.beton")):
+        return read_betons(path, files, splits)
+    return read_nights(path, splits=tuple(splits))
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,11 @@ def choose(triplets: Triplets, features: Tensor) -> Choices:
 
 
 def metrics(choices: Choices) -> dict[str, float]:
-    """twoafc (majority, half credit at ties), twoafc_soft (share of people), ceiling, n; by split too."""
+    """twoafc and twoafc_soft, ceiling (the best possible twoafc_soft), triplets; by split too.
+
+    twoafc: agreement with the majority, over the triplets that have one; a tie of distances counts half.
+    twoafc_soft: the share of people who are agreed with, what training logs under the same name.
+    """
     credit, soft = choices.credit(), choices.soft_credit()
     ceiling = np.maximum(choices.vote, 1 - choices.vote)
     out: dict[str, float] = {}

@@ -66,14 +66,17 @@ def known_templates(name: str, profile: str = PROFILES[0]) -> tuple[str, ...]:
     return tuple(found) if found else tuple(t("{c}") for t in OPENAI_IMAGENET_TEMPLATES)
 
 
-def read_lines(path: Path) -> tuple[str, ...] | None:
-    """A file's lines, stripped; blank ones count (CLEVR has an empty class name); None if absent."""
-    if not path.is_file():
-        return None
+def read_text(path: Path) -> str:
+    """A text file of the user's, without a byte-order mark; ValueError if it is not UTF-8."""
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_lines(path: Path) -> tuple[str, ...] | None:
+    """A file's lines, stripped; blank ones count (CLEVR has an empty class name); None if absent."""
+    return tuple(line.strip() for line in read_text(path).splitlines()) if path.is_file() else None
 
 
 def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...]:
@@ -102,9 +105,15 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     beside_classes = read_lines(folder / CLASSNAMES_FILE) if profile is None else None
     beside_templates = read_lines(folder / TEMPLATES_FILE) if profile is None else None
     fallback = profile or PROFILES[0]
-    classes = beside_classes or known_classnames(name, fallback) or own_classes
+    known = known_classnames(name, fallback)
+    classes = beside_classes or known or own_classes
     if classes is None and profile is not None:  # the profile has no names of its own for this set
         classes = read_lines(folder / CLASSNAMES_FILE)
+    listed = read_lines(folder / CLASSNAMES_FILE)
+    if listed and not listed[-1]:
+        raise ValueError(f"{folder / CLASSNAMES_FILE}: ends in a blank line, one more class; remove it")
+    if profile is not None:
+        check_order(listed, known, folder)
     if not classes:
         raise ValueError(f"{folder}: no class names; {CLASSNAMES_FILE} with one name a line is expected")
     if beside_templates is None:
@@ -117,6 +126,17 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     if beside_classes is None and beside_templates is None:
         return prompts
     return Prompts(prompts.classes, templates, _recognised(name, prompts))
+
+
+def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folder: Path) -> None:
+    """ValueError when the names beside the data are the field's in another order: so are the labels."""
+    ours, theirs = ([name.lower() for name in names or ()] for names in (listed, known))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        i = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+        raise ValueError(
+            f"{folder / CLASSNAMES_FILE}: the field's class names in another order (line {i + 1}: "
+            f"{listed[i]!r}, in the field {known[i]!r}), so labels and names would not meet"
+        )
 
 
 def _recognised(name: str, prompts: Prompts) -> str:

@@ -18,8 +18,9 @@ from typing import Annotated
 
 import tyro
 
-from eval import beside_paper, catalog, compare, curves, figures, page, panels, statistics
+from eval import assumed, beside_paper, catalog, compare, curves, figures, page, panels, statistics
 from eval.catalog import RETRIEVAL_TASK
+from eval.cli import say
 from eval.compare import Arm, Comparison, Row
 from eval.crops import replace_into
 from eval.figures import Figure
@@ -51,7 +52,7 @@ def verdict(found: Comparison) -> str:
     row = found.primary or (found.triplets[0] if found.triplets else None)
     if row is None:
         return f"{a} and {b} share no classification set; see the tables."
-    what = f"mean top-1 over {_sets(row.samples)}" if found.primary else "2AFC"
+    what = f"mean top-1 over {_sets(row.samples)}" if found.primary else row.name
     figure = (
         f"{signed(row.delta.value)} points of {what} ({pct(row.a)} against {pct(row.b)} %), "
         f"95 % interval {spread(row.delta)}"
@@ -279,8 +280,10 @@ def single_table(arm: Arm) -> str:
             rows.append(page.row((cell(escape(record["name"])), cell(page.tied(m.title)), cell(value, "n"))))
     if one.data.get("triplets"):
         record = one.data["triplets"]
-        value = pct(record["metrics"].get("twoafc", float("nan")))
-        rows.append(page.row((cell(f"2AFC {page.votes_label(record['votes'])}"), cell(""), cell(value, "n"))))
+        for metric, name in compare.twoafc_names(record["metrics"]).items():
+            value = pct(record["metrics"].get(metric, float("nan")))
+            label = page.votes_label(record["votes"])
+            rows.append(page.row((cell(f"{name} {label}"), cell(""), cell(value, "n"))))
     return page.table([("Set", ""), ("", ""), (page.arm_name(arm.label, 0), "n")], "".join(rows))
 
 
@@ -298,6 +301,7 @@ def _set_about(record: dict) -> str:
         about += f", {sum(map(len, record['captions'])):,} captions"
     if record.get("unreadable"):
         about += f"; {len(record['unreadable'])} unreadable images left out"
+    about += "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
     return f"{about}<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
 
 
@@ -324,7 +328,8 @@ def settings_section(arms: Sequence[Arm]) -> str:
             if "samples" in about:
                 seen = f"step {about['step']:,}, {about['samples']:,} samples"
             heads.append((page.arm_name(run.label, number), ""))
-            checkpoints.append(cell(f"{escape(about['model'])}<br>{span(escape(seen), 'sub')}"))
+            lines = [span(escape(line), "sub") for line in (seen, *assumed.taken_as(run.final.data))]
+            checkpoints.append(cell("<br>".join([escape(about["model"]), *lines])))
     differing = compare.differences(arms)
     rows = [page.row(checkpoints)]
     rows += [page.row((cell(page.code(n)), *(cell(escape(v)) for v in values))) for n, values in differing]
@@ -377,7 +382,7 @@ def main(arguments: list[str] | None = None) -> None:
         figure.save(options.out / "figures")
     path = options.out / "index.html"
     replace_into(path, lambda p: p.write_text(text, encoding="utf-8"))
-    print(f"{path} ({len(text) / 1e6:.1f} MB, {len(drawn)} charts)")
+    say(f"{path} ({len(text) / 1e6:.1f} MB, {len(drawn)} charts)")
 
 
 if __name__ == "__main__":

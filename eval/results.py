@@ -53,6 +53,8 @@ def _set_record(result: SetResult) -> dict:
     }
     if result.unreadable:
         record["unreadable"] = result.unreadable
+    if one.notes:
+        record["notes"] = list(one.notes)
     if one.prompts is not None:
         record["classes"] = len(one.prompts.classes)
         record["classnames"] = list(one.prompts.classes)

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from eval.jobs import Where
+from eval.models import (
+    NO_MODEL,
+    SCHEMAS,
+    Loaded,
+    encoders_for,
+    from_schema,
+    from_tag,
+    open_clip_folder,
+    refused,
+)
 
 if TYPE_CHECKING:
     from eval.encode import Encoders
@@ -35,15 +44,18 @@ class Evaluate:
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|NAME[,WEIGHTS]")]
     """A run's folder (its newest checkpoint), one of its checkpoints/step-*, an open_clip model name with a
-    pretrained tag or a .safetensors file after a comma; a name alone has random weights."""
+    pretrained tag or a .safetensors file after a comma, open_clip's hf-hub:ORG/NAME or local-dir:FOLDER; a
+    name alone has random weights."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
     triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
-    """2AFC: a triplet .beton, or a folder laid out as NIGHTS."""
+    """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
+    triplet_splits: tuple[str, ...] = ("val", "test")
+    """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
     datasets: tuple[str, ...] = ()
-    """Only these sets."""
+    """Only these sets; one that is not there is an error."""
     families: tuple[str, ...] = ()
     """Only these families of the catalog (ImageNet, "ImageNet OOD", VTAB, …, Retrieval, Demo)."""
     prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
@@ -54,7 +66,7 @@ class Evaluate:
     """Keep nothing."""
     batch_size: int = 256
     """Images a forward pass."""
-    workers: int = field(default_factory=lambda: min(16, os.cpu_count() or 1))
+    workers: int = field(default_factory=lambda: min(16, len(os.sched_getaffinity(0))))
     """Threads that decode."""
     device: str = "auto"
     """auto: CUDA where there is one."""
@@ -91,23 +103,15 @@ class Evaluate:
 # -- the model ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready for `encode.from_open_clip`, and what results.json says about it."""
-
-    model: object
-    name: str
-    about: dict
-    recipe: dict | None = None
-    run: Path | None = None
-
-
 def _from_run(path: Path) -> Loaded:
     from train import checkpoint
     from train.model import load_run
 
-    folder = checkpoint.find(path)
+    notes: list[str] = []
+    folder = checkpoint.find(path, notes.append)
     model, recipe = load_run(folder)
+    if recipe.get("stage") == 1 and not recipe.get("init"):
+        notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
     state = json.loads((folder / checkpoint.STATE).read_text())
     run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
     about = {
@@ -118,72 +122,63 @@ def _from_run(path: Path) -> Loaded:
         "model": recipe["model"],
         "pretrained": f"{run.name}-{folder.name}",
     }
-    return Loaded(model, recipe["model"], about, recipe, run)
+    return Loaded(model, recipe["model"], about, recipe, run, assumed=tuple(notes))
 
 
 def _from_name(name: str, weights: str, seed: int) -> Loaded:
+    """open_clip's model of this name with random weights, or those of a pretrained tag or a file."""
     import torch
-    from open_clip import create_model
 
-    from train import checkpoint
     from train.model import create
 
-    from_file = weights.endswith(".safetensors")
+    file = Path(weights)
+    if weights and (file.suffix == ".safetensors" or file.is_file()):
+        return _from_file(name, file)
     try:
-        if weights and not from_file:
-            model = create_model(name, pretrained=weights)
+        if weights:
+            model = from_tag(name, weights)
         else:
             torch.manual_seed(seed)
             model = create(name)
-        if from_file:
-            model.load_state_dict(checkpoint.weights(weights))
-    except (RuntimeError, OSError, ValueError) as error:
+    except NO_MODEL as error:
         where = f"{name},{weights}" if weights else f"{name}: no such folder, and no model either"
-        raise ValueError(f"--checkpoint {where}: {' '.join(str(error).split())[:300]}") from None
-    pretrained = Path(weights).stem if from_file else weights or f"random-{seed}"
-    return Loaded(
-        model, name, {"source": weights or "random weights", "model": name, "pretrained": pretrained}
-    )
+        raise refused(where, error) from None
+    pretrained = weights or f"random-{seed}"
+    about = {"source": weights or "random weights", "model": name, "pretrained": pretrained}
+    return Loaded(model, name, about)
+
+
+def _from_file(name: str, file: Path) -> Loaded:
+    from eval import assumed
+    from train.model import load_file
+
+    try:
+        model, origin = load_file(name, file)
+    except NO_MODEL as error:
+        raise refused(f"{name},{file}", error) from None
+    preprocess, notes = assumed.notes(name, model, origin.quick_gelu, origin.preprocess)
+    about = {"source": str(file), "model": name, "pretrained": file.stem}
+    about |= {"told_by": origin.says} if origin.says else {}
+    return Loaded(model, name, about, preprocess=preprocess, assumed=tuple(notes))
 
 
 def load(what: str, seed: int = 0) -> Loaded:
     """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else."""
     path = Path(what)
+    if what.startswith(SCHEMAS):
+        place = what.partition(":")[2].rstrip("/")
+        return from_schema(what, place.replace("/", "-") if what.startswith("hf-hub") else Path(place).name)
     if path.is_dir():
-        return _from_run(path)
+        folder = open_clip_folder(path)
+        if folder is None:
+            return _from_run(path)
+        return from_schema(f"local-dir:{folder}", path.resolve().name)
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
         raise ValueError(f"--checkpoint {what}: no such folder")
     return _from_name(name, weights, seed)
-
-
-def _tokenizer(name: str) -> Callable:
-    """open_clip's tokenizer of this model, or ours where it is CLIP's own (same ids, faster)."""
-    import torch
-    from open_clip import get_tokenizer
-    from open_clip.tokenizer import SimpleTokenizer
-
-    from pipeline import text
-
-    theirs = get_tokenizer(name)
-    plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
-    if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
-        return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
-    return theirs
-
-
-def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
-    """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    from eval.encode import from_open_clip
-
-    visual = loaded.model.visual
-    config = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
-    transform = image_transform_v2(config, is_train=False)
-    return from_open_clip(loaded.model, _tokenizer(loaded.name), transform, device, precision)
 
 
 # -- one evaluation ---------------------------------------------------------------------------------
@@ -209,12 +204,13 @@ class Prepared:
     sets: list[EvalSet]
     triplets: Triplets | None
     began: float
+    notes: tuple[str, ...] = ()
 
 
 def prepare(options: Evaluate) -> Prepared:
     """Raises ValueError for data that are missing, damaged, or not what their name says."""
     from eval import perceptual, sources
-    from eval.catalog import select
+    from eval.catalog import check_found, select
     from eval.crops import Cache
 
     began = time.perf_counter()
@@ -224,9 +220,23 @@ def prepare(options: Evaluate) -> Prepared:
     cache = Cache(_cache_folder(options))
     wanted = select(options.datasets, options.families)
     profile = None if options.prompts == "auto" else options.prompts
-    sets = sources.discover(options.data, wanted, profile, cache) if options.data is not None else []
-    triplets = perceptual.read(options.triplets) if options.triplets is not None else None
-    return Prepared(options, sets, triplets, began)
+    sets, notes = [], []
+    if options.data is not None:
+        sets = sources.discover(options.data, wanted, profile, cache, notes.append)
+        check_found(options.datasets, options.families, [s.entry for s in sets], options.data)
+    elif wanted is not None:
+        raise ValueError("--datasets and --families choose among the sets under --data, which is not given")
+    triplets = None
+    if options.triplets is not None:
+        triplets = perceptual.read(options.triplets, options.triplet_splits)
+        absent = [s for s in options.triplet_splits if s not in triplets.split]
+        if absent and options.triplet_splits != perceptual.SPLITS:
+            here = ", ".join(sorted({*triplets.split.tolist()}))
+            raise ValueError(
+                f"--triplet-splits {absent[0]}: {options.triplets} has no such split, but {here}"
+            )
+    notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
+    return Prepared(options, sets, triplets, began, tuple(notes))
 
 
 def versions() -> dict[str, str]:
@@ -237,6 +247,8 @@ def versions() -> dict[str, str]:
 
 
 def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) -> dict:
+    from eval.assumed import activation
+
     settings = {
         "device": str(encoders.device),
         "precision": options.precision,
@@ -246,7 +258,12 @@ def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) ->
         "preprocess": encoders.preprocess.describe(),
     }
     return {
-        "checkpoint": {**loaded.about, "weights": encoders.identity},
+        "checkpoint": {
+            **loaded.about,
+            "weights": encoders.identity,
+            "activation": activation(loaded.model),
+            "assumed": loaded.assumed,
+        },
         "recipe": loaded.recipe,
         "settings": settings,
         "versions": versions(),
@@ -258,7 +275,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
     import torch
 
-    from eval import ranks, results, suite
+    from eval import cli, ranks, results, suite
     from eval.crops import Cache
 
     options = prepared.options
@@ -269,9 +286,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     team = ranks.start(device)
 
-    def say(line: str) -> None:
-        if team.rank == 0:
-            print(line, flush=True)
+    say = cli.say if team.rank == 0 else lambda line: None
 
     encoders = encoders_for(loaded, device, options.precision)
     cache = Cache(_cache_folder(options))
@@ -280,6 +295,8 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     )
     name = f"{loaded.name} ({loaded.about['pretrained']})"
     say(f"{name}: {len(prepared.sets)} sets, {device}, {options.precision}")
+    for note in (*loaded.assumed, *prepared.notes):
+        say(f"note: {note}")
     outcome = suite.evaluate(encoders, prepared.sets, prepared.triplets, cache, settings, team, say)
     for note in cache.notes:
         say(f"note: {note}")

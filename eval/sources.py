@@ -6,8 +6,8 @@ Under a root, each sub-folder (or the root itself) may be
   - one of torchvision's raw sets (`eval/rawsets.py`);
   - captions: Karpathy's files of COCO and Flickr30k, or `captions.json`;
   - one folder a class, holding pictures.
-`discover` returns what it read and, for what it could not read, the reason: a missing set is
-listed, never fatal; a damaged one is an error (ValueError naming file and member).
+`discover` reads all of them.  A folder in none of these forms is named and passed over; a set that is
+damaged, or whose labels its names do not settle, is an error (ValueError naming file and member).
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from eval import catalog, prompts, rawsets
+from eval import catalog, classfolders, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
-from eval.evalset import ArrayImages, EvalSet, FileImages, pictures
+from eval.evalset import ArrayImages, EvalSet, FileImages
 from pipeline import captions as caption_files
 from pipeline import tars, utf8
 
@@ -41,6 +43,11 @@ def _shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise ValueError(f"{shard}: missing, {count_file} announces {len(shards)} shard(s)")
+    more = sorted(p.name for p in (folder / "test").glob("*.tar") if p not in shards and p.name[0] != ".")
+    if more:
+        raise ValueError(
+            f"{folder / 'test' / more[0]}: not among the {len(shards)} that {count_file} announces"
+        )
     return shards
 
 
@@ -194,7 +201,8 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
     members, captions = [], []
     for name, texts in rows:
-        found = next((p / name for p in places if (p / name).is_file()), None)
+        # lexists: a link to nowhere is an unreadable picture, which is counted as such
+        found = next((p / name for p in places if os.path.lexists(p / name)), None)
         if found is None:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
@@ -205,37 +213,6 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
         captions.append(texts)
     entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
     return EvalSet(entry, folder, "captions", FileImages(members), captions=captions)
-
-
-# -- a folder a class -----------------------------------------------------------------------------
-
-
-def class_folders(folder: Path) -> tuple[Path, list[Path]] | None:
-    """(where they are, the class folders in label order), looking also into `val` and `test`; or None."""
-    for place in (folder, folder / "val", folder / "test"):
-        if place.is_dir():
-            found = [d for d in sorted(place.iterdir()) if d.is_dir() and not d.name.startswith(".")]
-            if len(found) >= 2 and all(any(pictures(d)) for d in found[:3]):
-                if all(d.name.isdigit() for d in found):
-                    found.sort(key=lambda d: int(d.name))
-                return place, found
-    return None
-
-
-def read_class_folders(folder: Path, found: list[Path], profile: str | None = None) -> EvalSet:
-    """Labels by the folders' order (numbers: by value); names: see `prompts.load`."""
-    entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
-    own = tuple(d.name.replace("_", " ") for d in found)
-    loaded = prompts.load(entry.prompts, folder, own, profile)
-    if len(loaded.classes) != len(found):
-        raise ValueError(f"{folder}: {len(found)} class folders but {len(loaded.classes)} class names")
-    members, labels = [], []
-    for label, place in enumerate(found):
-        files = pictures(place)
-        members += [(p, 0, -1, p.name) for p in files]
-        labels += [label] * len(files)
-    images = FileImages(members)
-    return EvalSet(entry, folder, "class folders", images, np.array(labels, np.int64), loaded)
 
 
 # -- finding them -----------------------------------------------------------------------------------
@@ -252,28 +229,39 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
         return found
     if (file := _caption_file(folder)) is not None:
         return read_captions(folder, file)
-    if (classes := class_folders(folder)) is not None:
-        return read_class_folders(folder, classes[1], profile)
-    return None
+    return classfolders.read(folder, profile)
 
 
 def discover(
-    root: Path, wanted: set[str] | None = None, profile: str | None = None, cache: Cache = NO_CACHE
+    root: Path,
+    wanted: set[str] | None = None,
+    profile: str | None = None,
+    cache: Cache = NO_CACHE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[EvalSet]:
-    """Every set under `root`, in the catalog's order, then by name.
+    """Every set under `root`, in the catalog's order, then by name; folders in no known form go to `say`.
 
-    wanted: keys to read; the others are not opened.  Raises ValueError when the root holds none, or a
-    set is damaged, or two folders hold the same set.
+    wanted: keys to read (see `catalog.select`); the others are not opened.  Raises ValueError when the root
+    holds none, or a set is damaged, or two folders hold the same set.
     """
     if not root.is_dir():
         raise ValueError(f"--data {root}: no such folder")
     found: dict[str, EvalSet] = {}
+    passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
-        one = read_folder(folder, profile, cache)
-        if one is None or (wanted is not None and one.entry.key not in wanted):
+        try:
+            one = read_folder(folder, profile, cache)
+        except ValueError:
+            if catalog.is_wanted(catalog.entry_for(folder.name, CLASSIFICATION_TASK), wanted):
+                raise
+            one = None  # damaged, and not what is asked for
+        if one is None:
+            passed += [folder.name] if folder != root else []
+            continue
+        if not catalog.is_wanted(one.entry, wanted):
             continue
         if one.entry.key in found:
             other = found[one.entry.key].path
@@ -284,10 +272,13 @@ def discover(
     if not found:
         raise ValueError(
             f"--data {root}: no evaluation set in it"
-            + (f" among {', '.join(sorted(wanted))}" if wanted else "")
+            + (f" among {', '.join(k + catalog.near(k, root) for k in sorted(wanted))}" if wanted else "")
+            + (f" (looked into {', '.join(passed)})" if passed else "")
             + "; expected clip-benchmark folders (wds_NAME/test/0.tar), torchvision's raw sets, one folder"
             " a class, or Karpathy's caption files"
         )
+    if passed and root not in (one.path for one in found.values()):
+        say(f"no evaluation set that is known here, passed over: {', '.join(passed)}")
     order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
     return sorted(found.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))
 
@@ -295,4 +286,4 @@ def discover(
 def _may_be(folder: Path, wanted: set[str]) -> bool:
     """False only for a folder whose name is another set's: it need not be opened."""
     known = catalog.find(folder.name)
-    return known is None or known.key in wanted
+    return known is None or catalog.is_wanted(known, wanted)

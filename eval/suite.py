@@ -187,8 +187,9 @@ def evaluate(
     if triplets is not None:
         outcome = _triplets(triplets, encoders, cache, settings, ranks)
         seconds["triplets"] = outcome.seconds
-        share = outcome.metrics.get("twoafc", float("nan"))
-        say(f"triplets: {100 * share:.1f} 2AFC of {len(triplets.vote)} ({triplets.votes_are})")
+        share, soft = (outcome.metrics.get(m, float("nan")) for m in ("twoafc", "twoafc_soft"))
+        both = "" if outcome.metrics["ceiling"] == 1 else f" (majority), {100 * soft:.1f} (share of people)"
+        say(f"triplets: {100 * share:.1f} 2AFC{both} of {len(triplets.vote)} ({triplets.votes_are})")
     return Outcome(results, outcome, seconds, encoded)
 
 

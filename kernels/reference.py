@@ -33,7 +33,7 @@ def triplet_losses(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, margi
 
 
 def triplet_hits(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor) -> Tensor:
-    """2AFC: the fraction of a triplet's answers that the distances agree with (B,); a tie counts one half."""
+    """Soft 2AFC: the fraction of a triplet's answers that the distances agree with (B,); a tie is half."""
     delta = cosine_distance(ref, left) - cosine_distance(ref, right)
     return torch.where(delta > 0, vote, torch.where(delta < 0, 1 - vote, torch.full_like(vote, 0.5)))
 

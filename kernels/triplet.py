@@ -1,4 +1,4 @@
-"""The perceptual triplet loss of stage 1: equations (1) and (2) of the paper, and its 2AFC hits.
+"""The perceptual triplet loss of stage 1: equations (1) and (2) of the paper, and its soft 2AFC hits.
 
 B triplets, D width.
 """

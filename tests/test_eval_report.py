@@ -104,7 +104,7 @@ def runs(root, tmp_path_factory):
     made["pi2"] = evaluated(root, base / "pi2", 3, 0.5)
     made["baseline2"] = evaluated(root, base / "baseline2", 4, 3.0)
     (base / "stage1").mkdir()
-    rows = [{"step": s, "samples": s, "loss": 1 / s, "val_2afc": 0.5 + s / 100} for s in (1, 2, 3)]
+    rows = [{"step": s, "samples": s, "loss": 1 / s, "val_twoafc": 0.5 + s / 100} for s in (1, 2, 3)]
     (base / "stage1" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return made
 
@@ -166,7 +166,7 @@ def test_the_whole_page(runs, tmp_path, capsys):
         for way in ("i2t", "t2i")
         for kind in ("svg", "png")
     }
-    assert families | answers | {"curve-loss.svg", "stage1-val_2afc.png"} <= names
+    assert families | answers | {"curve-loss.svg", "stage1-val_twoafc.png"} <= names
     assert len([n for n in names if n.startswith("scaling-")]) == 2 * (4 + 4 + 4)
 
 
@@ -281,3 +281,53 @@ def test_paper_against_itself():
         assert any(
             "MNIST, Δ top-1: printed +1.8" in s and "cannot be why" in s for s in paper.disagreements()
         )
+
+
+def _chosen(folder, votes, seed):
+    """An evaluation of triplets alone, whose votes are these."""
+    count = len(votes)
+    dist = np.random.default_rng(seed).random((count, 2)).astype(np.float32)
+    choices = perceptual.Choices(dist, np.array(votes), np.full(count, "test"))
+    images = sources.FileImages([(folder / "x.png", 0, -1, "x.png")])
+    triplets = perceptual.Triplets(
+        folder, images, np.zeros((count, 3), np.int64), choices.vote, choices.split, "v"
+    )
+    arrays = {"rows": triplets.rows, **vars(choices)}
+    result = suite.TripletResult(triplets, perceptual.metrics(choices), arrays)
+    checkpoint = {"model": "tiny", "pretrained": "x", "source": "x", "activation": "QuickGELU"}
+    checkpoint["assumed"] = ["assumed, since no file tells: <this>"]
+    settings = {"preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    about = {"checkpoint": checkpoint, "recipe": None, "settings": settings, "versions": {}}
+    results.write(folder / "eval", suite.Outcome([], result, {}, 0), about)
+    return folder
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_both_scores_called_2afc_are_shown_where_they_differ(tmp_path, soft):
+    votes = [0, 0.2, 0.5, 0.8, 1.0] * 6 if soft else [0, 1.0] * 15
+    a, b = (_chosen(tmp_path / name, votes, seed) for seed, name in enumerate("ab"))
+    arms = compare.arms([f"A={a}", f"B={b}"])
+    rows = compare.compare(*arms).triplets
+    names = ["2AFC (majority)", "2AFC (share of people)"] if soft else ["2AFC"]
+    assert [r.name for r in rows] == names
+    for row, metric, n in zip(rows, ("twoafc", "twoafc_soft"), (24 if soft else 30, 30)):
+        for arm, value in zip(arms, (row.a, row.b)):
+            assert value == pytest.approx(arm.runs[0].final.data["triplets"]["metrics"][metric])
+        assert row.samples == n and row.delta.value == pytest.approx(row.a - row.b)
+        assert (row.p is None) == (metric == "twoafc_soft")  # McNemar's test is of hits and misses
+    shown = report.single_table(arms[0])
+    assert all(name in shown for name in names) and ("share of people" in shown) == soft
+    text = report.settings_section(arms)
+    assert "QuickGELU; mean 0.5, 0.5, 0.5; std 0.25" in text and "no file tells: &lt;this&gt;" in text
+
+
+def test_runs_with_different_prompts_are_not_compared(root, tmp_path):
+    a, b = (evaluated(root, tmp_path / name, seed) for seed, name in enumerate("ab"))
+    path = b / "eval" / "step-000100" / results.RESULTS
+    data = json.loads(path.read_text())
+    data["datasets"]["cifar10"]["templates"] = ["another {c}"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match="cifar10: .*different templates; evaluate both with the same --prompts"
+    ):
+        compare.compare(*compare.arms([f"A={a}", f"B={b}"]))

@@ -250,8 +250,11 @@ def test_class_folders(tmp_path, images):
             place = tmp_path / "numbers" / "test" / name
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{i}.png").write_bytes(images[2 * number + i])
+    with pytest.raises(ValueError, match=r"numbered \(1, …\), which names no class; put classnames.txt"):
+        sources.read_folder(tmp_path / "numbers")
+    (tmp_path / "numbers" / "classnames.txt").write_text("one\nnine\nten\n")
     one = sources.read_folder(tmp_path / "numbers")
-    assert one.prompts.classes == ("1", "9", "10")  # by value, not by spelling
+    assert one.prompts.classes == ("one", "nine", "ten")  # by value, not by spelling
     assert [one.images.read(i) for i in range(6)] == [images[i] for i in (4, 5, 2, 3, 0, 1)]
     (tmp_path / "numbers" / "classnames.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="3 class folders but 2 class names"):

@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from train import origin
+
 WEIGHTS, OPTIMIZER, STATE, RECIPE = (
     "weights.safetensors",
     "optimizer.safetensors",
@@ -94,7 +96,7 @@ def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping
     (part / RECIPE).write_text(json.dumps(recipe, indent=1))
     try:
         for name, tensors in groups.items():
-            save_file(dict(tensors), part / name)
+            save_file(dict(tensors), part / name, origin.metadata(recipe) if name == WEIGHTS else None)
     except SafetensorError as error:
         raise OSError(f"{folder}: could not be written: {error}") from None
     for file in sorted(part.iterdir()):
@@ -225,13 +227,16 @@ def latest(run: Path | str, say: Callable[[str], None] | None = None) -> Path | 
     return None
 
 
-def find(path: Path | str) -> Path:
-    """The checkpoint that `path` means: itself, or a run's newest; ValueError if there is none."""
+def find(path: Path | str, say: Callable[[str], None] | None = None) -> Path:
+    """The checkpoint that `path` means: itself, or a run's newest sound one; ValueError if there is none.
+
+    say: is told of damaged ones that are passed over.
+    """
     path = Path(path)
     if (path / STATE).is_file():
         check(path)
         return path
-    found = latest(path)
+    found = latest(path, say)
     if found is None:
         raise ValueError(
             f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
@@ -241,9 +246,13 @@ def find(path: Path | str) -> Path:
 
 def weights(path: Path | str) -> dict[str, Tensor]:
     """Parameters and buffers by open_clip's names, from a .safetensors file, a checkpoint or a run."""
+    return _load(weights_file(path))
+
+
+def weights_file(path: Path | str) -> Path:
+    """The .safetensors file that `path` means: itself, or that of a checkpoint or of a run's newest."""
     path = Path(path)
-    file = path if path.suffix == ".safetensors" else find(path) / WEIGHTS
-    return _load(file)
+    return path if path.suffix == ".safetensors" else find(path) / WEIGHTS
 
 
 def moments(folder: Path) -> dict[str, Tensor]:

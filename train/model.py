@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
 from pipeline.packing import Packed
-from train import checkpoint
+from train import checkpoint, origin
 from train.config import Recipe, Stage1
 from train.recipes import CONFIGS, check_model_name
 
@@ -42,15 +42,18 @@ def _quiet():
         logging.disable(before)
 
 
-def create(name: str, device: str | torch.device = "cpu") -> nn.Module:
-    """An open_clip model, fp32, with open_clip's random initialisation; ValueError for an unknown name."""
+def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = False) -> nn.Module:
+    """An open_clip model, fp32, with open_clip's random initialisation; ValueError for an unknown name.
+
+    quick_gelu: OpenAI's activation also where the model of that name has another.
+    """
     check_model_name(name)
     import open_clip
 
     if name not in open_clip.list_models():
         open_clip.add_model_config(CONFIGS)
     with _quiet(), torch.device(device):
-        return open_clip.create_model(name, device=device, pretrained_text=False)
+        return open_clip.create_model(name, device=device, pretrained_text=False, force_quick_gelu=quick_gelu)
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -73,9 +76,20 @@ def warm_start(model: nn.Module, recipe: Recipe) -> None:
 
 def _fitting_weights(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     part = "visual." if recipe.stage == 2 else ""
+    _check_activation(recipe)
     taken = {n: value for n, value in checkpoint.weights(recipe.init).items() if n.startswith(part)}
     _check_fit(model.state_dict(), taken, part, f"--init {recipe.init}: not a {recipe.model}")
     return taken
+
+
+def _check_activation(recipe: Recipe) -> None:
+    told, own = origin.told(checkpoint.weights_file(recipe.init)), origin.has_quick_gelu(recipe.model)
+    if told.quick_gelu is not None and told.quick_gelu != own:
+        names = {True: "QuickGELU", False: "GELU"}
+        raise ValueError(
+            f"--init {recipe.init}: trained with {names[told.quick_gelu]} (says {told.says}), {recipe.model} "
+            f"has {names[own]}; the --model names with and without -quickgelu differ in this alone"
+        )
 
 
 def _check_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor], part: str, complaint: str) -> None:
@@ -112,6 +126,25 @@ def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[nn.M
     _check_fit(model.state_dict(), weights, "", f"{folder}: not a {config['model']}")
     model.load_state_dict(weights)
     return model.to(device).eval(), config
+
+
+def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
+    """(open_clip model of this name with a file's weights, what is told of these).
+
+    The activation is the one that the weights tell, else the name's.  Raises ValueError or RuntimeError for
+    weights that do not fit; other formats than .safetensors are open_clip's to read, without unpickling code.
+    """
+    told = origin.told(file)
+    if told.quick_gelu is False and origin.has_quick_gelu(name):
+        raise ValueError(f"trained with GELU (says {told.says}), {name} has QuickGELU")
+    model = create(name, quick_gelu=bool(told.quick_gelu))
+    if file.suffix == ".safetensors":
+        model.load_state_dict(checkpoint.weights(file))
+    else:
+        import open_clip
+
+        open_clip.load_checkpoint(model, str(file))
+    return model, told
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ class PerceptualStage:
 
     unit = "triplets"
     images = 3  # of a sample
-    measures = ("loss", "2afc")
+    measures = ("loss", "twoafc_soft")
 
     def __init__(self, recipe: Stage1, clip: nn.Module, world: World):
         self.recipe, self.world, self.clip = recipe, world, clip
@@ -38,7 +38,7 @@ class PerceptualStage:
         return losses * batch.valid, hits * batch.valid
 
     def gradients(self, batch: Triplet) -> Tensor:
-        """Add this step's gradient to the parameters; returns this rank's (mean loss, share of hits)."""
+        """Add this step's gradient to the parameters; returns this rank's (mean loss, soft 2AFC)."""
         batch = batch.to(self.world.device)
         total = torch.zeros(2, device=self.world.device)
         for part, last in micro_batches(batch, self.micro):
@@ -53,13 +53,22 @@ class PerceptualStage:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Triplet]) -> dict[str, float]:
-        """2AFC score and mean loss over a held-out split that is spread over the ranks."""
-        total = torch.zeros(3, dtype=torch.float64)
+        """Mean loss and both 2AFC scores over a held-out split that is spread over the ranks.
+
+        val_twoafc_soft is the share of people agreed with, val_twoafc the agreement with their majority, as
+        evaluation calls them; the latter is missing where no triplet has a majority.
+        """
+        total = torch.zeros(5, dtype=torch.float64)
         for batch in batches:
             batch = batch.to(self.world.device)
             losses, hits = self._losses(self.towers, batch)
-            total += torch.stack([losses.sum(), hits.sum(), batch.valid.sum()]).double().cpu()
-        loss, hits, count = self.world.total(total).tolist()
+            decided = batch.valid * (batch.vote != 0.5)
+            # A triplet's hits are the share of its chosen side: more than half is the majority's side.
+            agrees = (torch.sign(hits - 0.5) + 1) / 2 * decided
+            sums = (losses, hits, batch.valid, agrees, decided)
+            total += torch.stack([x.double().sum() for x in sums]).cpu()
+        loss, hits, count, agreed, decided = self.world.total(total).tolist()
         if not count:
             raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
-        return {"val_loss": loss / count, "val_2afc": hits / count}
+        found = {"val_loss": loss / count, "val_twoafc_soft": hits / count}
+        return found | ({"val_twoafc": agreed / decided} if decided else {})

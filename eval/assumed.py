@@ -1,0 +1,75 @@
+"""What is taken for granted about weights that do not say how they were trained, in words for the results.
+
+Weights load wherever their shapes fit; with another activation or other pixel values the figures are
+wrong and nothing fails.  So whatever neither the weights nor a file beside them tells is said.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+FIELDS = ("mean", "std", "interpolation", "resize_mode")
+
+
+def activation(model: nn.Module) -> str:
+    """QuickGELU if any part of the model has it, else GELU."""
+    from open_clip.transformer import QuickGELU
+
+    return "QuickGELU" if any(isinstance(m, QuickGELU) for m in model.modules()) else "GELU"
+
+
+def published(name: str) -> dict[str, dict]:
+    """{pretrained tag: its preprocessing} of open_clip's weights for a model of this name."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    every = {tag: get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)}
+    return {tag: {k: cfg[k] for k in FIELDS if cfg.get(k) is not None} for tag, cfg in every.items()}
+
+
+def preprocessing(name: str) -> tuple[dict, str]:
+    """(what to lay over open_clip's default, a note) for weights that do not tell their preprocessing."""
+    found = published(name)
+    kinds = [kind for i, kind in enumerate(found.values()) if kind not in list(found.values())[:i]]
+    if len(kinds) == 1:
+        return kinds[0], f"preprocessing as all published weights of {name} have it: {_shown(kinds[0])}"
+    if not kinds:
+        return {}, "preprocessing: CLIP's mean, std and resizing"
+    others = "; ".join(f"{next(t for t, k in found.items() if k == kind)}: {_shown(kind)}" for kind in kinds)
+    return {}, f"preprocessing: CLIP's mean, std and resizing (published weights of {name} have {others})"
+
+
+def _shown(kind: dict) -> str:
+    return ", ".join(f"{name} {_number(value)}" for name, value in kind.items())
+
+
+def _number(value: object) -> str:
+    return "/".join(f"{v:.3g}" for v in value) if isinstance(value, (tuple, list)) else str(value)
+
+
+def notes(
+    name: str, model: nn.Module, quick_gelu: bool | None, preprocess: dict | None
+) -> tuple[dict, list[str]]:
+    """(preprocessing to lay over open_clip's default, what is assumed) for weights from a file.
+
+    quick_gelu, preprocess: what is told of them, None where nothing is.
+    """
+    from open_clip import list_models
+
+    laid, out = preprocess, []
+    if quick_gelu is None:
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        doubt = f" ({other} has the same shapes and another activation)" if other in list_models() else ""
+        out.append(f"activation {activation(model)}, as {name} has it{doubt}")
+    if laid is None:
+        laid, note = preprocessing(name)
+        out.append(note)
+    return laid, [f"assumed, since no file tells: {line}" for line in out]
+
+
+def taken_as(data: dict) -> list[str]:
+    """From a results.json: how the weights were used, and what of that nobody told."""
+    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
+    used = [about["activation"]] if "activation" in about else []
+    if pixels:
+        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
+    return [*(["; ".join(used)] if used else []), *about.get("assumed", ())]

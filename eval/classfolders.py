@@ -1,0 +1,257 @@
+"""A folder a class, and ILSVRC's flat validation folder: which picture has which label, what is not read.
+
+A label is settled by names, never by counts alone: `eval/imagenet.py` for WordNet ids, here for the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from eval import catalog, imagenet, prompts
+from eval.catalog import CLASSIFICATION_TASK, Entry
+from eval.evalset import EvalSet, FileImages, is_picture
+
+# Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
+PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images")
+_SPLITS = ("val", "test", "validation")
+_NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
+_NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
+
+
+@dataclass
+class Listing:
+    """What lies in one folder: pictures by name, sub-folders, and what is not read."""
+
+    pictures: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    hidden: int = 0
+    other: Counter[str] = field(default_factory=Counter)  # suffix → files that are no pictures
+
+    @classmethod
+    def of(cls, folder: Path) -> Listing:
+        out = cls()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    out.hidden += not entry.is_dir()
+                elif entry.is_dir():
+                    out.folders.append(Path(entry.path))
+                elif is_picture(entry.name):
+                    out.pictures.append(Path(entry.path))
+                else:
+                    out.other[Path(entry.name).suffix or entry.name] += 1
+        out.pictures.sort()
+        out.folders.sort()
+        return out
+
+
+def _class_listing(folder: Path) -> Listing:
+    """A class folder's pictures; tiny-imagenet's lie one folder down, in `images`."""
+    out = Listing.of(folder)
+    inner = next((f for f in out.folders if f.name == "images"), None)
+    if out.pictures or inner is None:
+        return out
+    deeper = Listing.of(inner)
+    deeper.hidden += out.hidden
+    deeper.other += out.other
+    return deeper
+
+
+def _classes_in(place: Path) -> dict[Path, Listing] | None:
+    """The class folders of `place` in the order of their names, numbers by value; None if it has none.
+
+    Two of them hold pictures, and none of them holds folders only or is a split: those are other sets.
+    """
+    found = {f: _class_listing(f) for f in Listing.of(place).folders}
+    if any(f.name.lower() in _NO_CLASSES for f in found):
+        return None
+    full = [f for f, inside in found.items() if inside.pictures]
+    if len(full) < 2 or any(inside.folders and not inside.pictures for inside in found.values()):
+        return None
+    if all(f.name.isdecimal() for f in found):
+        return {f: found[f] for f in sorted(found, key=lambda f: int(f.name))}
+    return found
+
+
+# -- labels -------------------------------------------------------------------------------------
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tuple[list[int], int]:
+    """(each folder's label, how many folders are called as their class) for one class a folder.
+
+    Every name a class's: the labels are the classes'.  Else they follow the folders' order, and a name
+    that is another class's is a ValueError.
+    """
+    plain = [_plain(c) for c in classes]
+    place = {c: i for i, c in enumerate(plain) if plain.count(c) == 1}
+    own = [place.get(_plain(n)) for n in names]
+    if None not in own and len({*own}) == len(names):
+        return own, len(names)
+    for i, (name, label) in enumerate(zip(names, own)):
+        if label not in (None, i):
+            raise ValueError(
+                f"{where}: class folder {name} is number {i + 1} in order, the class of that name number "
+                f"{label + 1} of {len(classes)}; call all folders as the classes, or put "
+                f"{prompts.CLASSNAMES_FILE} there in the folders' order"
+            )
+    return list(range(len(names))), sum(label is not None for label in own)
+
+
+def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
+    """Labels of numbered folders: the numbers if they are 0 … K−1; their order if the user listed names."""
+    numbers = [int(n) for n in names]
+    if listed and len({*numbers}) == len(numbers):
+        return list(range(len(numbers)))
+    if sorted(numbers) != list(range(len(numbers))):
+        raise ValueError(
+            f"{where}: {len(numbers)} class folders, numbered {min(numbers)} … {max(numbers)}; 0 … "
+            f"{len(numbers) - 1} are labels, others need {prompts.CLASSNAMES_FILE} there, one name a line in "
+            "the folders' order"
+        )
+    return numbers
+
+
+def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
+    """What the folders' names say about the classes; None for numbers, which name none."""
+    if imagenet.is_v2(entry.key):
+        return prompts.known_classnames("imagenet1k")
+    ids = [imagenet.is_wnid(n) for n in names]
+    if all(ids):
+        return imagenet.class_names(names, folder)
+    if any(ids):
+        stray = names[ids.index(False)]
+        raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
+    if all(n.isdecimal() for n in names):
+        return None
+    bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
+    shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
+    return tuple(n.replace("_", " ") for n in shown)
+
+
+def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None):
+    """(prompts, label of each class folder, notes); ValueError where the names do not settle the labels."""
+    known = prompts.known_classnames(entry.prompts)
+    listed = (folder / prompts.CLASSNAMES_FILE).is_file() and (profile is None or known is None)
+    own = None if listed or known else _own_names(entry, names, folder)
+    numbered = all(n.isdecimal() for n in names)
+    if numbered and not (listed or known or own):
+        raise ValueError(
+            f"{folder}: class folders are numbered ({names[0]}, …), which names no class; put "
+            f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers, "
+            "or choose other sets with --datasets"
+        )
+    shared = imagenet.wnids(entry.key) is not None
+    labels = imagenet.labels(entry.key, names, folder) if shared else list(range(len(names)))
+    loaded = prompts.load(entry.prompts, folder, own, profile)
+    if len(loaded.classes) != len(names):
+        raise ValueError(f"{folder}: {len(names)} class folders but {len(loaded.classes)} class names")
+    if shared:
+        prompts.check_order(loaded.classes, known, folder)
+    if shared or loaded.classes == own:
+        return loaded, labels, ()
+    if numbered:
+        return loaded, _by_numbers(names, folder, listed), ()
+    labels, called = _by_names(imagenet.translated(names), loaded.classes, folder)
+    if called == len(names) or listed:
+        return loaded, labels, ()
+    note = f"labels follow the order of the folders: {len(names) - called} of {len(names)} are not called as "
+    return loaded, labels, (f"{note}their class ({names[0]}: {loaded.classes[labels[0]]!r}, …)",)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def _shown(items: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")
+
+
+def _not_read(found: Sequence[Listing]) -> list[str]:
+    """What lies beside the pictures, counted and named."""
+    out, other, folders = [], Counter[str](), []
+    for inside in found:
+        other += inside.other
+        folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
+    hidden = sum(inside.hidden for inside in found)
+    if hidden:
+        out.append(f"{hidden} hidden files (names that begin with a dot) passed over")
+    if other:
+        kinds = _shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
+        out.append(f"{other.total()} files that are no pictures not read: {kinds}")
+    if folders:
+        out.append(f"{len(folders)} folders inside class folders not read: {_shown(folders)}")
+    return out
+
+
+def entry_of(folder: Path) -> Entry:
+    """The catalog's entry by the folder's name, or by that of the folder above a `val` or `test`."""
+    named = folder.parent if folder.name.lower() in _SPLITS else folder
+    return catalog.entry_for(named.name, CLASSIFICATION_TASK)
+
+
+def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile: str | None) -> EvalSet:
+    entry = entry_of(folder)
+    loaded, labels, notes = _labelled(entry, [f.name for f in found], folder, profile)
+    members = [(p, 0, -1, p.name) for inside in found.values() for p in inside.pictures]
+    counts = [len(inside.pictures) for inside in found.values()]
+    around = Listing.of(place)
+    around.folders = []
+    around.other = Counter(
+        {"pictures outside class folders": len(around.pictures)} if around.pictures else {}
+    )
+    notes = [*notes, *_not_read([around, *found.values()])]
+    empty = [f.name for f, n in zip(found, counts) if not n]
+    if empty:
+        notes.append(f"{len(empty)} classes without a picture, still among the answers: {_shown(empty)}")
+    others = [s for s in _SPLITS if place.name in _SPLITS and s != place.name and (folder / s).is_dir()]
+    if others:
+        notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")
+    label = np.repeat(np.array(labels, np.int64), counts)
+    return EvalSet(entry, folder, "class folders", FileImages(members), label, loaded, notes=tuple(notes))
+
+
+def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None) -> EvalSet:
+    """ILSVRC's or tiny-imagenet's validation pictures in one folder, labelled by the file that names them."""
+    entry = entry_of(folder)
+    ids, source = imagenet.flat_labels(place, files, folder)
+    classes = imagenet.wnids(entry.key) or tuple(sorted({*ids}))
+    own = imagenet.class_names(classes, source.parent)
+    loaded = prompts.load(entry.prompts, folder, own, profile)
+    number = {wnid: i for i, wnid in enumerate(classes)}
+    foreign = sorted({*ids} - number.keys())
+    if foreign or len(loaded.classes) != len(classes):
+        raise ValueError(
+            f"{source}: {foreign[0]} is none of {entry.key}'s classes"
+            if foreign
+            else f"{folder}: {len(classes)} classes in {source.name} but {len(loaded.classes)} class names"
+        )
+    images = FileImages([(p, 0, -1, p.name) for p in files])
+    label = np.array([number[i] for i in ids], np.int64)
+    notes = (f"labels from {source}", *_not_read([Listing.of(place)]))
+    return EvalSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
+
+
+def read(folder: Path, profile: str | None = None) -> EvalSet | None:
+    """The set of class folders in `folder` or one of its `PLACES`, or the flat validation folder; or None.
+
+    Raises ValueError where a class's label is not settled by names.
+    """
+    for place in (folder / p for p in PLACES):
+        if not place.is_dir():
+            continue
+        if (found := _classes_in(place)) is not None:
+            return _read_classes(folder, place, found, profile)
+        files = Listing.of(place).pictures
+        if files and all(imagenet.is_flat_name(f.name) for f in files):
+            return _read_flat(folder, place, files, profile)
+    return None

@@ -1,0 +1,467 @@
+"""Whose label is whose: class folders by name, ImageNet's forms on disk, and what is not read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eval_kit import encoded, pictures, write_webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from open_clip import IMAGENET_CLASSNAMES
+from PIL import Image
+
+from eval import catalog, classfolders, imagenet, prompts, sources
+from eval.evalset import Unreadable, is_picture
+
+WNIDS = prompts.packaged()["imagenet_wnids"]
+NAME = dict(zip(WNIDS, IMAGENET_CLASSNAMES))
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    return encoded(pictures(1)[0], "jpeg")
+
+
+@pytest.fixture
+def any_count(monkeypatch):
+    """Sets of the catalog may be small; what names say is still checked."""
+    monkeypatch.setattr(catalog, "check_counts", lambda *_: None)
+
+
+def folders(place: Path, names, picture: bytes, count: int = 1) -> Path:
+    """`count` pictures in each class folder; they tell their folder."""
+    for name in names:
+        (place / name).mkdir(parents=True)
+        for i in range(count):
+            (place / name / f"{i}.jpg").write_bytes(picture)
+    return place
+
+
+def classes(one) -> dict[str, str]:
+    """{class folder: the class name that its pictures are labelled with}."""
+    return {
+        one.images.members[i][0].parent.name: one.prompts.classes[label]
+        for i, label in enumerate(one.labels.tolist())
+    }
+
+
+# -- ImageNet's sets ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("imagenetv2-matched-frequency-format-val", "imagenetv2"),
+        ("ImageNet-V2", "imagenetv2"),
+        ("imagenet-val", "imagenet1k"),
+        ("ILSVRC2012_val", "imagenet1k"),
+        ("imagenet_2012", "imagenet1k"),
+        ("sketch", "imagenet_sketch"),
+        ("imagenetv2-threshold0.7-format-val", None),  # another sample, not the paper's set
+        ("mini-imagenet", None),
+    ],
+)
+def test_names_of_imagenets_folders(name, key):
+    found = catalog.find(name)
+    assert (found.key if found else None) == key
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenetv2-matched-frequency-format-val", "imagenetv2-top-images-format-val"]
+)
+def test_v2_is_labelled_by_number(tmp_path, picture, any_count, name):
+    place = folders(tmp_path / name, map(str, range(1000)), picture)
+    one = sources.read_folder(place)
+    assert classes(one) == {str(i): c for i, c in enumerate(IMAGENET_CLASSNAMES)}
+    assert (one.entry.key == "imagenetv2") == ("matched" in name)
+
+
+def test_v2_with_other_numbers_is_refused(tmp_path, picture, any_count):
+    folders(tmp_path / "imagenetv2", map(str, range(12)), picture)
+    with pytest.raises(ValueError, match="12 numbered class folders; imagenetv2 has 0 … 999"):
+        sources.read_folder(tmp_path / "imagenetv2")
+
+
+@pytest.mark.parametrize("key", ["imagenet1k", "imagenet-a", "imagenet-o", "imagenet-r", "imagenet_sketch"])
+def test_wnids_settle_the_labels_of_imagenets_sets(tmp_path, picture, any_count, key):
+    """The real order is that of the field's class list; and every other naming of the folders is refused."""
+    expected = imagenet.wnids(key)
+    one = sources.read_folder(folders(tmp_path / "good" / key, reversed(expected), picture))
+    assert classes(one) == {w: NAME[w] for w in expected}
+    assert one.prompts.classes == prompts.known_classnames(key)
+    for first in (0, 1):  # the sorted numbers, and ILSVRC's
+        numbers = [str(i + first) for i in range(len(expected))]
+        bad = folders(tmp_path / f"numbers{first}" / key, numbers, picture)
+        with pytest.raises(ValueError, match=f"numbered .*numbers do not tell {key}'s classes"):
+            sources.read_folder(bad)
+    other = [*expected[1:], "n99999999"]
+    with pytest.raises(ValueError, match=r"1 of \d+ class folders are none of .*n99999999"):
+        sources.read_folder(folders(tmp_path / "foreign" / key, other, picture))
+    with pytest.raises(ValueError, match=f"class folders are missing .first: {expected[3]}"):
+        sources.read_folder(folders(tmp_path / "short" / key, [*expected[:3], *expected[4:]], picture))
+
+
+def test_the_200_of_one_set_are_not_those_of_another(tmp_path, picture, any_count):
+    place = folders(tmp_path / "imagenet-a", imagenet.wnids("imagenet-o"), picture)
+    with pytest.raises(ValueError, match="are none of imagenet-a's 200 WordNet ids"):
+        sources.read_folder(place)
+
+
+@given(st.lists(st.sampled_from(WNIDS), min_size=2, max_size=20, unique=True))
+def test_any_subset_by_wnid_gets_its_names(chosen):
+    assert imagenet.class_names(chosen, Path("/nowhere")) == tuple(NAME[w] for w in chosen)
+
+
+@pytest.mark.parametrize("inside", [".", "val", "test"])
+def test_a_wnid_named_subset(tmp_path, picture, inside):
+    chosen = ["n02091244", "n01855672", "n04251144"]
+    place = tmp_path / "mini-imagenet"
+    folders(place / inside, chosen, picture, 2)
+    one = sources.read_folder(place)
+    assert one.entry.key == "mini-imagenet" and len(one.images) == 6
+    assert classes(one) == {w: NAME[w] for w in chosen}
+    assert sources.read_folder(place / inside).entry.key == "mini-imagenet"  # --data …/val
+
+
+def test_wnids_that_imagenet_has_not(tmp_path, picture):
+    place = folders(tmp_path / "imagenet-21k", ["n01855672", "n00004475"], picture)
+    with pytest.raises(ValueError, match="1 of 2 classes are WordNet ids that are none of .*n00004475"):
+        sources.read_folder(place)
+    (place / "words.txt").write_text("n00004475\torganism, being\nn00001740\tentity\n")
+    assert classes(sources.read_folder(place))["n00004475"] == "organism"
+    (place / "words.txt").unlink()
+    (place / "Labels.json").write_text(json.dumps({"n00004475": "organism, being"}))
+    assert classes(sources.read_folder(place))["n00004475"] == "organism"
+    (place / "classnames.txt").write_text("a being\na goose\n")  # the user's list wins, in the folders' order
+    assert classes(sources.read_folder(place)) == {"n00004475": "a being", "n01855672": "a goose"}
+    folders(place, ["spare"], picture)
+    (place / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match="WordNet ids, but spare is none"):
+        sources.read_folder(place)
+
+
+# -- the flat validation folder ---------------------------------------------------------
+
+IDS = [WNIDS[i] for i in (490, 361, 171, 822)]
+
+
+def _flat(place: Path, picture: bytes) -> Path:
+    (place / "val").mkdir(parents=True)
+    for i in range(1, 5):
+        (place / "val" / f"ILSVRC2012_val_{i:08d}.JPEG").write_bytes(picture)
+    return place
+
+
+def _devkit(folder: Path) -> None:
+    """ground_truth.txt numbers by ILSVRC2012_ID, which meta.mat gives: another order than the sorted ids."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(1000)
+    synsets = np.zeros(1000, [("ILSVRC2012_ID", object), ("WNID", object)])
+    for row, i in enumerate(order):
+        synsets[row] = (float(row + 1), WNIDS[i])
+    savemat(folder / "meta.mat", {"synsets": synsets})
+    number = {WNIDS[i]: row + 1 for row, i in enumerate(order)}
+    lines = "\n".join(str(number[w]) for w in IDS)
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(lines + "\n")
+
+
+def _labels_file(kind: str, base: Path) -> None:
+    if kind == "kaggle":
+        rows = [f"ILSVRC2012_val_{i:08d},{w} 1 2 3 4 {w} 5 6 7 8 " for i, w in enumerate(IDS, 1)]
+        text = "\n".join(["ImageId,PredictionString", *reversed(rows)])
+        (base / "LOC_val_solution.csv").write_text(text)
+    elif kind == "tensorflow":
+        (base / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(IDS))
+    else:
+        _devkit(base / "ILSVRC2012_devkit_t12" / "data")
+
+
+@pytest.mark.parametrize("kind", ["kaggle", "tensorflow", "devkit"])
+def test_the_flat_validation_folder(tmp_path, picture, any_count, kind):
+    place = _flat(tmp_path / "imagenet1k", picture)
+    with pytest.raises(ValueError, match="4 pictures of a validation set.*LOC_val_solution.csv"):
+        sources.read_folder(place)
+    _labels_file(kind, place)
+    one = sources.read_folder(place)
+    assert one.entry.key == "imagenet1k"
+    assert one.labels.tolist() == [490, 361, 171, 822]
+    assert one.prompts.classes == tuple(IMAGENET_CLASSNAMES) and "labels from" in one.notes[0]
+
+
+def test_a_ground_truth_without_its_key_is_refused(tmp_path, picture):
+    place = _flat(tmp_path / "imagenet1k", picture)
+    _devkit(place / "data")
+    (place / "data" / "meta.mat").unlink()
+    with pytest.raises(
+        ValueError, match="its numbers are ILSVRC2012_IDs; the kit's meta.mat must lie beside"
+    ):
+        sources.read_folder(place)
+    (place / "data" / "meta.mat").write_bytes(b"no matrix")
+    with pytest.raises(ValueError, match="not readable together with meta.mat"):
+        sources.read_folder(place)
+
+
+def test_a_labels_file_that_leaves_a_picture_out(tmp_path, picture, any_count):
+    place = _flat(tmp_path / "imagenet1k", picture)
+    (place / "LOC_val_solution.csv").write_text(
+        f"ImageId,PredictionString\nILSVRC2012_val_00000001,{IDS[0]} 1 2 3 4\n"
+    )
+    with pytest.raises(ValueError, match="no WordNet id for 3 of .*ILSVRC2012_val_00000002.JPEG"):
+        sources.read_folder(place)
+
+
+def test_tiny_imagenet_as_it_is_distributed(tmp_path, picture):
+    place = tmp_path / "tiny-imagenet-200"
+    (place / "val" / "images").mkdir(parents=True)
+    (place / "test" / "images").mkdir(parents=True)
+    folders(place / "train", ["n01855672/images", "n02091244/images"], picture)
+    chosen = ["n02091244", "n01855672", "n02091244"]
+    rows = []
+    for i, wnid in enumerate(chosen):
+        (place / "val" / "images" / f"val_{i}.JPEG").write_bytes(picture)
+        (place / "test" / "images" / f"test_{i}.JPEG").write_bytes(picture)
+        rows.append(f"val_{i}.JPEG\t{wnid}\t0\t1\t2\t3")
+    (place / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+    one = sources.read_folder(place)
+    assert [one.prompts.classes[i] for i in one.labels] == [NAME[w] for w in chosen]
+    assert len(one.prompts.classes) == 2
+
+
+# -- other class folders ---------------------------------------------------------
+
+
+@given(st.permutations(range(6)), st.booleans())
+def test_folders_called_as_the_classes_are_labelled_by_name(order, spelt):
+    names = [f"Class_{i}" if spelt else f"class {i}" for i in sorted(range(6), key=str)]
+    classes = [f"class {i}" for i in order]
+    labels, called = classfolders._by_names(names, classes, Path("x"))
+    assert called == 6 and [classes[i] for i in labels] == [n.lower().replace("_", " ") for n in names]
+
+
+def test_a_name_that_is_another_class_is_refused():
+    with pytest.raises(
+        ValueError, match="class folder accordion is number 2 in order, the class .* number 1"
+    ):
+        classfolders._by_names(
+            ["BACKGROUND_Google", "accordion", "airplanes"], ["accordion", "airplane", "x"], "d"
+        )
+    labels, called = classfolders._by_names(["AnnualCrop", "Forest"], ["annual crop land", "forest"], "d")
+    assert labels == [0, 1] and called == 1
+
+
+def test_labels_by_order_alone_are_said(tmp_path, picture, any_count):
+    names = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture"]
+    names += ["PermanentCrop", "Residential", "River", "SeaLake"]
+    one = sources.read_folder(folders(tmp_path / "eurosat", names, picture))
+    assert one.prompts.classes[3] == "highway or road" and classes(one)["Highway"] == "highway or road"
+    assert "8 of 10 are not called as their class (AnnualCrop: 'annual crop land', …)" in one.notes[0]
+
+
+def test_numbered_folders_of_a_known_set(tmp_path, picture, any_count):
+    good = folders(tmp_path / "GTSRB", [f"{i:05d}" for i in range(43)], picture)
+    assert sources.read_folder(good).labels.tolist() == list(range(43))
+    flowers = folders(tmp_path / "flowers", map(str, range(1, 103)), picture)
+    with pytest.raises(ValueError, match="102 class folders, numbered 1 … 102; 0 … 101 are labels"):
+        sources.read_folder(flowers)
+
+
+def test_class_names_of_the_field_in_another_order(tmp_path, picture, any_count):
+    place = folders(tmp_path / "imagenet-o", imagenet.wnids("imagenet-o"), picture)
+    names = prompts.known_classnames("imagenet-o")
+    (place / "classnames.txt").write_text("\n".join(sorted(names)))
+    with pytest.raises(ValueError, match="the field's class names in another order"):
+        sources.read_folder(place)
+    images = [encoded(p) for p in pictures(3)]
+    tars = write_webdataset(
+        tmp_path / "wds_vtab-pcam", images, [0, 1, 1], prompts.known_classnames("pcam")[::-1]
+    )
+    assert sources.read_folder(tars).prompts.classes[1] == "lymph node"  # its own order holds within it
+    with pytest.raises(ValueError, match="labels and names would not meet"):
+        sources.read_folder(tars, "datacomp")
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("\ufeffcat\ndog\n", ("cat", "dog")), ("cat\r\ndog\r\n", ("cat", "dog"))]
+)
+def test_marks_and_line_ends_in_class_names(tmp_path, picture, text, expected):
+    place = folders(tmp_path / "beasts", ["1", "2"], picture)
+    (place / "classnames.txt").write_bytes(text.encode())
+    assert sources.read_folder(place).prompts.classes == expected
+    (place / "classnames.txt").write_bytes(text.encode() + b"\n")
+    with pytest.raises(ValueError, match="ends in a blank line"):
+        sources.read_folder(place)
+
+
+# -- what is read, and what is not ---------------------------------------------------------
+
+FORMATS = ["jpg", "JPEG", "jfif", "png", "bmp", "tif", "gif", "ppm", "webp", "ico", "tga", "jp2"]
+
+
+def test_every_format_that_pillow_reads(tmp_path):
+    place = tmp_path / "mix"
+    for name in ("cat", "dog"):
+        (place / name).mkdir(parents=True)
+        for i, suffix in enumerate(FORMATS):
+            form = Image.registered_extensions()["." + suffix.lower()]
+            Image.new("RGB", (32, 32), (i, 99, 200)).save(place / name / f"{i}.{suffix}", form)
+    one = sources.read_folder(place)
+    assert len(one.images) == 2 * len(FORMATS) and one.notes == ()
+    assert [one.images[i].size for i in range(len(one.images))] == [(32, 32)] * len(one.images)
+
+
+def test_as_many_as_torchvisions_image_folder(tmp_path, picture):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    place = folders(tmp_path / "mix", ["cat", "dog"], picture)
+    for suffix in IMG_EXTENSIONS:
+        (place / "cat" / f"x{suffix}").write_bytes(picture)
+    theirs, one = ImageFolder(str(place)), sources.read_folder(place)
+    assert len(one.images) == len(theirs) and one.labels.tolist() == theirs.targets
+    assert [str(m[0]) for m in one.images.members] == [path for path, _ in theirs.samples]
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path, picture):
+    place = folders(tmp_path / "mix", ["cat", "dog"], picture, 2)
+    (place / "cat" / "._0.jpg").write_bytes(b"Mac OS X")
+    (place / "dog" / ".DS_Store").write_bytes(b"x")
+    (place / "dog" / "notes.txt").write_text("x")
+    (place / "dog" / "raw.heic").write_text("x")
+    (place / "empty").mkdir()
+    (place / "dog" / "more").mkdir()
+    (place / "stray.jpg").write_bytes(picture)
+    one = sources.read_folder(place)
+    assert len(one.images) == 4 and one.prompts.classes == ("cat", "dog", "empty")
+    assert one.notes == (
+        "2 hidden files (names that begin with a dot) passed over",
+        "3 files that are no pictures not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
+        "1 folders inside class folders not read: dog/more",
+        "1 classes without a picture, still among the answers: empty",
+    )
+    assert not is_picture("._a.jpg") and is_picture("a.b.JPG") and not is_picture("jpg")
+
+
+def test_splits_are_no_classes(tmp_path, picture):
+    place = tmp_path / "beasts"
+    for split in ("train", "test"):
+        folders(place / split, ["cat", "dog"], picture)
+    (place / "train" / "loose.jpg").write_bytes(picture)
+    assert sources.read_folder(place).prompts.classes == ("cat", "dog")
+    folders(place / "val", ["cat", "dog"], picture)
+    assert "val/ is what is read, not test/" in sources.read_folder(place).notes
+
+
+def test_a_root_of_sets_is_no_set_itself(tmp_path, picture):
+    images = [encoded(p) for p in pictures(3)]
+    write_webdataset(tmp_path / "wds_beasts", images, [0, 1, 2], ["a", "b", "c"])
+    folders(tmp_path, ["flat-one", "flat-two"], picture)
+    said = []
+    assert [s.entry.key for s in sources.discover(tmp_path, say=said.append)] == ["beasts"]
+    assert said == ["no evaluation set that is known here, passed over: flat-one, flat-two"]
+
+
+def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path, picture):
+    from eval.crops import Cache
+
+    place = folders(tmp_path / "mix", ["cat", "dog"], picture)
+    os.symlink("/nowhere.jpg", place / "dog" / "b.jpg")
+    one = sources.read_folder(place)
+    assert len(one.images) == 3
+    before = one.images.stamp(), Cache(tmp_path / "cache").identity(one.images)
+    (place / "dog" / "b.jpg").unlink()
+    (place / "dog" / "b.jpg").write_bytes(picture)
+    after = sources.read_folder(place).images
+    assert after.stamp() != before[0] and after.identity() != before[1]
+
+
+# -- what is asked for ---------------------------------------------------------
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    images = [encoded(p) for p in pictures(3)]
+    for name in ("wds_emoji-names", "wds_beasts"):
+        write_webdataset(tmp_path / name, images, [0, 1, 2], ["a", "b", "c"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "datasets, families, message",
+    [
+        (
+            ["emoji-names", "emoji-nmaes"],
+            [],
+            r"--datasets emoji-nmaes: .*near it: emoji-names.*found: emoji-names",
+        ),
+        (["beasts", "beatss"], [], r"--datasets beatss: .*near it: beasts"),
+        (["emoji-names", "vtab/dtd"], [], "--datasets vtab/dtd: no such set under"),
+        (["wds_beasts"], ["VTAB"], "--families VTAB: no set of it"),
+        (["wds_beasts", "emoji-names_test"], ["Demo", "Other"], None),
+        ([], ["Other"], None),
+    ],
+)
+def test_what_is_asked_for_must_be_there(two_sets, datasets, families, message):
+    found = sources.discover(two_sets, catalog.select(datasets, families))
+    entries = [one.entry for one in found]
+    if message is None:
+        catalog.check_found(datasets, families, entries, two_sets)
+        assert "beasts" in [e.key for e in entries]  # of no family of the catalog: Other
+    else:
+        with pytest.raises(ValueError, match=message):
+            catalog.check_found(datasets, families, entries, two_sets)
+
+
+def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
+    folders(two_sets / "shards", ["00000", "00001"], picture)
+    with pytest.raises(ValueError, match="numbered"):
+        sources.discover(two_sets)
+    assert [s.entry.key for s in sources.discover(two_sets, {"beasts"})] == ["beasts"]
+    with pytest.raises(ValueError, match="numbered"):
+        sources.discover(two_sets, {"shards"})
+    with pytest.raises(ValueError, match=r"among beatss \(near it: beasts\)"):
+        sources.discover(two_sets, {"beatss"})
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
+        (
+            ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
+            ("Black footed Albatross", "Laysan Albatross"),
+        ),
+        (["001.ak47", "mug"], ("001.ak47", "mug")),  # not all: the name is the user's
+        (["101.5", "102.5"], ("101.5", "102.5")),
+    ],
+)
+def test_numbers_before_names_are_no_part_of_them(tmp_path, picture, names, expected):
+    assert sources.read_folder(folders(tmp_path / "things", names, picture)).prompts.classes == expected
+
+
+def test_a_tar_that_nshards_does_not_announce(tmp_path):
+    images = [encoded(p) for p in pictures(6)]
+    place = write_webdataset(tmp_path / "wds_beasts", images, [0, 1, 2] * 2, ["a", "b", "c"], shards=2)
+    (place / "test" / "nshards.txt").write_text("1")
+    with pytest.raises(ValueError, match="1.tar: not among the 1 that .*nshards.txt announces"):
+        sources.read_folder(place)
+
+
+def test_sixteen_bits_are_not_white(tmp_path):
+    """Pillow clips them at 255, so that all of a 16-bit picture but its darkest 1 in 256 would be white."""
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    for name in ("cat", "dog"):
+        (tmp_path / "mix" / name).mkdir(parents=True)
+        Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "mix" / name / "a.png")
+        Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "mix" / name / "b.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "mix" / "dog" / "c.tif")
+    images = sources.read_folder(tmp_path / "mix").images
+    for i in range(4):
+        assert np.abs(np.asarray(images[i])[..., 0] - grey).max() < 1.01
+    with pytest.raises(Unreadable, match="c.tif: .*mode F have no agreed range"):
+        images[4]

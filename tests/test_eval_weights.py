@@ -1,0 +1,319 @@
+"""Weights are used as they were trained, where anything tells; else the results say what was assumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from eval_kit import encoded, pictures, write_webdataset
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from eval import assumed, cli, models, run
+from eval.results import Evaluation
+from train import checkpoint, origin, recipes
+from train.model import check, create, load_file
+
+MODEL, PLAIN = "debug-ViT", {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    base = tmp_path_factory.mktemp("root")
+    images = [encoded(p) for p in pictures(10)]
+    write_webdataset(base / "wds_emoji-names", images, list(range(10)), [f"thing {i}" for i in range(10)])
+    return base
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    torch.manual_seed(3)
+    return {k: v.contiguous() for k, v in create(MODEL).state_dict().items()}
+
+
+@pytest.fixture
+def weights(tmp_path, tensors) -> Path:
+    """Weights that tell nothing, in a folder of their own."""
+    (tmp_path / "w").mkdir()
+    save_file(tensors, tmp_path / "w" / "q.safetensors")
+    return tmp_path / "w" / "q.safetensors"
+
+
+def evaluate(what, root, out) -> dict:
+    arguments = ["--checkpoint", what, "--data", root, "--out", out, "--no-cache"]
+    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 0
+    return Evaluation.read(out).data
+
+
+def refused(what, root, capsys) -> str:
+    arguments = ["--checkpoint", what, "--data", root, "--no-cache"]
+    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    return said
+
+
+def beside(weights: Path, name: str, content: dict) -> None:
+    (weights.parent / name).write_text(json.dumps(content))
+
+
+TOLD = [
+    ("open_clip_config.json", {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": PLAIN}, True, PLAIN),
+    ("open_clip_config.json", {"model_cfg": {"embed_dim": 16}}, False, None),
+    ("recipe.json", {"model": "ViT-B-32-quickgelu"}, True, origin.OURS),
+    ("recipe.json", {"model": "ViT-B-32"}, False, origin.OURS),
+    ("recipe.json", {"title": "goulash"}, None, None),
+    ("config.json", {"vision_config": {"hidden_act": "quick_gelu"}}, True, None),
+    ("config.json", {"vision_config": {"hidden_act": "gelu"}}, False, None),
+    ("config.json", {"anything": 1}, None, None),
+    (
+        "preprocessor_config.json",
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 16, "width": 16}, "resample": 3},
+        None,
+        {**PLAIN, "interpolation": "bicubic"},
+    ),
+    (
+        "preprocessor_config.json",
+        {"image_mean": [0.4] * 3, "size": {"shortest_edge": 16}, "do_center_crop": True, "resample": 2},
+        None,
+        {"mean": [0.4] * 3, "resize_mode": "shortest", "interpolation": "bilinear"},
+    ),
+]
+
+
+@pytest.mark.parametrize("name, content, quick, preprocess", TOLD)
+def test_what_files_beside_the_weights_tell(weights, name, content, quick, preprocess):
+    beside(weights, name, content)
+    found = origin.told(weights)
+    assert (found.quick_gelu, found.preprocess) == (quick, preprocess)
+    assert bool(found.says) == (quick is not None or preprocess is not None)
+
+
+def test_a_damaged_neighbour_is_named(weights):
+    (weights.parent / "open_clip_config.json").write_text("{")
+    with pytest.raises(ValueError, match="open_clip_config.json: not JSON .*q.safetensors"):
+        origin.told(weights)
+
+
+def test_our_checkpoints_tell_it_themselves(root, tensors, tmp_path):
+    """Also when the weights alone are copied somewhere else."""
+    recipe = {"name": "debug", "stage": 2, "model": MODEL}
+    groups = {checkpoint.WEIGHTS: tensors, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
+    step = tmp_path / "run" / "checkpoints" / "step-000020"
+    checkpoint.write(step, checkpoint.State(step=20, samples=320), recipe, groups)
+    alone = tmp_path / "elsewhere" / "mine.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(step / checkpoint.WEIGHTS, alone)
+    found = origin.told(alone)
+    assert found.quick_gelu is False and found.says == "mine.safetensors"
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in found.preprocess.items()} == origin.OURS
+    with safe_open(alone, "pt") as file:
+        assert file.metadata()["model"] == MODEL
+    data = evaluate(f"{MODEL},{alone}", root, tmp_path / "out")
+    assert data["checkpoint"]["assumed"] == [] and data["checkpoint"]["activation"] == "GELU"
+
+
+def test_what_is_assumed_is_said(root, weights, tmp_path, capsys):
+    data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
+    said = capsys.readouterr().out
+    about = data["checkpoint"]
+    assert about["activation"] == "GELU" and len(about["assumed"]) == 2
+    assert all(f"note: {line}" in said for line in about["assumed"])
+    assert "activation GELU, as debug-ViT has it" in about["assumed"][0]
+    assert data["settings"]["preprocess"]["mean"] == list(origin.OURS["mean"])
+    notes = assumed.notes("ViT-B-32", create(MODEL), None, {})[1]
+    assert notes == [
+        "assumed, since no file tells: activation GELU, as ViT-B-32 has it "
+        "(ViT-B-32-quickgelu has the same shapes and another activation)"
+    ]
+
+
+def test_weights_are_used_as_they_were_trained(root, weights, tmp_path):
+    """QuickGELU and SigLIP's pixels, told by a file beside: the very embeddings of such a model."""
+    beside(weights, "open_clip_config.json", {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": PLAIN})
+    data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
+    assert data["checkpoint"]["activation"] == "QuickGELU" and data["checkpoint"]["assumed"] == []
+    assert data["checkpoint"]["told_by"].endswith("open_clip_config.json")
+    used = data["settings"]["preprocess"]
+    assert used["mean"] == used["std"] == [0.5] * 3 and "CenterCrop" not in str(used["steps"])
+    expected = create(MODEL, quick_gelu=True).eval()
+    expected.load_state_dict(checkpoint.weights(weights))
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model, _ = load_file(MODEL, weights)
+    with torch.no_grad():
+        ours, theirs = (m.eval().encode_image(image) for m in (model, expected))
+        plain = create(MODEL).eval()
+        plain.load_state_dict(checkpoint.weights(weights))
+        assert torch.equal(ours, theirs) and not torch.allclose(ours, plain.encode_image(image))
+
+
+def test_told_gelu_is_no_quick_gelu(weights):
+    beside(weights, "recipe.json", {"model": "ViT-B-32"})
+    with pytest.raises(
+        ValueError, match="trained with GELU .says .*recipe.json., ViT-B-32-quickgelu has QuickGELU"
+    ):
+        load_file("ViT-B-32-quickgelu", weights)
+
+
+@pytest.mark.parametrize("tag, forced", [("openai", True), ("laion2b_s34b_b79k", False)])
+def test_published_weights_get_the_activation_of_their_tag(monkeypatch, tag, forced):
+    """open_clip itself only warns: `ViT-B-32,openai` would run with GELU."""
+    asked = {}
+
+    def create_model(name, pretrained, force_quick_gelu):
+        asked.update(name=name, tag=pretrained, quick=force_quick_gelu)
+
+    monkeypatch.setattr("open_clip.create_model", create_model)
+    models.from_tag("ViT-B-32", tag)
+    assert asked == {"name": "ViT-B-32", "tag": tag, "quick": forced}
+
+
+def test_a_models_own_preprocessing():
+    laid, note = assumed.preprocessing("ViT-B-16-SigLIP")
+    assert laid == {
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+    assert "as all published weights of ViT-B-16-SigLIP" in note
+    laid, note = assumed.preprocessing("ViT-L-14")  # laion2b's has other pixels than OpenAI's
+    assert laid == {} and "laion2b_s32b_b82k: mean 0.5/0.5/0.5" in note
+    assert assumed.preprocessing(MODEL) == ({}, "preprocessing: CLIP's mean, std and resizing")
+
+
+def test_a_tokenizer_that_needs_a_package_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="tokenizer needs transformers: pip install transformers"):
+        models.tokenizer_of("ViT-B-16-SigLIP")
+
+
+def test_init_refuses_another_activation(weights):
+    recipe = replace(recipes.RECIPES[1]["debug"], model=MODEL, init=weights)
+    check(recipe)  # nothing tells: taken
+    beside(weights, "open_clip_config.json", {"model_cfg": {"quick_gelu": True}})
+    with pytest.raises(ValueError, match="--init .*trained with QuickGELU .says .*json., debug-ViT has GELU"):
+        check(recipe)
+
+
+# -- open_clip's folders ---------------------------------------------------------
+
+
+def open_clip_folder(place: Path, tensors) -> Path:
+    place.mkdir(parents=True)
+    config = json.loads(recipes.model_files()[MODEL].read_text())
+    told = {"model_cfg": {**config, "quick_gelu": True}, "preprocess_cfg": PLAIN}
+    (place / "open_clip_config.json").write_text(json.dumps(told))
+    save_file(tensors, place / "open_clip_model.safetensors")
+    return place
+
+
+@pytest.mark.parametrize("form", ["local-dir", "folder", "cache"])
+def test_folders_that_open_clip_keeps_models_in(root, tensors, tmp_path, form):
+    if form == "cache":  # of Hugging Face: models--ORG--NAME
+        what = tmp_path / "models--org--tiny"
+        open_clip_folder(what / "snapshots" / "abc", tensors)
+        open_clip_folder(what / "snapshots" / "old", tensors)
+        (what / "refs").mkdir()
+        (what / "refs" / "main").write_text("abc")
+    else:
+        what = open_clip_folder(tmp_path / "tiny", tensors)
+    data = evaluate(f"local-dir:{what}" if form == "local-dir" else what, root, tmp_path / "out")
+    assert data["checkpoint"]["activation"] == "QuickGELU" and data["checkpoint"]["assumed"] == []
+    assert data["settings"]["preprocess"]["mean"] == [0.5] * 3
+    assert data["checkpoint"]["model"] == what.name
+
+
+def test_names_that_cannot_be_had_are_refused_in_words(root, tensors, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    said = refused("hf-hub:laion/x", root, capsys)
+    assert "--checkpoint hf-hub:laion/x" in said and "local-dir:FOLDER, or NAME,FILE.safetensors" in said
+    assert "no such folder" not in said
+    assert "not found" in refused(f"local-dir:{tmp_path}/none", root, capsys)
+    folder = open_clip_folder(tmp_path / "bare", tensors)
+    (folder / "open_clip_model.safetensors").unlink()
+    assert "could not be loaded" in refused(f"local-dir:{folder}", root, capsys)  # never random weights
+
+
+# -- the command ---------------------------------------------------------
+
+
+def test_workers_are_the_cores_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    assert run.Evaluate(checkpoint="x", data=Path("y")).workers == 1
+
+
+def test_nobody_reading_is_no_error():
+    """`… | head -1`: what is left to do is done."""
+    program = (
+        "from eval import cli\n"
+        "def main():\n"
+        "    for i in range(20000):\n"
+        "        cli.say('x' * 100)\n"
+        "    import sys; print('done', file=sys.stderr)\n"
+        "raise SystemExit(cli.command(main))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "done\n" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_names_asked_for_without_data(capsys):
+    arguments = ["--checkpoint", MODEL, "--triplets", "/", "--datasets", "x"]
+    assert cli.command(lambda: run.main(arguments)) == 2
+    assert "--data, which is not given" in capsys.readouterr().err
+
+
+def test_notes_reach_the_results(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "mix" / name).mkdir(parents=True)
+        (tmp_path / "mix" / name / "a.png").write_bytes(encoded(pictures(1)[0]))
+    (tmp_path / "mix" / "cat" / "a.heic").write_text("x")
+    data = evaluate(MODEL, tmp_path, tmp_path / "out")
+    assert data["datasets"]["mix"]["notes"] == ["1 files that are no pictures not read: 1 .heic"]
+    assert "acc5" not in data["datasets"]["mix"]["metrics"]  # two classes
+    assert "note: mix: 1 files" in capsys.readouterr().out
+
+
+def test_the_cache_keeps_embeddings_of_the_same_weights_apart(root, weights, tmp_path):
+    """GELU and QuickGELU, these pixels and those: same tensors, other figures."""
+
+    def features(out, told: dict | None) -> dict:
+        if told is not None:
+            beside(weights, "open_clip_config.json", told)
+        arguments = ["--checkpoint", f"{MODEL},{weights}", "--data", root, "--out", tmp_path / out]
+        arguments += ["--cache", tmp_path / "cache"]
+        assert cli.command(lambda: run.main([str(a) for a in arguments])) == 0
+        return Evaluation.read(tmp_path / out)
+
+    plain = features("plain", None)
+    quick = features("quick", {"model_cfg": {"quick_gelu": True}})
+    pixels = features("pixels", {"model_cfg": {}, "preprocess_cfg": {**PLAIN, "resize_mode": "shortest"}})
+    again = features("again", {"model_cfg": {}, "preprocess_cfg": dict(origin.OURS)})
+    scores = [one.arrays("emoji-names")["scores"].tolist() for one in (plain, quick, pixels, again)]
+    assert scores[0] == scores[3] and scores[0] != scores[1] and scores[0] != scores[2]
+    names = [one.data["checkpoint"]["weights"] for one in (plain, quick, pixels, again)]
+    assert names[0] == names[3] and len({*names}) == 3
+
+
+def test_a_stage_one_checkpoint_and_a_damaged_one_are_said(root, tensors, tmp_path):
+    groups = {checkpoint.WEIGHTS: tensors, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
+    for step in (10, 20):
+        recipe = {"name": "debug", "stage": 1, "model": MODEL, "init": None}
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
+        checkpoint.write(folder, checkpoint.State(step=step, samples=step), recipe, groups)
+    (folder / checkpoint.WEIGHTS).write_bytes(b"x")
+    about = evaluate(tmp_path / "run", root, tmp_path / "out")["checkpoint"]
+    assert about["step"] == 10
+    assert "step-000020: damaged" in about["assumed"][0] and "text tower is random" in about["assumed"][1]

@@ -1,0 +1,115 @@
+"""What a weights file was trained as, as far as it or a file beside it tells.
+
+Weights fit a model by their shapes alone, also where its activation or its pixels' scale is another: the
+figures are then wrong and nothing fails.  So our checkpoints say it in the file, and for other weights
+the files that people keep beside them are read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.augment import CLIP_MEAN, CLIP_STD
+from train.recipes import model_files
+
+OURS = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, in transformers' files
+
+
+@dataclass(frozen=True)
+class Origin:
+    """None: not told.  preprocess: some of open_clip's mean, std, interpolation, resize_mode."""
+
+    quick_gelu: bool | None = None
+    preprocess: dict | None = None
+    says: str = ""  # which file told
+
+    def over(self, other: Origin) -> Origin:
+        """This, and from `other` what this does not tell."""
+        told = [o.says for o in (self, other) if o.says]
+        quick = other.quick_gelu if self.quick_gelu is None else self.quick_gelu
+        return Origin(quick, self.preprocess or other.preprocess, " and ".join(dict.fromkeys(told)))
+
+
+def has_quick_gelu(model: str) -> bool | None:
+    """Whether a model of this name has OpenAI's QuickGELU; None for a name that is not known."""
+    file = model_files().get(model)
+    return None if file is None else bool(json.loads(file.read_text()).get("quick_gelu", False))
+
+
+def metadata(recipe: dict) -> dict[str, str]:
+    """For the header of a checkpoint's weights: what `told` reads back."""
+    quick = has_quick_gelu(recipe.get("model", ""))
+    told = {} if quick is None else {"quick_gelu": json.dumps(quick)}
+    return {"format": "pt", "model": recipe.get("model", ""), "preprocess": json.dumps(OURS), **told}
+
+
+def _in_file(file: Path) -> Origin:
+    try:
+        with safe_open(file, "pt") as opened:
+            found = opened.metadata() or {}
+    except (OSError, SafetensorError):  # who loads it says what is wrong with it
+        return Origin()
+    try:
+        values = {name: json.loads(found[name]) for name in ("quick_gelu", "preprocess") if name in found}
+    except ValueError:  # somebody else's metadata
+        return Origin()
+    return Origin(**values, says=file.name) if values else Origin()
+
+
+def _recipe(data: dict, says: str) -> Origin:
+    quick = has_quick_gelu(str(data.get("model")))
+    return Origin() if quick is None else Origin(quick, OURS, says)
+
+
+def _open_clip(data: dict, says: str) -> Origin:
+    config = data.get("model_cfg")
+    quick = bool(config.get("quick_gelu", False)) if isinstance(config, dict) else None
+    return Origin(quick, data.get("preprocess_cfg") or None, says)
+
+
+def _preprocessor(data: dict, says: str) -> Origin:
+    """transformers' image processor: a size of one number is the short side, or both sides without a crop."""
+    size = data.get("size")
+    both = isinstance(size, dict) and {"height", "width"} <= size.keys()
+    crop = data.get("do_center_crop", False)
+    found = {"mean": data.get("image_mean"), "std": data.get("image_std")}
+    found["interpolation"] = _RESAMPLE.get(data.get("resample"))
+    found["resize_mode"] = "squash" if both and not crop else "shortest"
+    return Origin(None, {name: value for name, value in found.items() if value is not None}, says)
+
+
+def _config(data: dict, says: str) -> Origin:
+    """transformers' model."""
+    acts = {part.get("hidden_act") for part in (data, data.get("vision_config") or {})} - {None}
+    return Origin("quick_gelu" in acts, None, says) if acts else Origin()
+
+
+_BESIDE = {
+    "recipe.json": _recipe,
+    "open_clip_config.json": _open_clip,
+    "preprocessor_config.json": _preprocessor,
+    "config.json": _config,
+}
+
+
+def told(weights: Path) -> Origin:
+    """Of a .safetensors file, else of the files beside it; raises ValueError for one that is damaged."""
+    found = _in_file(weights) if weights.suffix == ".safetensors" else Origin()
+    for name, read in _BESIDE.items():
+        file = weights.parent / name
+        if found.quick_gelu is not None and found.preprocess is not None or not file.is_file():
+            continue
+        try:
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(
+                f"{file}: not JSON ({error}), so it does not tell what {weights.name} is"
+            ) from None
+        if isinstance(data, dict):
+            found = found.over(read(data, str(file)))
+    return found
