@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import types
 
 from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
+from pipeline.compiled import compiled
 from pipeline.fields import JPEG_MODE, Beton
 from pipeline.order import Order
 
@@ -153,7 +154,7 @@ def _requests(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return at, np.minimum(np.repeat(end, pieces) - at, _REQUEST)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _advise(file, offset, length):
     """posix_fadvise(WILLNEED) for each (offset, length) of an open file."""
     for n in range(len(offset)):
