@@ -8,6 +8,7 @@ Not here: what a task is (`shard.py`), which ones are left (`build.py`).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -19,6 +20,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 
 _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
+_HINTS = {
+    signal.SIGKILL: " (out of memory? use fewer --workers)",
+    signal.SIGBUS: " (a file became shorter while it was read, or its disk failed)",
+}
 _LINE_EVERY = 30.0  # seconds between lines in a log
 
 
@@ -145,7 +150,7 @@ class _Pool:
         if process.exitcode:
             code = process.exitcode
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
-            hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
+            hint = _HINTS.get(-code, "")
             raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
         del self.pipes[number], self.processes[number]
 
@@ -156,7 +161,7 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
     if os.getppid() != parent:
         return  # it died before the call above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    _limit_memory()
     one_thread()
 
     def step(samples: int) -> None:
@@ -176,6 +181,14 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
         pipe.send((tasks[number], result, error))
         if error is not None:
             return
+
+
+def _limit_memory() -> None:
+    """At most `_DATA_LIMIT`, and never more than the limits this process was started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    given = [limit for limit in (_DATA_LIMIT, soft, hard) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(ValueError, OSError):  # a system that does not let one set limits
+        resource.setrlimit(resource.RLIMIT_DATA, (min(given), hard))
 
 
 def one_thread() -> None:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from pipeline import machine
+
 if TYPE_CHECKING:
     from eval.encode import Encoders
     from eval.evalset import EvalSet
@@ -294,6 +296,7 @@ def evaluate_alone(options: Evaluate, checkpoint: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    machine.settle()
     options = tyro.cli(Evaluate, args=arguments)
     if options.watch is None:
         evaluate(prepare(options), options.checkpoint, None)

@@ -183,7 +183,7 @@ def _advise(file, offset, length):
 
 @compiled
 def _read_ranges(file, start, size, out):
-    """Reads the byte ranges (N,) of an open file to `out`, one after the other; the first that fails or -1."""
+    """Reads the byte ranges (N,) of an open file to `out`, one after the other; which one failed, or -1."""
     to = out.ctypes.data
     for n in range(len(start)):
         at, left = start[n], size[n]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import machine
 from train.config import Recipe
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Job:
         import submitit
 
         os.environ.update(self.environment)
+        machine.settle()
         folder = submitit.JobEnvironment().paths.folder
         failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
         threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
@@ -82,14 +84,13 @@ def _tell(failure: Path, run_folder: Path, error: BaseException) -> None:
     """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
     rank = os.environ.get("SLURM_PROCID") or os.environ.get("SUBMITIT_LOCAL_GLOBALID", "0")
     report = {"rank": int(rank), "code": exit_code(error), "text": describe(error)}
-    part = failure.with_name(f"{failure.name}.{rank}")
-    part.write_text(json.dumps(report))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, failure)  # whole, and only if there is none
+    # It exists already, or cannot be written (a full disk): `error` still is what ends this rank.
+    with contextlib.suppress(OSError):
+        with open(failure, "x") as file:
+            file.write(json.dumps(report))
         if run_folder.is_dir():
             with open(run_folder / "log.txt", "a") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | rank {rank}: {report['text']}\n")
-    part.unlink()
 
 
 def _leave_with_others(failure: Path) -> None:
@@ -118,6 +119,7 @@ def describe(error: BaseException) -> str:
 def main(args: Sequence[str]) -> int:
     from train import launch
 
+    machine.settle()
     try:
         recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pipeline import machine
 from train import recipes
 from train.cluster import Launch, gpus_here, gpus_of_nodes, preview, run_local, submit
 from train.config import Recipe, differences, to_dict
@@ -212,6 +213,7 @@ def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
 
 
 def main(args: Sequence[str]) -> int:
+    machine.settle()
     try:
         return launch(parse(args))
     except KeyboardInterrupt:

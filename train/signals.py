@@ -18,8 +18,7 @@ NONE, INTERRUPT, PREEMPT = 0, 1, 2  # what was asked for; the larger wins
 
 
 class Stop:
-    """Installs the handlers; `asked` is _PATIENCE = 20.0  # seconds
-    NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
+    """Installs the handlers; `asked` is NONE, INTERRUPT (end now) or PREEMPT (save and be requeued)."""
 
     def __init__(self) -> None:
         self.asked = NONE
