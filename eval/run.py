@@ -192,10 +192,7 @@ def _cache_folder(options: Evaluate) -> Path | None:
     if options.cache is not None:
         return options.cache
     base = options.data if options.data is not None else options.triplets
-    folder = (base if base.is_dir() else base.parent) / ".cache"
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"{folder}: not writable; name another folder with --cache, or use --no-cache")
-    return folder
+    return (base if base.is_dir() else base.parent) / ".cache"
 
 
 @dataclass(frozen=True)
