@@ -118,10 +118,8 @@ def _mapped(path: Path, descriptor: int) -> mmap.mmap:
             # A mount (some of FUSE) without shared maps.  Not ACCESS_COPY: that counts as memory in use.
             return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     except OSError as error:
-        hint = (
-            "; is `ulimit -v` set?" if error.errno == errno.ENOMEM else ", but copied to a local disk it can"
-        )
-        raise OSError(f"{path}: cannot be mapped into memory ({error.strerror}){hint}") from None
+        way = "raise `ulimit -v`" if error.errno == errno.ENOMEM else "copy it to a local disk"
+        raise OSError(f"{path}: cannot be mapped into memory ({error.strerror}); {way}") from None
 
 
 class Beton:
@@ -145,7 +143,7 @@ class Beton:
         if self.path.stat().st_size < HEADER.itemsize:
             raise ValueError(f"{self.path}: too short for a .beton header")
         self.descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False  # threads may still read then
         self.bytes = np.frombuffer(_mapped(self.path, self.descriptor), np.uint8)
         header = self.bytes[: HEADER.itemsize].view(HEADER)[0]
         self._check_header(header)
