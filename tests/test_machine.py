@@ -16,6 +16,7 @@ import textwrap
 import dataprep_kit as kit
 import numpy as np
 import pytest
+import train_kit
 from pipeline_kit import pairs_file
 
 from dataprep import pool, writer
@@ -280,3 +281,58 @@ def test_a_build_under_hard_limits_loses_nothing(tmp_path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(Beton(tmp_path / "x.beton")) == 8
+
+
+# -- names and compilers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes, given, expected", [(1, None, "lo"), (1, "eth1", "eth1"), (2, None, None)])
+@pytest.mark.parametrize("room", ["train", "eval"])
+def test_ranks_of_one_machine_do_not_ask_for_its_name(monkeypatch, room, nodes, given, expected):
+    """gloo would resolve it; with `unshare --uts` and a name that nobody knows, two local ranks train."""
+    import torch
+    import torch.distributed as dist
+
+    from eval import ranks
+    from train import distributed
+
+    world = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4 // nodes}
+    for name, value in (world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", given or "")  # so that it is put back afterwards
+    if given is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    seen = []
+
+    def stop(*arguments, **named):
+        seen.append(os.environ.get("GLOO_SOCKET_IFNAME"))
+        raise InterruptedError
+
+    monkeypatch.setattr(dist, "init_process_group", stop)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InterruptedError):
+        if room == "eval":
+            ranks.start(torch.device("cpu"))
+        else:
+            with distributed.join(1):
+                pass
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("gpu, variable", [(False, "CXX"), (True, "CC")])
+def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path, monkeypatch, gpu, variable):
+    import torch
+
+    from train import model
+
+    recipe = train_kit.debug(2, tmp_path / "x.beton", tmp_path / "run", compile=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv(variable, sys.executable)
+    model.Towers(None, recipe)
+    monkeypatch.setenv(variable, "/nonexistent/compiler")
+    with pytest.raises(ValueError, match=f"--compile: /nonexistent/compiler is not found.*{variable}"):
+        model.Towers(None, recipe)
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="--compile: .*(g\\+\\+|gcc or clang) is not found"):
+        model.Towers(None, recipe)
