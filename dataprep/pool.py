@@ -85,8 +85,13 @@ def run(
     """
     workers = min(workers, len(tasks))
     if workers > 1:
-        _Pool(work, tasks, weights, workers, progress, finished).run()
-        return
+        try:
+            pool = _Pool(work, tasks, weights, workers, progress, finished)
+        except OSError as error:  # limits of files or processes, a system without /dev/shm
+            print(f"note: {workers} processes cannot be started ({error}); one does it all", file=sys.stderr)
+        else:
+            pool.run()
+            return
     seen = 0
 
     def step(samples: int) -> None:
@@ -105,17 +110,32 @@ def run(
 class _Pool:
     def __init__(self, work, tasks, weights, workers, progress, finished):
         self.weights, self.progress, self.finished = weights, progress, finished
+        self.left, self.pipes, self.processes = len(tasks), [], []
+        _allow_files()
+        try:
+            self._start(work, tasks, workers)
+        except OSError:
+            self._end()
+            raise
+
+    def _start(self, work, tasks, workers: int) -> None:
         context = get_context("spawn")  # the parent may have threads (pyarrow, torch)
         self.seen = context.Value("q", 0)
         self.next = context.Value("q", 0)
-        self.left, self.pipes, self.processes = len(tasks), [], []
         for _ in range(workers):
             here, there = context.Pipe(duplex=False)
             arguments = (work, list(tasks), self.next, self.seen, there, os.getpid())
-            self.processes.append(context.Process(target=_worker, args=arguments, daemon=True))
+            process = context.Process(target=_worker, args=arguments, daemon=True)
+            process.start()
+            self.processes.append(process)
             self.pipes.append(here)
-            self.processes[-1].start()
             there.close()
+
+    def _end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
 
     def run(self) -> None:
         try:
@@ -124,10 +144,7 @@ class _Pool:
                 self.progress.show(self.seen.value)
             self.progress.show(self.seen.value, force=True)
         finally:
-            for process in self.processes:
-                process.kill()
-            for process in self.processes:
-                process.join()
+            self._end()
             self.progress.end()
 
     def _listen(self) -> None:
@@ -181,6 +198,13 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
         pipe.send((tasks[number], result, error))
         if error is not None:
             return
+
+
+def _allow_files() -> None:
+    """As many open files as the hard limit allows: each process takes some, and there may be many cores."""
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _limit_memory() -> None:

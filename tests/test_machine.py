@@ -266,21 +266,21 @@ def test_workers_keep_within_the_limits_they_were_given(monkeypatch, soft, hard,
     pool._limit_memory()
 
 
-def test_a_build_under_hard_limits_loses_nothing(tmp_path):
-    """`ulimit -d` and `ulimit -n` of a login node."""
+@pytest.mark.parametrize(("files", "alone"), [(64, False), (16, True)])
+def test_a_build_under_hard_limits_loses_nothing(tmp_path, files, alone):
+    """`ulimit -d` and `ulimit -n` of a login node; with too few files for two processes, one does it."""
     for shard in range(2):
         members = [
             (f"{n}.{e}", kit.jpeg(n) if e == "jpg" else b"a cat") for n in range(4) for e in ("jpg", "txt")
         ]
         (tmp_path / "in").mkdir(exist_ok=True)
         kit.write_tar(tmp_path / f"in/{shard}.tar", members)
-    command = (
-        f"ulimit -d 4194304; ulimit -n 64; exec {sys.executable} dataprep/build_ffcv.py pairs --workers 2"
-    )
-    command += f" --source {tmp_path}/in --out {tmp_path}/x.beton"
+    command = f"ulimit -d 4194304; ulimit -n {files}; exec {sys.executable} dataprep/build_ffcv.py "
+    command += f"pairs --workers 2 --source {tmp_path}/in --out {tmp_path}/x.beton"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(Beton(tmp_path / "x.beton")) == 8
+    assert ("one does it all" in done.stderr) == alone
 
 
 # -- names and compilers ------------------------------------------------------------------------
