@@ -5,6 +5,7 @@ Needs the standard library alone.  Commands call `settle`; importing a module ch
 
 from __future__ import annotations
 
+import faulthandler
 import getpass
 import os
 import stat
@@ -17,6 +18,7 @@ def settle() -> None:
 
     Call it before torch is imported: OpenMP reads its variables when it is loaded.
     """
+    faulthandler.enable()  # a fault in compiled code (a disk that fails under a memory map) says where
     _share_cores()
     try:
         getpass.getuser()

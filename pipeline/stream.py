@@ -3,8 +3,8 @@
 `Source` answers for a file "what is sample t and what is to be done to it"; `StreamLoader` is the
 loaders' common face, whose whole state is `consumed`.
 
-Tables and captions come from the memory map, JPEGs by pread: decoding is nearly all of the time, and a
-file that is cut short meanwhile would end a process that reads it from the map (SIGBUS).
+Tables come from the memory map, what they point to by pread: a file that is cut short meanwhile would
+end a process that reads it from the map (SIGBUS), and nearly all of the time is spent reading pictures.
 
 B batch, V images of a sample (1, or 3 of a triplet), S image side.
 """
@@ -58,7 +58,7 @@ class Plan:
     ) -> None:
         """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
         drawn = self.draws
-        data, start = read_jpegs(file, self.start[part, view], self.size[part, view])
+        data, start = read_ranges(file, self.start[part, view], self.size[part, view])
         pixels.process(
             data, start, self.size[part, view], self.height[part, view],
             self.width[part, view], drawn.box[part, view], drawn.covers, drawn.matrix[part, view],
@@ -66,13 +66,13 @@ class Plan:
         )  # fmt: skip
 
 
-def read_jpegs(file: Beton, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_ranges(file: Beton, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Copies of the byte ranges (N,) in one array of bytes, and where each begins in it.
 
     Raises ValueError when the file was cut short, OSError when the disk fails.
     """
     data = np.empty(int(size.sum()), np.uint8)
-    while (failed := _read_ranges(file.descriptor, start, size, data)) >= 0:
+    while (failed := _pread_ranges(file.descriptor, start, size, data)) >= 0:
         file.check_length()
         try:  # Python tells the errors, and goes on where there was a signal only
             os.pread(file.descriptor, int(size[failed]), int(start[failed]))
@@ -109,7 +109,14 @@ class Source:
     def _luma(self, index: np.ndarray) -> np.ndarray:
         if len(self.views) == 1:
             return self.file.metadata["luma"][index][:, None]
-        return self.file.arrays("luma", index)
+        return self._read_arrays("luma", index)
+
+    def _read_arrays(self, name: str, index: np.ndarray) -> np.ndarray:
+        """`Beton.arrays` by pread."""
+        start, size = self.file.spans(name, index)
+        field = self.file.fields[name]
+        data, _ = read_ranges(self.file, start, size)
+        return data.view(field.dtype).reshape(len(index), *field.shape)
 
     def read_ahead(self, t: np.ndarray) -> None:
         """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
@@ -146,7 +153,7 @@ class Source:
 
     def _captions(self, plan: Plan) -> np.ndarray:
         """The drawn caption of each sample: (B, 77) int32; rows without a start token are unused."""
-        rows = self.file.arrays("tokens", plan.index)
+        rows = self._read_arrays("tokens", plan.index)
         count = np.maximum((rows[:, :, 0] != 0).sum(1), 1)
         chosen = (plan.draws.choice * count).astype(np.int64)
         return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
@@ -182,7 +189,7 @@ def _advise(file, offset, length):
 
 
 @compiled
-def _read_ranges(file, start, size, out):
+def _pread_ranges(file, start, size, out):
     """Reads the byte ranges (N,) of an open file to `out`, one after the other; which one failed, or -1."""
     to = out.ctypes.data
     for n in range(len(start)):

@@ -215,7 +215,7 @@ def test_each_reader_of_a_file_cut_short_tells(tmp_path):
     os.truncate(file.path, 5000)
     for read in (
         lambda: file.jpeg(3), lambda: file.arrays("tokens", index), lambda: file.text("key", 1),
-        lambda: file.sizes("image", index), lambda: stream.read_jpegs(file, start, size),
+        lambda: file.sizes("image", index), lambda: stream.read_ranges(file, start, size),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"p.beton: was cut short from [\d,]+ to 5,000 bytes"):
             read()
@@ -227,21 +227,21 @@ def test_pictures_are_read_as_they_are_stored(tmp_path, monkeypatch):
     index = np.array([8, 0, 3, 3, 5])
     start, size = file.spans("image", index)
     size[2] = 0
-    data, at = stream.read_jpegs(file, start, size)
+    data, at = stream.read_ranges(file, start, size)
     for n, i in enumerate(index):
         assert data[at[n] : at[n] + size[n]].tobytes() == (b"" if n == 2 else file.jpeg(int(i)).tobytes())
-    real, calls = stream._read_ranges, []
+    real, calls = stream._pread_ranges, []
 
     def interrupted(*arguments):
         calls.append(1)
         return 1 if len(calls) < 3 else real(*arguments)
 
-    monkeypatch.setattr(stream, "_read_ranges", interrupted)
-    assert (stream.read_jpegs(file, start, size)[0] == data).all() and len(calls) == 3
+    monkeypatch.setattr(stream, "_pread_ranges", interrupted)
+    assert (stream.read_ranges(file, start, size)[0] == data).all() and len(calls) == 3
     calls.clear()
     monkeypatch.setattr(os, "pread", raising(errno.EIO))
     with pytest.raises(OSError, match="p.beton: Input/output error"):
-        stream.read_jpegs(file, start, size)
+        stream.read_ranges(file, start, size)
 
 
 # -- limits -------------------------------------------------------------------------------------
