@@ -5,6 +5,7 @@ Needs the standard library alone.  Commands call `settle`; importing a module ch
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import getpass
 import os
@@ -18,7 +19,9 @@ def settle() -> None:
 
     Call it before torch is imported: OpenMP reads its variables when it is loaded.
     """
-    faulthandler.enable()  # a fault in compiled code (a disk that fails under a memory map) says where
+    if not faulthandler.is_enabled():  # a fault in compiled code (a disk that fails under a map) says where
+        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # no real stderr
+            faulthandler.enable()
     _share_cores()
     try:
         getpass.getuser()
