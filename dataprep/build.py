@@ -151,6 +151,11 @@ class Job:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.parts}: another build of {self.out.name} is running") from None
+            except OSError as error:  # a mount without locks (Lustre, FUSE, NFS without its lock service)
+                print(
+                    f"note: {self.parts}: its file system has no locks ({error.strerror}), so only you "
+                    f"can keep two builds of {self.out.name} apart"
+                )
             self._claim()
             try:
                 yield

@@ -8,6 +8,7 @@ Not here: what a task is (`shard.py`), which ones are left (`build.py`).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -19,6 +20,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 
 _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
+_HINTS = {
+    signal.SIGKILL: " (out of memory? use fewer --workers)",
+    signal.SIGBUS: " (a file became shorter while it was read, or its disk failed)",
+}
 _LINE_EVERY = 30.0  # seconds between lines in a log
 
 
@@ -80,8 +85,13 @@ def run(
     """
     workers = min(workers, len(tasks))
     if workers > 1:
-        _Pool(work, tasks, weights, workers, progress, finished).run()
-        return
+        try:
+            pool = _Pool(work, tasks, weights, workers, progress, finished)
+        except OSError as error:  # limits of files or processes, a system without /dev/shm
+            print(f"note: {workers} processes cannot be started ({error}); one does it all", file=sys.stderr)
+        else:
+            pool.run()
+            return
     seen = 0
 
     def step(samples: int) -> None:
@@ -100,17 +110,32 @@ def run(
 class _Pool:
     def __init__(self, work, tasks, weights, workers, progress, finished):
         self.weights, self.progress, self.finished = weights, progress, finished
+        self.left, self.pipes, self.processes = len(tasks), [], []
+        _allow_files()
+        try:
+            self._start(work, tasks, workers)
+        except OSError:
+            self._end()
+            raise
+
+    def _start(self, work, tasks, workers: int) -> None:
         context = get_context("spawn")  # the parent may have threads (pyarrow, torch)
         self.seen = context.Value("q", 0)
         self.next = context.Value("q", 0)
-        self.left, self.pipes, self.processes = len(tasks), [], []
         for _ in range(workers):
             here, there = context.Pipe(duplex=False)
             arguments = (work, list(tasks), self.next, self.seen, there, os.getpid())
-            self.processes.append(context.Process(target=_worker, args=arguments, daemon=True))
+            process = context.Process(target=_worker, args=arguments, daemon=True)
+            process.start()
+            self.processes.append(process)
             self.pipes.append(here)
-            self.processes[-1].start()
             there.close()
+
+    def _end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
 
     def run(self) -> None:
         try:
@@ -119,10 +144,7 @@ class _Pool:
                 self.progress.show(self.seen.value)
             self.progress.show(self.seen.value, force=True)
         finally:
-            for process in self.processes:
-                process.kill()
-            for process in self.processes:
-                process.join()
+            self._end()
             self.progress.end()
 
     def _listen(self) -> None:
@@ -145,7 +167,7 @@ class _Pool:
         if process.exitcode:
             code = process.exitcode
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
-            hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
+            hint = _HINTS.get(-code, "")
             raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
         del self.pipes[number], self.processes[number]
 
@@ -156,7 +178,7 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
     if os.getppid() != parent:
         return  # it died before the call above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    _limit_memory()
     one_thread()
 
     def step(samples: int) -> None:
@@ -176,6 +198,21 @@ def _worker(work, tasks, following, seen, pipe, parent) -> None:
         pipe.send((tasks[number], result, error))
         if error is not None:
             return
+
+
+def _allow_files() -> None:
+    """As many open files as the hard limit allows: each process takes some, and there may be many cores."""
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _limit_memory() -> None:
+    """At most `_DATA_LIMIT`, and never more than the limits this process was started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    given = [limit for limit in (_DATA_LIMIT, soft, hard) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(ValueError, OSError):  # a system that does not let one set limits
+        resource.setrlimit(resource.RLIMIT_DATA, (min(given), hard))
 
 
 def one_thread() -> None:

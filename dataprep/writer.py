@@ -61,7 +61,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # SMB and some of FUSE do not sync folders
+                os.fsync(folder)
         finally:
             os.close(folder)
     finally:
@@ -338,13 +339,12 @@ def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> 
     """Copy bytes [low, high) of a file to `offset` of the descriptor `target`.
 
     By os.copy_file_range, which shares the blocks instead of copying where the file system can;
-    by read and write where it is not supported.  Holes stay holes.
+    by read and write where it is not supported.  Holes stay holes where the file system knows of them.
     """
     shift = offset - low
     with open(source, "rb", buffering=0) as file:
         while low < high:
-            low = os.lseek(file.fileno(), low, os.SEEK_DATA)
-            stop = min(os.lseek(file.fileno(), low, os.SEEK_HOLE), high)
+            low, stop = _data_from(file.fileno(), low, high)
             while low < stop:
                 done = _copy_some(file.fileno(), target, low, low + shift, min(_COPY, stop - low))
                 if not done:
@@ -352,13 +352,23 @@ def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> 
                 low += done
 
 
+def _data_from(file: int, low: int, high: int) -> tuple[int, int]:
+    """The first stretch within [low, high) that is no hole; all of it on a file system without holes."""
+    try:
+        low = os.lseek(file, low, os.SEEK_DATA)
+        return low, min(os.lseek(file, low, os.SEEK_HOLE), high)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data up to the file's end
+            raise
+        return low, high
+
+
 def _copy_some(source: int, target: int, low: int, offset: int, size: int) -> int:
     """Copy at most `size` bytes between descriptors; how many were copied."""
-    try:
-        return os.copy_file_range(source, target, size, low, offset)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+    with contextlib.suppress(OSError):  # what fails here, the calls below do, or say why not
+        done = os.copy_file_range(source, target, size, low, offset)
+        if done:
+            return done
     chunk = os.pread(source, size, low)
     _pwrite(target, chunk, offset)
     return len(chunk)

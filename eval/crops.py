@@ -17,7 +17,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,9 @@ def replace_into(path: Path, write) -> None:
 class Cache:
     """A folder of what need not be computed twice; None keeps nothing.
 
+    It may be another user's, read-only, full, or on a mount that cannot do what is asked: what cannot be
+    read is computed, and what cannot be kept is said once in `notes`.
+
     index/KEY.json     where a tar's members lie, and their labels or captions
     identities/STAMP   hash of a set's image bytes, found without reading them again
     crops/KEY.npy      (N, S, S, 3) uint8, with KEY.json naming the images that did not decode
@@ -109,16 +114,32 @@ class Cache:
 
     folder: Path | None
     notes: list[str] = field(default_factory=list)
+    broken: bool = False  # something could not be kept, so nothing more is tried
+
+    def refuse(self, error: OSError) -> None:
+        """Keep nothing from here on, because of `error`."""
+        if not self.broken:
+            self.broken = True
+            why = error.strerror or str(error)
+            self.notes.append(f"{self.folder}: {why}; nothing more is kept there (--cache DIR: elsewhere)")
+
+    def keep(self, path: Path, write: Callable[[Path], object]) -> None:
+        """`replace_into`, if it can be done."""
+        if not self.broken:
+            try:
+                replace_into(path, write)
+            except OSError as error:
+                self.refuse(error)
 
     def remember(self, key: str, make: Callable[[], object]) -> object:
         """make()'s JSON value, from an earlier call with this key where there was one."""
         if self.folder is None:
             return make()
         path = self.folder / "index" / f"{key}.json"
-        if path.is_file():
+        if os.access(path, os.R_OK):
             return json.loads(path.read_text(encoding="utf-8"))
         value = make()
-        replace_into(path, lambda p: p.write_text(json.dumps(value)))
+        self.keep(path, lambda p: p.write_text(json.dumps(value)))
         return value
 
     def identity(self, images: Images) -> str:
@@ -127,10 +148,10 @@ class Cache:
         if self.folder is None:
             return stamp
         path = self.folder / "identities" / stamp
-        if path.is_file():
+        if os.access(path, os.R_OK):
             return path.read_text()
         found = images.identity()
-        replace_into(path, lambda p: p.write_text(found))
+        self.keep(path, lambda p: p.write_text(found))
         return found
 
     def features_path(self, key: str) -> Path | None:
@@ -138,7 +159,7 @@ class Cache:
 
     def has(self, key: str) -> bool:
         path = self.features_path(key)
-        return path is not None and path.is_file()
+        return path is not None and os.access(path, os.R_OK)
 
     def load(self, key: str) -> np.ndarray:
         return np.load(self.features_path(key))
@@ -152,14 +173,26 @@ class Cache:
             with open(temporary, "wb") as file:
                 np.save(file, value)
 
-        replace_into(path, write)
+        self.keep(path, write)
 
     def has_room(self, bytes_needed: int) -> bool:
         """Whether a file of that size leaves a tenth of the disk's free space untouched."""
-        if self.folder is None:
+        if self.folder is None or self.broken:
             return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return bytes_needed < 0.9 * shutil.disk_usage(self.folder).free
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return bytes_needed < 0.9 * shutil.disk_usage(self.folder).free
+        except OSError as error:
+            self.refuse(error)
+            return False
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file on the memory map; on a mount without shared maps, on a private one."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError:
+        return np.load(path, mmap_mode="c")
 
 
 @dataclass
@@ -181,12 +214,12 @@ class Crops:
 
     def stored(self) -> np.ndarray | None:
         """(N, S, S, 3) uint8 on the memory map, or None; fills `bad`."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None or not os.access(self.path, os.R_OK):
             return None
         listed = self.path.with_suffix(".json")
         rows = json.loads(listed.read_text())["unreadable"] if listed.is_file() else []
         self.bad = {int(i): message for i, message in rows}
-        return np.load(self.path, mmap_mode="r")
+        return mapped(self.path)
 
     def _one(self, i: int) -> np.ndarray | str:
         try:
@@ -217,7 +250,7 @@ class Crops:
         spans = [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
         mine = [spans[i] for i in ranks.mine(len(spans))]
         # One rank looks, so that all agree even while another evaluation fills the same cache.
-        if ranks.gather(self.path is not None and self.path.is_file())[0]:
+        if ranks.gather(self.path is not None and os.access(self.path, os.R_OK))[0]:
             stored = self.stored()
             yield from ((span, stored[span.start : span.stop]) for span in mine)
             return
@@ -226,23 +259,34 @@ class Crops:
             yield from self._walked(mine, workers, None, ranks)
             return
         try:
-            yield from self._walked(mine, workers, np.lib.format.open_memmap(part, "r+"), ranks)
+            with open(part, "r+b", buffering=0) as store:
+                yield from self._walked(mine, workers, store, ranks)
             self._finish(part, ranks)
         finally:  # a walk that was broken off leaves nothing
             if ranks.rank == 0:
                 part.unlink(missing_ok=True)
 
     def _walked(
-        self, spans: Sequence[range], workers: int, store: np.memmap | None, ranks: Ranks
+        self, spans: Sequence[range], workers: int, store: FileIO | None, ranks: Ranks
     ) -> Iterator[tuple[range, np.ndarray]]:
         for span, batch in self._decoded(spans, workers):
-            if store is not None:
-                store[span.start : span.stop] = batch
+            if store is not None and not self.cache.broken:
+                self._put(store, span, batch)
             yield span, batch
         for other in ranks.gather(self.bad):
             self.bad.update(other)
-        if store is not None:
-            store.flush()
+
+    def _put(self, store: FileIO, span: range, batch: np.ndarray) -> None:
+        """Write a batch to its place; not by a memory map, where a full disk would end the process."""
+        row = batch[0].nbytes
+        first = os.fstat(store.fileno()).st_size - len(self.images) * row  # behind the header
+        left, at = memoryview(batch).cast("B"), first + span.start * row
+        try:
+            while left:
+                done = os.pwrite(store.fileno(), left, at)
+                left, at = left[done:], at + done
+        except OSError as error:
+            self.cache.refuse(error)
 
     def _create(self, ranks: Ranks) -> Path | None:
         """The file all ranks fill, made by the first; None without a cache or without room for it.
@@ -252,24 +296,34 @@ class Crops:
         shape = (len(self.images), *self.preprocess.size, 3)
         room = ranks.gather(self.cache.has_room(int(np.prod(shape))))[0]
         if not room:
-            if self.cache.folder is not None:
+            if self.cache.folder is not None and not self.cache.broken:
                 self.cache.notes.append(f"no room for {self.path.name}: its images are decoded every time")
             return None
         part = self.path.with_name(f".{self.key}.{ranks.gather(uuid.uuid4().hex)[0]}.part")
         if ranks.rank == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            for old in self.path.parent.glob(f".{self.key}.*.part"):
-                if time.time() - old.stat().st_mtime > _ABANDONED:  # its evaluation was killed
-                    old.unlink(missing_ok=True)
-            np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-        ranks.barrier()
-        return part
+            try:
+                self._lay_out(part, shape)
+            except OSError as error:
+                self.cache.refuse(error)
+        return part if ranks.gather(part.is_file())[0] else None
+
+    def _lay_out(self, part: Path, shape: tuple[int, ...]) -> None:
+        """An empty .npy of that shape; what killed evaluations left is removed."""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for old in part.parent.glob(f".{self.key}.*.part"):
+            with suppress(OSError):  # another user's, or another evaluation was faster
+                if time.time() - old.stat().st_mtime > _ABANDONED:
+                    old.unlink()
+        with open(part, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + int(np.prod(shape)))
 
     def _finish(self, part: Path, ranks: Ranks) -> None:
-        ranks.barrier()
-        if ranks.rank == 0:
+        whole = not any(ranks.gather(self.cache.broken))
+        if ranks.rank == 0 and whole:
             if self.bad:
                 listed = json.dumps({"unreadable": sorted(self.bad.items())})
-                replace_into(self.path.with_suffix(".json"), lambda p: p.write_text(listed))
-            os.replace(part, self.path)
+                self.cache.keep(self.path.with_suffix(".json"), lambda p: p.write_text(listed))
+            self.cache.keep(self.path, lambda p: os.replace(part, p))
         ranks.barrier()

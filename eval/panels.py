@@ -20,6 +20,7 @@ from PIL import Image
 
 from eval import page, perceptual, sources
 from eval.compare import Arm
+from eval.crops import mapped
 from eval.results import Evaluation
 
 SHOWN = 5  # answers a query
@@ -47,7 +48,7 @@ class Pictures:
             return None if found is None else found.images
         except (ValueError, OSError):  # moved or changed since: the crops are what was evaluated
             crops = record.get("crops")
-            return np.load(crops, mmap_mode="r") if crops and Path(crops).is_file() else None
+            return mapped(Path(crops)) if crops and Path(crops).is_file() else None
 
     def thumbnail(self, index: int) -> Image.Image | None:
         """None where there is no picture any more."""

@@ -31,6 +31,7 @@ from eval.models import (
     open_clip_folder,
     refused,
 )
+from pipeline import machine
 
 if TYPE_CHECKING:
     from eval.encode import Encoders
@@ -190,10 +191,7 @@ def _cache_folder(options: Evaluate) -> Path | None:
     if options.cache is not None:
         return options.cache
     base = options.data if options.data is not None else options.triplets
-    folder = (base if base.is_dir() else base.parent) / ".cache"
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"{folder}: not writable; name another folder with --cache, or use --no-cache")
-    return folder
+    return (base if base.is_dir() else base.parent) / ".cache"
 
 
 @dataclass(frozen=True)
@@ -316,6 +314,7 @@ def evaluate_alone(options: Evaluate, checkpoint: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    machine.settle()
     options = tyro.cli(Evaluate, args=arguments)
     if options.watch is None:
         evaluate(prepare(options), options.checkpoint, None)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.engine import refuse_interpreted
+
 AttentionEngine = Literal["sdpa", "triton"]
 
 
@@ -114,5 +116,6 @@ def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool)
             f"attention: engine 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
             f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use engine='sdpa'"
         )
+    refuse_interpreted(qkv)
     if segment is not None and not causal:
         raise ValueError("attention: engine 'triton' takes segments with causal=True only; use engine='sdpa'")

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.engine import Engine, resolve
+from kernels.engine import Engine, refuse_interpreted, resolve
 
 # Torch 2.14 calls them so, and warns at their older names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -61,8 +61,11 @@ def contrastive_loss(
     Raises ValueError where shapes, dtypes or devices do not fit.
     """
     _check(image, text, logit_scale, valid)
+    chosen = resolve(engine, image)
+    if chosen == "triton":
+        refuse_interpreted(image)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, valid, group, _engine(resolve(engine, image)))
+        return _Contrastive.apply(image, text, logit_scale, valid, group, _engine(chosen))
 
 
 class _Engine(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, get_args
 
 import torch
@@ -25,3 +26,16 @@ def resolve(engine: Engine, x: Tensor) -> Literal["torch", "triton"]:
     if engine == "triton" and x.dtype not in KERNEL_DTYPES:
         raise ValueError(f"engine 'triton' takes bfloat16, float16 and float32, got {x.dtype}; use 'torch'")
     return engine
+
+
+def refuse_interpreted(x: Tensor) -> None:
+    """ValueError for bfloat16 in Triton's interpreter, which multiplies matrices of it wrongly (3.8, too)."""
+    if x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET", "0").lower() not in (
+        "",
+        "0",
+        "false",
+    ):
+        raise ValueError(
+            "TRITON_INTERPRET: Triton's interpreter multiplies bfloat16 wrongly; take float16 or float32, or "
+            "another engine than 'triton'"
+        )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 
+from pipeline.compiled import compiled
 from pipeline.philox import philox
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def draws(augment: Augment, seed: int, epoch, index, heights, widths, luma) -> D
     return Draws(box, a.crop == "centre", *others)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _uniform(seed, epoch, index, block):
     """Four numbers in [0, 1) of a sample; `block` numbers the fours."""
     i = np.uint64(index)
@@ -128,7 +128,7 @@ def _uniform(seed, epoch, index, block):
     return a * 2.0**-32, b * 2.0**-32, c * 2.0**-32, d * 2.0**-32
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _random_box(seed, epoch, index, height, width, limits, uy, ux):
     """torchvision's RandomResizedCrop.get_params: ten tries, then the largest centred box within `ratio`."""
     area = height * width
@@ -152,7 +152,7 @@ def _random_box(seed, epoch, index, height, width, limits, uy, ux):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _colour_matrix(brightness, contrast, saturation, turns, gray, luma, out):
     """gray @ hue @ saturation, times brightness and contrast about the image's mean luma → out (3, 4)."""
     weights = np.array([0.299, 0.587, 0.114])
@@ -174,7 +174,7 @@ def _colour_matrix(brightness, contrast, saturation, turns, gray, luma, out):
         out[r, 3] = brightness * (1 - contrast) * luma
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances, limits):
     count, views = heights.shape
     box = np.empty((count, views, 4), np.int32)

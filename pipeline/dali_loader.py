@@ -1,6 +1,6 @@
 """The DALI engine, on the CPU or the GPU: one graph, the same stream and draws as the FFCV engine.
 
-JPEG bytes go from the memory map to DALI without a copy; every random number comes in as an
+JPEG bytes are read to memory that DALI is given without another copy; every random number comes in as an
 argument, so DALI keeps no state worth saving.  On a CPU it is the GPU path's twin for tests and
 slower than `ffcv_loader`.
 
@@ -102,8 +102,8 @@ def _batches(
     told = False
 
     def feed():
-        for plan, readable in _screened(source, positions, screen):
-            submitted.append(_submit(source, plan, readable().T, side))
+        for plan, readable, read in _screened(source, positions, screen):
+            submitted.append(_submit(source, plan, *read.result(), readable().T, side))
             yield submitted[-1].arguments
 
     with closing(Screen(source, workers)) as screen:
@@ -132,7 +132,7 @@ def _batches(
 
 
 def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
-    """(plan, what waits for its `readable`) for each array of positions.
+    """(plan, what waits for its `readable`, its JPEGs being read) for each array of positions.
 
     The screen is some batches ahead, and the disk some batches ahead of the screen.
     """
@@ -140,7 +140,7 @@ def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
     def screening():
         for t in _ahead(positions, source.read_ahead):
             plan = source.plan(t)
-            yield plan, screen.begin(plan)
+            yield plan, screen.begin(plan), screen.read(plan)
 
     return _ahead(screening())
 
@@ -156,11 +156,12 @@ def _ahead(items: Iterator, begin: Callable = lambda item: None) -> Iterator:
     yield from waiting
 
 
-def _submit(source: Source, plan: Plan, readable: np.ndarray, side: int) -> _Submitted:
+def _submit(
+    source: Source, plan: Plan, data: np.ndarray, start: np.ndarray, readable: np.ndarray, side: int
+) -> _Submitted:
     """The graph's inputs for a plan; pictures that are not readable (V, B) are exchanged beforehand."""
-    data, drawn, views = source.file.bytes, plan.draws, len(source.views)
-    start, size = plan.start.T.ravel(), plan.size.T.ravel()
-    jpegs = [data[a : a + n] for a, n in zip(start.tolist(), size.tolist())]
+    drawn, views = plan.draws, len(source.views)
+    jpegs = [data[a : a + n] for a, n in zip(start.tolist(), plan.size.T.ravel().tolist())]
     box = np.ascontiguousarray(drawn.box.swapaxes(0, 1)).reshape(-1, 4)
     for i in np.flatnonzero(~readable.ravel()):
         jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
@@ -221,7 +222,7 @@ def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[
     values = np.empty((*plan.start.T.shape, side, side, 3), np.float32)
     valid = np.empty(values.shape[:2], np.bool_)
     for v in range(len(source.views)):
-        plan.decode(source.file.bytes, v, slice(None), table, values[v], valid[v])
+        plan.decode(source.file, v, slice(None), table, values[v], valid[v])
     return torch.from_numpy(values).permute(0, 1, 4, 2, 3).to(dtype), valid
 
 

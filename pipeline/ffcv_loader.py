@@ -194,7 +194,7 @@ class _Work:
     def _decode(self, job: _Job, first: int) -> None:
         part = slice(first, first + _CHUNK)
         for v in range(len(self.source.views)):
-            job.plan.decode(self.source.file.bytes, v, part, self.table, job.values[v], job.valid[v])
+            job.plan.decode(self.source.file, v, part, self.table, job.values[v], job.valid[v])
         with self._lock:
             job.left -= 1
             last = job.left == 0

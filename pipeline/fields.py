@@ -10,8 +10,11 @@ Writing is dataprep's business (`dataprep/writer.py`).
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,13 +107,33 @@ def metadata_dtype(fields: dict[str, Field]) -> np.dtype:
     return np.dtype([(name, METADATA[f.kind]) for name, f in fields.items()], align=True)
 
 
+def _mapped(path: Path, descriptor: int) -> mmap.mmap:
+    """The whole file, read-only; OSError with its name where the system does not map it."""
+    try:
+        try:
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            # A mount (some of FUSE) without shared maps.  Not ACCESS_COPY: that counts as memory in use.
+            return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    except OSError as error:
+        way = "raise `ulimit -v`" if error.errno == errno.ENOMEM else "copy it to a local disk"
+        raise OSError(f"{path}: cannot be mapped into memory ({error.strerror}); {way}") from None
+
+
 class Beton:
     """A finished .beton, memory-mapped and read-only.
 
     Attributes: `path`, `fields` (name → Field), `metadata` (structured, one record a sample,
     on the map), `allocations` (the allocation table, on the map; in sample-major order when our
-    writer made the file), `page_size`, `info` (the JSON beside the file, or {}).
-    Raises ValueError with the file's name when it is not a whole FFCV file.
+    writer made the file), `page_size`, `info` (the JSON beside the file, or {}), `descriptor` (of the
+    open file).  Raises ValueError with the file's name when it is not a whole FFCV file, OSError with it
+    when it cannot be mapped.
+
+    To read past the end of a file that was cut short after it was mapped ends the process (SIGBUS).  So
+    the methods look at the file's length first (ValueError), and the loaders read JPEGs, which takes them
+    longest, through `descriptor`.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -119,8 +142,9 @@ class Beton:
             raise ValueError(f"{self.path}: no such file; dataprep/build_ffcv.py makes one")
         if self.path.stat().st_size < HEADER.itemsize:
             raise ValueError(f"{self.path}: too short for a .beton header")
-        self._map = np.memmap(self.path, np.uint8, "r")
-        self.bytes = np.asarray(self._map)  # a plain view: memmap's own slicing is slow
+        self.descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False  # threads may still read then
+        self.bytes = np.frombuffer(_mapped(self.path, self.descriptor), np.uint8)
         header = self.bytes[: HEADER.itemsize].view(HEADER)[0]
         self._check_header(header)
         self._num_samples = int(header["num_samples"])
@@ -139,6 +163,15 @@ class Beton:
         self.allocations = allocations.view(ALLOCATION)
         if len(self.allocations) < self._num_samples * len(self._pointed):
             raise ValueError(f"{self.path}: the allocation table is cut short; build the file again")
+
+    def check_length(self) -> None:
+        """ValueError if the file is shorter than when it was opened; takes half a microsecond."""
+        now = os.fstat(self.descriptor).st_size
+        if now < self.bytes.size:
+            raise ValueError(
+                f"{self.path}: was cut short from {self.bytes.size:,} to {now:,} bytes while it was read; "
+                "build or copy it again"
+            )
 
     def _check_header(self, header: np.void) -> None:
         if header["version"] != VERSION:
@@ -192,6 +225,7 @@ class Beton:
         Our writer puts the allocations in sample-major order, so a span is one look-up; a file
         in another order is sorted once.
         """
+        self.check_length()
         index = np.asarray(index, np.int64)
         record = self.metadata[name][index]
         kind = self.fields[name].kind
@@ -231,11 +265,13 @@ class Beton:
 
     def text(self, name: str, index: int) -> str:
         """A BYTES column of one sample, as UTF-8."""
+        self.check_length()
         record = self.metadata[name][index]
         start = int(record["ptr"])
         return self.bytes[start : start + int(record["size"])].tobytes().decode("utf-8", "replace")
 
     def sizes(self, name: str, index: np.ndarray) -> np.ndarray:
         """(N, 2) int64: height and width of the images `index`."""
+        self.check_length()
         record = self.metadata[name][np.asarray(index)]
         return np.stack([record["height"], record["width"]], -1).astype(np.int64)

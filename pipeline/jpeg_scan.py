@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import compiled
 
 PEEK = 11  # bits looked up at once (the fastest of 10…13); longer codes are compared length by length
 END = 128  # coefficients that an end-of-block code counts for: more than a block has
@@ -46,7 +47,7 @@ def words_of(data: bytes | np.ndarray) -> np.ndarray:
     return np.ndarray(max(0, len(data) - 7), "<u8", data, 0, 1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def vouch(data, words, start, size, height, width):
     """Which of the JPEGs (N,) in a file's bytes are sound and of the size they should be; (N,) bool."""
     sound = np.zeros(len(start), np.bool_)
@@ -58,7 +59,7 @@ def vouch(data, words, start, size, height, width):
     return sound
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mean_luma(data, words, expected_height, expected_width):
     """`mean_luma`, or NaN; also for another size than expected, if that is not 0."""
     step = np.zeros(4, np.int64)  # the DC quantisation of each table
@@ -98,17 +99,17 @@ def _mean_luma(data, words, expected_height, expected_width):
     return _UNSOUND
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _byte(data, at):
     return np.int64(data[at])  # bare, numba makes floats of uint8 with int64
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _pair(data, at):
     return np.int64(data[at]) << 8 | np.int64(data[at + 1])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_harmless(data, marker, at, end):
     """Whether libjpeg goes past a segment without a word: APPn and COM, and "no restarts"."""
     if marker == 0xE0 and end - at >= 14:
@@ -118,7 +119,7 @@ def _is_harmless(data, marker, at, end):
     return 0xE0 <= marker <= 0xEF or marker == 0xFE or restarts
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_quantisation(data, at, end, step):
     while at < end:
         wide, table = _byte(data, at) >> 4, _byte(data, at) & 15
@@ -130,7 +131,7 @@ def _read_quantisation(data, at, end, step):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_frame(data, at, frame):
     """Whether the frame has three components of 8 bits, in one of the usual samplings of the chroma."""
     for c in range(3):
@@ -143,7 +144,7 @@ def _read_frame(data, at, frame):
     return data[at] == 8 and data[at + 5] == 3 and luma and chroma and frame[:, 3].max() <= 3
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_huffman(data, at, end, look, limits, offsets, symbols):
     while at < end:
         kind, table = _byte(data, at) >> 4, _byte(data, at) & 15
@@ -172,7 +173,7 @@ def _read_huffman(data, at, end, look, limits, offsets, symbols):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _entry(kind, symbol, length):
     """What a code says: bits 0…7 its own bits with those of its value, 16… its own; 0 if it is unsound.
 
@@ -187,7 +188,7 @@ def _entry(kind, symbol, length):
     return length + size | run + 1 << 8 | length << 16 if size <= 10 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gather_runs(look, tables):
     """For each component the AC codes that are seen whole at once: their bits, how far they go."""
     runs = np.empty((3, 1 << PEEK), np.uint16)  # small: they stay in the first-level cache
@@ -207,7 +208,7 @@ def _gather_runs(look, tables):
     return runs
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_scan(data, at, length, frame, limits):
     """The DC and AC table of each component, (3, 2); -1 if the scan is not one of all three."""
     tables = np.full((3, 2), -1, np.int64)
@@ -223,7 +224,7 @@ def _read_scan(data, at, length, frame, limits):
     return tables
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _refill(data, at, bits, held, absent):
     """At least 57 bits, byte by byte; past a marker or the end zeros, counted in `absent`."""
     while held <= 56:
@@ -238,7 +239,7 @@ def _refill(data, at, bits, held, absent):
     return at, bits, held, absent
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _swapped(word):
     """The bytes of a word in the other order (one instruction, once compiled)."""
     word = word >> np.uint64(32) | word << np.uint64(32)
@@ -247,7 +248,7 @@ def _swapped(word):
     return (word >> np.uint64(8)) & bytes_ | (word & bytes_) << np.uint64(8)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _long_code(row, bits, limits, offsets, symbols):
     """The entry of a code that is longer than a look-up; 0 if there is none."""
     for length in range(PEEK + 1, 17):
@@ -257,7 +258,7 @@ def _long_code(row, bits, limits, offsets, symbols):
     return 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _decode(data, words, at, size, frame, tables, huffman):
     """Mean luma of the scan at `at`; NaN unless it ends where the image does.
 
@@ -320,13 +321,13 @@ def _decode(data, words, at, size, frame, tables, huffman):
     return _mean(blocks, height, width) if ended and held >= absent else _UNSOUND
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _filled(length, unit):
     """Blocks along a side: whole units of `unit` blocks that cover it."""
     return -(-length // (8 * unit)) * unit
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mean(blocks, height, width):
     """Mean of the blocks' means (from middle grey) over the image; NaN for one that no encoder makes."""
     total = 0.0
@@ -339,7 +340,7 @@ def _mean(blocks, height, width):
     return total / (height * width)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _last_codes(look, bits, done):
     """The bits of the codes that fill a block of `done` coefficients exactly; 0 if they overfill it."""
     used = 0
@@ -351,7 +352,7 @@ def _last_codes(look, bits, done):
     return used if done == 64 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _difference(bits, found):
     """The value after a DC code at the top of `bits`: T.81's EXTEND."""
     size = (found >> 8 & 255) - 1

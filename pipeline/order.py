@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from pipeline.compiled import compiled
 from pipeline.philox import philox
 
 KINDS = ("random", "block", "file")
@@ -89,7 +89,7 @@ class Order:
         return np.arange(first, stop)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _round_keys(seed, epoch, group, purpose):
     keys = np.empty(_ROUNDS, np.uint64)
     for r in range(0, _ROUNDS, 2):
@@ -99,7 +99,7 @@ def _round_keys(seed, epoch, group, purpose):
     return keys
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mix(half, key):
     """A 64-bit hash of half a word under a round key (the finaliser of SplitMix64)."""
     z = half ^ key
@@ -108,7 +108,7 @@ def _mix(half, key):
     return z ^ (z >> np.uint64(31))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _permute(n, x, keys):
     """Place x of 0 … n-1 under the bijection of `keys`."""
     bits = 8  # fewer would not mix within the rounds
@@ -128,7 +128,7 @@ def _permute(n, x, keys):
             return np.int64(word)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _layout(seed, samples, epoch, block):
     """(full blocks, length of the short last block, its slot among all slots: drawn anew each epoch)."""
     full = samples // block
@@ -138,12 +138,12 @@ def _layout(seed, samples, epoch, block):
     return full, short, slot
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _slot_start(slot, block, short, short_slot):
     return slot * block if slot <= short_slot else (slot - 1) * block + short
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _slot_of(position, block, short, short_slot):
     if position < short_slot * block:
         return position // block
@@ -152,7 +152,7 @@ def _slot_of(position, block, short, short_slot):
     return (position - short) // block + 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _block_of(slot, full, short_slot, keys):
     """The block a slot shows: the short one is the file's last."""
     if slot == short_slot:
@@ -160,14 +160,14 @@ def _block_of(slot, full, short_slot, keys):
     return _permute(full, slot if slot < short_slot else slot - 1, keys)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _dealt(t, lane, lanes, turn):
     """How many of the stream's first t positions fall to the lanes before this one."""
     rounds, rest = t // (lanes * turn), t % (lanes * turn)
     return rounds * lane * turn + min(rest, lane * turn)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _place(t, samples, lanes, turn):
     """(lane, its stretch first … stop - 1 of the epoch's slots end to end, the place of position t in it)."""
     begin = t // samples * samples
@@ -179,7 +179,7 @@ def _place(t, samples, lanes, turn):
     return lane, first, stop, first + now - before
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _window_of(place, first, stop, block, window, short, short_slot):
     """(number of the window in its lane, where it begins, where it stops) for a place of the epoch."""
     begin = _slot_of(first, block, short, short_slot)
@@ -190,7 +190,7 @@ def _window_of(place, first, stop, block, window, short, short_slot):
     return number, max(first, low), min(stop, high)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _locate(seed, samples, positions, block, window, lanes, turn):
     out = np.empty(len(positions), np.int64)
     last = np.int64(-1)
@@ -218,7 +218,7 @@ def _locate(seed, samples, positions, block, window, lanes, turn):
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _window(seed, samples, t, block, window, lanes, turn):
     """What the window of position t reads, (blocks, 2), and the position where the lane's next one begins."""
     full, short, short_slot = _layout(seed, samples, t // samples, block)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from pipeline.compiled import compiled
 
 
 class Packed(NamedTuple):
@@ -73,7 +74,7 @@ def _lengths(tokens: np.ndarray) -> np.ndarray:
     return np.where(tokens.any(1), tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(1), 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _first_fit(lengths, longest_first, row):
     """Flat place of each caption's first token: (B,) int64.
 
@@ -93,7 +94,7 @@ def _first_fit(lengths, longest_first, row):
     return place
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill(tokens, lengths, place, rows, row):
     ids, position = np.zeros(rows * row, np.int32), np.zeros(rows * row, np.int32)
     segment = np.full(rows * row, len(lengths), np.int32)

@@ -10,7 +10,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from pipeline.compiled import compiled
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -18,7 +19,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def philox(seed, c0, c1, c2, c3):
     """Four random 32-bit numbers (as uint64) for a 64-bit `seed` and four 32-bit counters."""
     k0, k1 = np.uint64(seed) & _MASK, np.uint64(seed) >> _SHIFT
@@ -31,7 +32,7 @@ def philox(seed, c0, c1, c2, c3):
     return c0, c1, c2, c3
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def blocks(seed, counters):
     """`philox` for each row of `counters` (N, 4) uint32; returns (N, 4) uint32."""
     out = np.empty(counters.shape, np.uint32)

@@ -23,9 +23,11 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from pipeline.compiled import compiled
 
 _FAST = {"contract", "nnan", "ninf", "nsz"}  # no reassociation: the same sums on every machine
 _ROWS = 4  # rows that share the horizontal weights
@@ -58,7 +60,7 @@ def load_decoder() -> None:
         llvm.add_symbol(_PREFIX + name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def jpeg_size(data):
     """(height, width) in a JPEG's frame header, or (0, 0) for other bytes, as data (n,) uint8."""
     n = len(data)
@@ -80,7 +82,7 @@ def jpeg_size(data):
     return 0, 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def decode(data, height, width, out):
     """Decodes a JPEG of this size to out (>= height * width * 3,) uint8; whether it went well.
 
@@ -97,7 +99,7 @@ def decode(data, height, width, out):
     return failed == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def decodable(data, start, size, height, width):
     """Which of the stored JPEGs (N,) `decode` without complaint; (N,) bool."""
     ok = np.zeros(len(start), np.bool_)
@@ -107,7 +109,7 @@ def decodable(data, start, size, height, width):
     return ok
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _cubic(x):
     x = abs(x)
     if x < 1:
@@ -117,7 +119,7 @@ def _cubic(x):
     return 0.0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def filter_taps(size, whole, start, side):
     """PIL's bicubic weights, `size` pixels → `whole`, of which `side` from `start` on are wanted.
 
@@ -178,33 +180,33 @@ def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
     return types.void(*[types.intp] * 6), generate
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _to_levels(values, out):
     """values (n,) float32, clipped and rounded (halves up, as PIL does) to out (n,) uint8."""
     for i in range(len(out)):
         out[i] = np.uint8(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _round_levels(values):
     """`_to_levels` in place; a function of its own, as LLVM gives up vectors where arguments overlap."""
     for i in range(len(values)):
         values[i] = np.floor(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _scale(weight, a, out):
     for i in range(len(out)):
         out[i] = weight * a[i]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _add_pair(weight, a, b, out):
     for i in range(len(out)):
         out[i] += weight * (a[i] + b[i])
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _squeeze(image, top, left, height, width, first, weights, lines, rows):
     """Horizontal pass: a box of image (H, 3W) → rows (height + _ROWS, 3S + 1) float32.
 
@@ -224,7 +226,7 @@ def _squeeze(image, top, left, height, width, first, weights, lines, rows):
             _round_levels(rows[y + r])
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _stack(rows, height, first, weights, total, out):
     """Vertical pass: rows (>= height, 3S + 1) float32 → out (S, 3S) uint8; total (3S,) is scratch."""
     last = height - 1
@@ -241,7 +243,7 @@ def _stack(rows, height, first, weights, total, out):
         _to_levels(total, out[y])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def covering(height, width, side):
     """torchvision's Resize(side) and CenterCrop(side): rows and columns in between, and the crop's corner."""
     short, long = min(height, width), max(height, width)
@@ -250,7 +252,7 @@ def covering(height, width, side):
     return rows, columns, int(np.rint((rows - side) / 2)), int(np.rint((columns - side) / 2))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def scratch_size(height, width, side):
     """How many float32 `resize` and `blur` need for images up to this size."""
     taps = 4 * max(height, width) // side + 8
@@ -258,7 +260,7 @@ def scratch_size(height, width, side):
     return max(resize, 3 * side * side + 6 * side + 6 * _MAX_RADIUS)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def resize(image, top, left, height, width, covers, scratch, out):
     """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8.
 
@@ -279,7 +281,7 @@ def resize(image, top, left, height, width, covers, scratch, out):
     _stack(rows, height, first_y, weights_y, total, out.reshape(side, -1))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def recolour(image, m):
     """image (S, S, 3) uint8, in place: each pixel times the 3x4 matrix m."""
     flat = image.reshape(-1)
@@ -294,14 +296,14 @@ def recolour(image, m):
         flat[3 * i + 2] = np.uint8(np.rint(min(max(z, zero), top)))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _mirrored(i, n):
     """Reflection without repeating the edge (torch's "reflect")."""
     i = abs(i)
     return i if i < n else 2 * (n - 1) - i
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gaussian(sigma, radius):
     """The middle and one wing of the normalised window: (radius + 1,) float32."""
     weights = np.empty(radius + 1, np.float64)
@@ -310,7 +312,7 @@ def _gaussian(sigma, radius):
     return (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _pad_line(line, radius, out):
     """line (3S,) uint8 → out (3S + 6 radius,) float32, reflected at both ends."""
     width, pad = len(line), 3 * radius
@@ -323,7 +325,7 @@ def _pad_line(line, radius, out):
             out[pad + width - 3 + k + c] = out[pad + width - 3 - k + c]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def blur(image, sigma, scratch):
     """image (S, S, 3) uint8, in place: Gaussian of window 2 ceil(3 sigma) + 1, edges reflected."""
     side, width = len(image), 3 * len(image)
@@ -344,7 +346,7 @@ def blur(image, sigma, scratch):
         _to_levels(total, lines[y])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def normalise(image, flip, table, out):
     """image (S, S, 3) uint8 → out (S, S, 3) by `table` (3, 256) of the same dtype, mirrored on request."""
     side = len(image)
@@ -357,7 +359,7 @@ def normalise(image, flip, table, out):
             out[y, to, 2] = blue[image[y, x, 2]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def process(data, start, size, height, width, box, covers, matrix, colour, sigma, flip, table, out, valid):
     """Samples from the file's bytes to normalised images.
 

@@ -8,12 +8,12 @@ found out beforehand: by the scan of `jpeg_scan.py`, and what it does not vouch 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from pipeline import jpeg_scan, pixels
-from pipeline.stream import Plan, Source
+from pipeline.stream import Plan, Source, read_ranges
 
 _CHUNK = 32  # pictures a thread takes at a time: some 10 ms of work
 _UNSEEN, _SOUND, _DAMAGED = 0, 1, 2
@@ -26,8 +26,7 @@ class Screen:
     """
 
     def __init__(self, source: Source, workers: int):
-        self._data = source.file.bytes
-        self._words = jpeg_scan.words_of(self._data)
+        self._file = source.file
         self._verdicts = np.zeros((len(source.file), len(source.views)), np.uint8)  # 15 MB for 15 M pairs
         self._pool = ThreadPoolExecutor(workers, "screen")
 
@@ -46,13 +45,19 @@ class Screen:
 
         return readable
 
+    def read(self, plan: Plan) -> Future:
+        """Starts on reading the JPEGs of a batch, view by view; its result is that of `read_ranges`."""
+        return self._pool.submit(read_ranges, self._file, plan.start.T.ravel(), plan.size.T.ravel())
+
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
-        given = [a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width)]
-        sound = jpeg_scan.vouch(self._data, self._words, *given)
+        start, *given = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
+        data, start = read_ranges(self._file, start, given[0])
+        given.insert(0, start)
+        sound = jpeg_scan.vouch(data, jpeg_scan.words_of(data), *given)
         rest = np.flatnonzero(~sound)
         if len(rest):
             pixels.load_decoder()
-            sound[rest] = pixels.decodable(self._data, *(a[rest] for a in given))
+            sound[rest] = pixels.decodable(data, *(a[rest] for a in given))
         self._verdicts[plan.index[rows], views] = np.where(sound, _SOUND, _DAMAGED)
 
     def close(self) -> None:

@@ -1,7 +1,10 @@
 """What both engines share: from stream positions to byte ranges and draws, and from pixels to a batch.
 
 `Source` answers for a file "what is sample t and what is to be done to it"; `StreamLoader` is the
-loaders' common face, whose whole state is `consumed`.  Neither decodes anything.
+loaders' common face, whose whole state is `consumed`.
+
+Tables come from the memory map, what they point to by pread: a file that is cut short meanwhile would
+end a process that reads it from the map (SIGBUS), and nearly all of the time is spent reading pictures.
 
 B batch, V images of a sample (1, or 3 of a triplet), S image side.
 """
@@ -18,11 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import types
 
 from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
+from pipeline.compiled import compiled
 from pipeline.fields import JPEG_MODE, Beton
 from pipeline.order import Order
 
@@ -33,6 +37,7 @@ _REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, un
 _fadvise = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
+_pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.int64, types.int64))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -49,15 +54,31 @@ class Plan:
     draws: Draws
 
     def decode(
-        self, data: np.ndarray, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
+        self, file: Beton, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
     ) -> None:
         """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
         drawn = self.draws
+        data, start = read_ranges(file, self.start[part, view], self.size[part, view])
         pixels.process(
-            data, self.start[part, view], self.size[part, view], self.height[part, view],
+            data, start, self.size[part, view], self.height[part, view],
             self.width[part, view], drawn.box[part, view], drawn.covers, drawn.matrix[part, view],
             drawn.colour[part], drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
         )  # fmt: skip
+
+
+def read_ranges(file: Beton, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of the byte ranges (N,) in one array of bytes, and where each begins in it.
+
+    Raises ValueError when the file was cut short, OSError when the disk fails.
+    """
+    data = np.empty(int(size.sum()), np.uint8)
+    while (failed := _pread_ranges(file.descriptor, start, size, data)) >= 0:
+        file.check_length()
+        try:  # Python tells the errors, and goes on where there was a signal only
+            os.pread(file.descriptor, int(size[failed]), int(start[failed]))
+        except OSError as error:
+            raise OSError(f"{file.path}: {error.strerror}, {size[failed]} bytes at {start[failed]}") from None
+    return data, np.cumsum(size) - size
 
 
 class Source:
@@ -88,7 +109,14 @@ class Source:
     def _luma(self, index: np.ndarray) -> np.ndarray:
         if len(self.views) == 1:
             return self.file.metadata["luma"][index][:, None]
-        return self.file.arrays("luma", index)
+        return self._read_arrays("luma", index)
+
+    def _read_arrays(self, name: str, index: np.ndarray) -> np.ndarray:
+        """`Beton.arrays` by pread."""
+        start, size = self.file.spans(name, index)
+        field = self.file.fields[name]
+        data, _ = read_ranges(self.file, start, size)
+        return data.view(field.dtype).reshape(len(index), *field.shape)
 
     def read_ahead(self, t: np.ndarray) -> None:
         """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
@@ -110,11 +138,11 @@ class Source:
     def _read(self, index: np.ndarray) -> None:
         spans = (self.file.spans(column, index) for column in self._columns)
         start, size = (np.concatenate(x) for x in zip(*spans))
-        with suppress(OSError), open(self.file.path, "rb") as f:  # a file that was moved stays mapped
-            _advise(f.fileno(), *_requests(start, size))
+        _advise(self.file.descriptor, *_requests(start, size))
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
+        self.file.check_length()
         index, ok = torch.from_numpy(plan.index), torch.from_numpy(valid)
         if len(self.views) == 1:
             tokens = torch.from_numpy(self._captions(plan))
@@ -125,7 +153,7 @@ class Source:
 
     def _captions(self, plan: Plan) -> np.ndarray:
         """The drawn caption of each sample: (B, 77) int32; rows without a start token are unused."""
-        rows = self.file.arrays("tokens", plan.index)
+        rows = self._read_arrays("tokens", plan.index)
         count = np.maximum((rows[:, :, 0] != 0).sum(1), 1)
         chosen = (plan.draws.choice * count).astype(np.int64)
         return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
@@ -153,11 +181,25 @@ def _requests(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return at, np.minimum(np.repeat(end, pieces) - at, _REQUEST)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _advise(file, offset, length):
     """posix_fadvise(WILLNEED) for each (offset, length) of an open file."""
     for n in range(len(offset)):
         _fadvise(file, offset[n], length[n], os.POSIX_FADV_WILLNEED)
+
+
+@compiled
+def _pread_ranges(file, start, size, out):
+    """Reads the byte ranges (N,) of an open file to `out`, one after the other; which one failed, or -1."""
+    to = out.ctypes.data
+    for n in range(len(start)):
+        at, left = start[n], size[n]
+        while left > 0:
+            done = _pread(file, to, left, at)
+            if done <= 0:
+                return n
+            at, to, left = at + done, to + done, left - done
+    return -1
 
 
 class StreamLoader:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline import machine
+
 # A deadline would be a timed assertion: it fails on a busy machine.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 # Before torch is imported: test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+machine.settle()
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -4,7 +4,8 @@ Run by test_kernels_triton.py in a process of its own with TRITON_INTERPRET=1, w
 
 An error is judged by the error that the same formula has in the same dtype in plain torch: both are compared
 with float64. The interpreter multiplies bfloat16 matrices wrongly, so kernels with a matrix product run in
-float32 and float16 here; in bfloat16 they are compiled (test_kernels_compile.py) and run in tests/gpu.
+float32 and float16 here and refuse bfloat16, in which they are compiled (test_kernels_compile.py) and run in
+tests/gpu.
 """
 
 from __future__ import annotations
@@ -207,3 +208,11 @@ def test_attention(mask: str, rows: int, length: int, heads: int, card: int, mon
         results.append([out.detach(), x.grad])
     for what, *values in zip(("out", "d_qkv"), *results):
         assert_as_good(*values, what)
+
+
+def test_attention_and_contrastive_refuse_bfloat16_in_the_interpreter():
+    """Its products are off by powers of ten: the loss of 37 pairs came out as 1.6e11."""
+    with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
+        contrastive_loss(*_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), engine="triton")
+    with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
+        attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, engine="triton")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -354,3 +357,65 @@ def test_no_room_for_crops(root, tmp_path, monkeypatch):
     sets = sources.discover(root, cache=cache)
     suite.evaluate(encoders(), sets, None, cache, SETTINGS, Ranks())
     assert "decoded every time" in cache.notes[0] and not (tmp_path / "cache" / "crops").exists()
+
+
+@pytest.mark.parametrize(
+    "place, number",
+    [
+        ("pathlib.Path.mkdir", errno.EROFS),  # read-only data
+        ("os.replace", errno.EPERM),  # another user's file in a folder with the sticky bit
+        ("os.pwrite", errno.ENOSPC),
+        ("numpy.lib.format.write_array_header_1_0", errno.EACCES),
+    ],
+)
+def test_a_cache_that_cannot_be_kept_changes_nothing(root, tmp_path, monkeypatch, place, number):
+    expected, cache = run(root), Cache(tmp_path / "cache")
+
+    def fail(*arguments, **named):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, fail)
+    sets = sources.discover(root, cache=cache)
+    found = suite.evaluate(encoders(), sets, None, cache, SETTINGS, Ranks())
+    assert [s.metrics for s in found.sets] == [s.metrics for s in expected.sets]
+    assert len(cache.notes) == 1 and os.strerror(number) in cache.notes[0] and "--cache" in cache.notes[0]
+    assert not [p for p in (tmp_path / "cache").rglob("*.part")] and not (tmp_path / "cache/crops").is_file()
+    assert not list((tmp_path / "cache").rglob("crops/*.npy"))
+
+
+def test_another_users_leftovers_and_files_do_not_stop_an_evaluation(root, tmp_path, monkeypatch):
+    """An abandoned part that one may not remove, a finished file that one may not read."""
+    one = sources.discover(root)[0]
+    crops = encode.crops_of(one, encoders().preprocess, Cache(tmp_path / "cache"))
+    crops.path.parent.mkdir(parents=True)
+    old = crops.path.with_name(f".{crops.key}.old.part")
+    old.touch()
+    os.utime(old, (1, 1))
+    crops.path.write_bytes(b"not to be read")
+    unlink, access = Path.unlink, os.access
+
+    def sticky(path, **named):
+        if path == old:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, **named)
+
+    monkeypatch.setattr(Path, "unlink", sticky)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != crops.path and access(path, mode))
+    walked = np.concatenate([b.copy() for _, b in crops.batches(4, 1, Ranks())])
+    monkeypatch.undo()
+    assert np.array_equal(crops.stored(), walked) and crops.cache.notes == [] and old.exists()
+
+
+def test_crops_are_read_where_files_are_not_mapped_shared(root, tmp_path, monkeypatch):
+    one = sources.discover(root)[0]
+    crops = encode.crops_of(one, encoders().preprocess, Cache(tmp_path / "cache"))
+    expected = np.concatenate([b.copy() for _, b in crops.batches(4, 1, Ranks())])
+    real = mmap.mmap
+
+    def private_only(*arguments, **named):
+        if named["access"] == mmap.ACCESS_READ:
+            raise OSError(errno.ENODEV, "No such device")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(mmap, "mmap", private_only)
+    assert np.array_equal(crops.stored(), expected)

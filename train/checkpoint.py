@@ -13,6 +13,7 @@ there is nothing else to save.  torch.distributed.checkpoint is not used: its me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,7 +107,8 @@ def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping
     if folder.exists():  # a damaged one of the same step
         _remove(folder)
     os.replace(part, folder)
-    _sync(folder.parent)
+    with contextlib.suppress(OSError):  # SMB and some of FUSE do not sync folders
+        _sync(folder.parent)
     write_atomically(folder.parents[1] / "latest", f"{folder.name}\n".encode())
     return sum(file["bytes"] for file in state.files.values())
 

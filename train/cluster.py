@@ -6,6 +6,7 @@ warning signal before the time limit, the end of all ranks with the first that f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -178,9 +179,10 @@ def _show(line: str, live: bool) -> None:
 def _verdict(jobs: Path, job) -> int:
     """The exit code of a local job that has ended, after saying what ended it."""
     for failure in jobs.glob("failure-*.json"):
-        report = json.loads(failure.read_text())
-        print(report["text"], file=sys.stderr)
-        return report["code"]
+        with contextlib.suppress(ValueError):  # cut short by a full disk
+            report = json.loads(failure.read_text())
+            print(report["text"], file=sys.stderr)
+            return report["code"]
     if not all(task.paths.result_pickle.exists() for task in (job._sub_jobs or [job])):
         print(f"error: a rank was ended from outside; what it said is in {jobs}", file=sys.stderr)
         return 1

@@ -107,6 +107,8 @@ def join(threads: int) -> Iterator[World]:
     if at["size"] == 1:
         yield World(**at, device=device)
         return
+    if at["local_size"] == at["size"]:  # else gloo asks for this machine's name, which may not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         init_method=rendezvous(),

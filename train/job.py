@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import machine
 from pipeline.slurm import restore
 from train.config import Recipe
 
@@ -43,6 +44,7 @@ class Job:
 
         for name, value in self.environment.items():
             restore(name, value)
+        machine.settle()
         job = submitit.JobEnvironment()
         folder = job.paths.folder
         failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
@@ -86,14 +88,13 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
 def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:
     """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
     report = {"rank": rank, "code": exit_code(error), "text": describe(error)}
-    part = failure.with_name(f"{failure.name}.{rank}")
-    part.write_text(json.dumps(report))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, failure)  # whole, and only if there is none
+    # It exists already, or cannot be written (a full disk): `error` still is what ends this rank.
+    with contextlib.suppress(OSError):
+        with open(failure, "x") as file:
+            file.write(json.dumps(report))
         if run_folder.is_dir():
             with open(run_folder / "log.txt", "a") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | rank {rank}: {report['text']}\n")
-    part.unlink()
 
 
 def _leave_with_others(failure: Path) -> None:
@@ -123,6 +124,7 @@ def main(args: Sequence[str]) -> int:
     from train import launch
 
     os.environ.pop("SUBMITIT_EXECUTOR", None)  # torchrun within a submitit job: the ranks are torchrun's
+    machine.settle()
     try:
         recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
         launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))

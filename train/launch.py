@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pipeline import machine
 from pipeline.fields import Beton
 from pipeline.slurm import check_path, gpus_of_nodes, own_environment
 from train import gpus, recipes
@@ -245,6 +246,7 @@ def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
 
 
 def main(args: Sequence[str]) -> int:
+    machine.settle()
     try:
         return launch(parse(args))
     except KeyboardInterrupt:

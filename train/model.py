@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,6 +181,22 @@ def fit_context(tokens: Tensor, length: int) -> Tensor:
     return torch.cat([tokens[:, : length - 1], last[:, None]], 1)
 
 
+def check_compiler() -> None:
+    """ValueError where `--compile` would find no compiler, half a minute later and with a traceback.
+
+    Inductor compiles C++ on the CPU; for a GPU Triton compiles a launcher in C.
+    """
+    if torch.cuda.is_available():
+        names, variable = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"], "CC"
+    else:
+        names, variable = [os.environ.get("CXX", "g++")], "CXX"
+    if not any(map(shutil.which, names)):
+        raise ValueError(
+            f"--compile: {' or '.join(names)} is not found; install it, name a compiler with {variable}, "
+            "or leave --compile out"
+        )
+
+
 class Towers(nn.Module):
     """The features a stage asks for, in one forward pass that DistributedDataParallel can wrap."""
 
@@ -187,7 +205,10 @@ class Towers(nn.Module):
         self.clip = clip
         self.settings = TowerSettings(recompute=recipe.compute.recompute)
         self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
-        self.encode = torch.compile(self._encode) if recipe.compute.compile else self._encode
+        self.encode = self._encode
+        if recipe.compute.compile:
+            check_compiler()
+            self.encode = torch.compile(self._encode)
 
     def forward(
         self, images: Tensor, captions: Tensor | Packed | None = None
