@@ -1,6 +1,6 @@
 # make demo    the whole job on the embedded data: build, both stages, baseline, evaluation, report
 # make test    every test that this machine can run
-# make gpu     what needs a GPU: its tests, then its benchmark (writes one JSON)
+# make gpu     what needs a GPU: its tests, then a session of measurements (JSON lines)
 # make lint    ruff
 # make setup   what all of them begin with: the tested versions (constraints.txt); LATEST=1: the newest
 PYTHON ?= python3
@@ -25,7 +25,7 @@ test: setup
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu
-	$(BIN)/python -m kernels.bench --gpu --out kernels/bench-gpu.json
+	$(BIN)/python tests/gpu/session.py
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,81 @@
+"""What all sections of a session share: the device, its turns, stop-watches."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+TOY = "--toy" in sys.argv
+SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
+
+
+def await_turn() -> None:
+    """Wait until the session lets this process have the card for itself."""
+    print("READY", flush=True)
+    sys.stdin.readline()
+
+
+def await_turn_once_compiled() -> None:
+    """The same when the first compiled graph is about to run."""
+    from torch._inductor import output_code
+
+    call = output_code.CompiledFxGraph.__call__
+
+    def first(self, inputs):
+        output_code.CompiledFxGraph.__call__ = call
+        await_turn()
+        return call(self, inputs)
+
+    output_code.CompiledFxGraph.__call__ = first
+
+
+def cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if cuda() else "cpu")
+
+
+def out() -> Path:
+    return Path(os.environ.get("OUT", SCRATCH / "out"))
+
+
+def timed(call: Callable[[], object], n: int = 10, warm_up: int = 3) -> float:
+    """Median milliseconds of a call: CUDA events, wall clock on a CPU."""
+    for _ in range(warm_up):
+        call()
+    times = []
+    for _ in range(n):
+        if cuda():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            stop.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(stop))
+        else:
+            begun = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(times)
+
+
+def wall(call: Callable[[], object], n: int) -> float:
+    """Milliseconds of a call, mean of `n` in a row after two more."""
+    for _ in range(2):
+        call()
+    if cuda():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(n):
+        call()
+    if cuda():
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begun) / n

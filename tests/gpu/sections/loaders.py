@@ -1,0 +1,212 @@
+"""The loaders alone and beside the step, and the decoders under them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from sections.common import SCRATCH, TOY, await_turn, await_turn_once_compiled, cuda, device, timed, wall
+from sections.steps import STEPS, make_step
+
+
+def photographs() -> dict:
+    """A made-up .beton of photographs of real size, 4:2:0, and the CPU engine's code compiled."""
+    from pipeline import synthetic
+
+    synthetic.write(photos(), synthetic.photographs(4 if TOY else 32), 200 if TOY else 20_000)
+    with ffcv_loader(1, 64) as loader:
+        next(iter(loader))
+    return {"bytes": photos().stat().st_size}
+
+
+def photos() -> Path:
+    return SCRATCH / "photos.beton"
+
+
+def ffcv_loader(workers: int, batch: int):
+    from pipeline.augment import AUGMENTS
+    from pipeline.ffcv_loader import FFCVLoader
+
+    return FFCVLoader(
+        photos(), batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0,
+        workers=workers, dtype=torch.bfloat16, pin=cuda(),
+    )  # fmt: skip
+
+
+def loader_rate(batches, seconds: float) -> dict:
+    """images/s, CPU seconds an image, waits for a batch."""
+    it = iter(batches)
+    begun = time.perf_counter()
+    next(it)
+    first = time.perf_counter() - begun
+    for _ in range(3):
+        next(it)
+    used, start, n, waits = os.times(), time.perf_counter(), 0, []
+    while time.perf_counter() - start < (1 if TOY else seconds):
+        begun = time.perf_counter()
+        n += len(next(it).index)
+        waits.append(1e3 * (time.perf_counter() - begun))
+    if cuda():
+        torch.cuda.synchronize()
+    wall, now = time.perf_counter() - start, os.times()
+    spent = now.user + now.system - used.user - used.system
+    waits.sort()
+    p50, p99 = (waits[int(q * (len(waits) - 1))] for q in (0.5, 0.99))
+    row = {"img_s": n / wall, "cores": spent / wall, "cpu_ms_img": 1e3 * spent / n, "first_s": first}
+    return row | {"p50_ms": p50, "p99_ms": p99}
+
+
+def loader_ffcv() -> dict:
+    cores, rows = len(os.sched_getaffinity(0)), {}
+    for workers in dict.fromkeys((1, max(1, cores // 2), max(1, cores - 2))):
+        with ffcv_loader(workers, 512) as loader:
+            rows[f"workers_{workers}"] = loader_rate(loader, 5)
+    return rows
+
+
+def together(engine: str) -> dict:
+    """A loader in the training process beside the compiled step."""
+    from train.loop import update
+
+    stage, optimizer, data = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
+    if TOY:
+        await_turn()
+    else:
+        await_turn_once_compiled()
+    alone = timed(lambda: update(stage, optimizer, data, 1e-7), 6, 3)
+    batch, side = len(data.index), data.images.shape[-1]
+    with loader_of(engine, batch, side) as loader:
+        it = iter(loader)
+
+        def both() -> None:
+            update(stage, optimizer, dataclasses.replace(next(it), tokens=data.tokens), 1e-7)
+
+        loader_alone = wall(lambda: next(it), 6)
+        used = os.times()
+        together = wall(both, 10)
+        spent = os.times().user + os.times().system - used.user - used.system
+    slower = together / max(alone, loader_alone)
+    row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "of_the_slower": slower}
+    return row | {"pairs_s": batch / together * 1e3, "cores": spent / (10 * together / 1e3)}
+
+
+def loader_of(engine: str, batch: int, side: int):
+    from pipeline.augment import AUGMENTS
+    from pipeline.dali_loader import DALILoader
+    from pipeline.ffcv_loader import FFCVLoader
+
+    cores = len(os.sched_getaffinity(0))
+    how = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0)
+    if engine == "dali":
+        return DALILoader(photos(), **how, workers=4, dtype=torch.float16)
+    return FFCVLoader(photos(), **how, workers=max(1, cores - 2), dtype=torch.bfloat16, pin=cuda())
+
+
+together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
+
+
+def jpeg_torchvision() -> dict:
+    """torchvision's batched decoder: whole 256 × 384 pictures, 4:2:0, from one thread."""
+    import torchvision
+
+    from pipeline import synthetic
+
+    jpegs = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in synthetic.photographs(32)]
+    row: dict = {"torchvision": torchvision.__version__, "bytes": sum(map(len, jpegs)) / len(jpegs)}
+    for n in (16,) if TOY else (128, 512, 2048):
+        batch = list(itertools.islice(itertools.cycle(jpegs), n))
+        used = os.times()
+        ms = timed(lambda batch=batch: torchvision.io.decode_jpeg(batch, device=str(device())), 5, 2)
+        spent = os.times().user - used.user
+        row[f"batch_{n}"] = {"img_s": n / ms * 1e3, "cpu_ms_img": 1e3 * spent / (7 * n)}
+    return row
+
+
+def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = True) -> dict:
+    """Decode and resize alone: stock DALI operators on made-up boxes."""
+    import numpy as np
+    import nvidia.dali as dali
+    from nvidia.dali import fn, types
+
+    from pipeline import synthetic
+
+    jpegs = [np.frombuffer(j, np.uint8) for j in synthetic.photographs(32)]
+    rng = np.random.default_rng(0)
+
+    def feed():
+        while True:
+            side = rng.integers(100, 250, (batch, 2)).astype(np.int32)
+            corner = (rng.random((batch, 2)) * (np.array([256, 384]) - side)).astype(np.int32)
+            yield [jpegs[i % 32] for i in range(batch)], corner, side
+
+    @dali.pipeline_def
+    def pipe():
+        kinds = [types.UINT8, types.INT32, types.INT32]
+        j, c, s = fn.external_source(feed(), num_outputs=3, dtype=kinds, ndim=[1, 1, 1], no_copy=True)
+        how = dict(
+            device="mixed" if cuda() else "cpu", output_type=types.RGB, adjust_orientation=False,
+            jpeg_fancy_upsampling=fancy,
+        ) | ({"hw_decoder_load": hw} if cuda() else {})  # fmt: skip
+        box = dict(axis_names="HW", normalized_anchor=False, normalized_shape=False)
+        if roi:
+            x = fn.decoders.image_slice(j, c, s, **box, **how)
+        else:
+            x = fn.slice(fn.decoders.image(j, **how), c, s, **box)
+        return fn.resize(x, size=(224, 224), interp_type=types.INTERP_CUBIC, antialias=True)
+
+    p = pipe(
+        batch_size=batch, num_threads=threads, device_id=0 if cuda() else None, prefetch_queue_depth=2
+    )  # fmt: skip
+    p.build()
+    for _ in range(3):
+        p.run()
+    used, start, n = os.times(), time.perf_counter(), 0
+    while time.perf_counter() - start < (1 if TOY else 3):
+        p.run()
+        n += batch
+    wall, now = time.perf_counter() - start, os.times()
+    spent = now.user + now.system - used.user - used.system
+    return {"img_s": n / wall, "cores": spent / wall, "cpu_ms_img": 1e3 * spent / n}
+
+
+def dali_decodes(roi: bool) -> dict:
+    cases = ((0.65, 16, True),) if TOY else (
+        (1.0, 512, True), (0.9, 512, True), (0.65, 512, True), (0.0, 512, True), (1.0, 512, False),
+        (1.0, 128, True),
+    )  # fmt: skip
+    rows = {}
+    for hw, batch, fancy in cases:
+        name = f"hw {hw} batch {batch}{'' if fancy else ' plain upsampling'}"
+        try:
+            rows[name] = dali_rate(roi, hw, batch, fancy=fancy)
+        except Exception as error:
+            rows[name] = f"{type(error).__name__}: {error}"[:400]
+    return rows
+
+
+dali_whole = partial(dali_decodes, False)
+dali_roi = partial(dali_decodes, True)  # may end the process: nvImageCodec issue 55
+
+
+def dali_engine() -> dict:
+    """The project's DALI loader, full `paper`."""
+    from pipeline.augment import AUGMENTS
+    from pipeline.dali_loader import DALILoader
+
+    rows = {}
+    for batch in (16,) if TOY else (512, 5120):
+        with DALILoader(
+            photos(), batch_size=batch, image_size=224, augment=AUGMENTS["paper"], seed=0, workers=4,
+            dtype=torch.float16,
+        ) as loader:  # fmt: skip
+            rows[f"batch_{batch}"] = loader_rate(loader, 5)
+            if cuda():
+                free, total = torch.cuda.mem_get_info()
+                rows[f"batch_{batch}"]["device_gb_used"] = (total - free) / 1e9
+    return rows

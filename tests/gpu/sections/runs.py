@@ -1,0 +1,68 @@
+"""Whole runs: killed and continued, and the short demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+from sections.common import SCRATCH, out
+
+
+def job(run_folder: Path, *arguments: str) -> list[str]:
+    """One rank without a launcher between, so that a signal reaches it."""
+    return [sys.executable, "-m", "train.job", "--", *arguments, "--run", str(run_folder)]
+
+
+def losses(run_folder: Path) -> list[float]:
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def resume() -> dict:
+    """A run killed after a checkpoint and started again, beside one that was not: the last losses."""
+    data = SCRATCH / "demo"
+    build = [sys.executable, "dataprep/build_ffcv.py", "demo", "--out", str(data)]
+    built = subprocess.run(build, capture_output=True, text=True)
+    if built.returncode:
+        return {"failed": f"the build: {built.stderr[-1500:]}"}
+    common = [
+        "--stage", "2", "--recipe", "debug", "--data", str(data / "pairs-train.beton"),
+        "--steps", "200", "--save-every", "20", "--log-every", "10",
+    ]  # fmt: skip
+    whole, killed = SCRATCH / "whole", SCRATCH / "killed"
+    subprocess.run(job(whole, *common), check=True, capture_output=True)
+    process = subprocess.Popen(
+        job(killed, *common), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not list(killed.glob("checkpoints/step-*")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(1)
+    reached = len(losses(killed)) if (killed / "metrics.jsonl").exists() else 0
+    done = subprocess.run(job(killed, *common), capture_output=True, text=True)
+    a, b = losses(whole), losses(killed)
+    row = {"rc": done.returncode, "lines_when_killed": reached, "whole": a[-3:], "killed": b[-3:]}
+    return row | {"largest_difference": max(abs(x - y) for x, y in zip(a, b))}
+
+
+def demo() -> dict:
+    """The short demo on this device; its runs come back for a comparison with a CPU's."""
+    runs = SCRATCH / "runs"
+    command = [sys.executable, "-m", "train.demo", "--short", "--data", str(SCRATCH / "demo-data")]
+    done = subprocess.run([*command, "--out", str(runs)], capture_output=True, text=True)
+    short = runs.with_name("runs-short")
+    with tarfile.open(out() / "demo.tar.gz", "w:gz") as tar:
+        for path in [*short.rglob("metrics.jsonl"), *short.rglob("summary.json"), *short.rglob("log.txt")]:
+            tar.add(path, path.relative_to(short))
+    row: dict = {"rc": done.returncode, "said": (done.stdout + done.stderr)[-1500:]}
+    if (short / "summary.json").exists():
+        row |= json.loads((short / "summary.json").read_text())
+        row["losses"] = {stage: losses(short / stage) for stage in ("stage1", "pi", "baseline")}
+    return row
