@@ -13,7 +13,6 @@ Not here: how a sample is converted and a shard written (`shard.py`), processes 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from dataprep import space
 from dataprep.pool import Progress, run
 from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
 from dataprep.writer import join, replacing
+from pipeline import machine
 from pipeline.fields import Beton
 
 FORMAT = 2  # raised when the same settings come to mean another file
@@ -146,16 +146,10 @@ class Job:
         """Own the folder of parts; afterwards it is gone unless it holds shards worth keeping."""
         self.parts.parent.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
-        with open(self.parts / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.parts}: another build of {self.out.name} is running") from None
-            except OSError as error:  # a mount without locks (Lustre, FUSE, NFS without its lock service)
-                print(
-                    f"note: {self.parts}: its file system has no locks ({error.strerror}), so only you "
-                    f"can keep two builds of {self.out.name} apart"
-                )
+        file, note = machine.lock(self.parts / "lock", f"build of {self.out.name}")
+        with file:
+            if note:
+                print(note)
             self._claim()
             try:
                 yield

@@ -200,8 +200,18 @@ class Beton:
 
     @cached_property
     def info(self) -> dict:
+        """ValueError where the JSON is damaged, or another program's."""
         beside = self.path.with_suffix(".json")
-        return json.loads(beside.read_text()) if beside.is_file() else {}
+        if not beside.is_file():
+            return {}
+        try:
+            info = json.loads(beside.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{beside}: damaged: {error}; build {self.path.name} again") from None
+        parts = ("captions", "rejected", "source", "settings")
+        if not isinstance(info, dict) or not all(isinstance(info.get(n, {}), dict) for n in parts):
+            raise ValueError(f"{beside}: not what the build writes; move it away, or build again")
+        return info
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""The machine under a command: what to settle before torch is loaded, and a folder of one's own for caches.
+"""The machine under a command: what to settle before torch is loaded, a private folder for caches, a lock.
 
 Needs the standard library alone.  Commands call `settle`; importing a module changes nothing.
 """
@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import getpass
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
+from typing import IO
+
+
+class Busy(ValueError):
+    """Another process holds the lock."""
 
 
 def settle() -> None:
@@ -63,3 +70,27 @@ def private_folder() -> Path | None:
         return None
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
     return folder if ours else None
+
+
+def lock(path: Path, what: str, patience: float = 0) -> tuple[IO, str]:
+    """The open file `path`, locked until it is closed or this process ends, and a note where it cannot be.
+
+    what: that which only one process may do at a time, for the message.  patience: seconds to wait for the
+    other one.  Raises Busy while another process holds the lock, OSError where the file cannot be opened.
+    """
+    file = open(path, "a")  # noqa: SIM115
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file, ""
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                file.close()
+                raise Busy(f"{path.parent}: another {what} is running; wait for it, or end it") from None
+            time.sleep(min(1, patience))
+        except OSError as error:  # a mount without locks (Lustre, FUSE, NFS without its lock service)
+            return file, (
+                f"note: {path.parent}: its file system has no locks ({error.strerror}), so only you "
+                f"can see to it that there is one {what} at a time"
+            )

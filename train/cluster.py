@@ -124,7 +124,8 @@ def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
     """`ranks` processes on this machine through submitit, followed until they end; the exit code."""
     import submitit
 
-    jobs = recipe.run / "jobs" / time.strftime("%Y%m%d-%H%M%S")
+    # Of this launcher alone: ranks end when they see a failure there, and `srun` may start many at a time.
+    jobs = recipe.run / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     executor = submitit.LocalExecutor(folder=jobs)
     executor.update_parameters(tasks_per_node=ranks, timeout_min=YEAR)
     environment = {

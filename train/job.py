@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from train.loop import Outcome
 
 USER_ERRORS = (ValueError, OSError)
+_THREADS = "can't start new thread"  # Python's words
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Job:
         job = submitit.JobEnvironment()
         folder = job.paths.folder
         failure = folder / f"failure-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
-        threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
         try:
+            threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
             return vars(run(self.recipe, self.profile, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
             _tell(failure, self.recipe.run, job.global_rank, error)
@@ -92,7 +93,7 @@ def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> N
     with contextlib.suppress(OSError):
         with open(failure, "x") as file:
             file.write(json.dumps(report))
-        if run_folder.is_dir():
+        if run_folder.is_dir() and not isinstance(error, machine.Busy):  # else the log is another run's
             with open(run_folder / "log.txt", "a") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | rank {rank}: {report['text']}\n")
 
@@ -109,7 +110,7 @@ def exit_code(error: BaseException) -> int:
     """2 for a user's mistake or a full disk, 130 for Ctrl-C, 1 for everything else."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return 2 if isinstance(error, USER_ERRORS) else 1
+    return 2 if isinstance(error, USER_ERRORS) or _THREADS in str(error) else 1
 
 
 def describe(error: BaseException) -> str:
@@ -117,6 +118,11 @@ def describe(error: BaseException) -> str:
     stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
     if stopped or isinstance(error, USER_ERRORS):
         return f"error: {error}"
+    if _THREADS in str(error):
+        return (
+            "error: no more threads may be started here (ulimit -u, or the pids limit of a container): "
+            "raise it, or lower --workers, --threads or --ngpus"
+        )
     return "".join(traceback.format_exception(error))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import resource
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.structure import why_slow
+from pipeline import machine
 from train import checkpoint, data
 from train import model as models
 from train.arithmetic import forward_flops, image_side, peak_flops
@@ -96,6 +98,25 @@ def prepare_folder(run: Path, recipe: Recipe) -> None:
         checkpoint.write_atomically(run / "versions.json", json.dumps(versions(), indent=1).encode())
 
 
+def _alone(run: Path, world: World, stack: ExitStack) -> str:
+    """Lock the run's folder until `stack` ends; a note where that cannot be.
+
+    Raises machine.Busy, on every rank, where another run trains into the folder.  A job that was put in the
+    queue again waits a little: locks of a node that died take a while to end.
+    """
+    note, busy = "", None
+    if world.main:
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            file, note = machine.lock(run / "lock", "run", 120 if "SLURM_RESTART_COUNT" in os.environ else 0)
+            stack.enter_context(file)
+        except machine.Busy as error:
+            busy = error
+    if world.agree(busy is not None):
+        raise busy or machine.Busy(f"{run}: another run is running")
+    return note
+
+
 def frozen_digest(clip: nn.Module) -> int | None:
     """CRC-32 of all parameters that are not trained; None if every one is."""
     frozen = [(n, p) for n, p in clip.named_parameters() if not p.requires_grad]
@@ -130,16 +151,17 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     """
     run = recipe.run
     assert run is not None
-    if world.main:
-        prepare_folder(run, recipe)
-    world.barrier()
     with ExitStack() as stack:
+        unlocked = _alone(run, world, stack)
+        if world.main:
+            prepare_folder(run, recipe)
+        world.barrier()
         log = Log(run, world.main)
         stack.callback(log.close)
         handler = LibraryWarnings(log)
         logging.getLogger("pipeline").addHandler(handler)
-        if note:
-            log(note)
+        for line in filter(None, (note, unlocked)):
+            log(line)
         stack.callback(logging.getLogger("pipeline").removeHandler, handler)
         try:
             return _Run(recipe, world, stop, log, stack).go()
