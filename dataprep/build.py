@@ -79,6 +79,9 @@ def build(
     info = job.up_to_date()
     if info is not None:
         print(f"{job.out}: up to date, {info['samples']:,} samples; nothing to do")
+        gone = sum(info["rejected"].get(reason, 0) for reason in ("missing file", "unreadable file"))
+        if gone:
+            print(f"  {gone:,} images were missing or unreadable then; --restart looks for them again")
         return info
     with job.lock():
         left = job.unfinished()

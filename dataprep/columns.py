@@ -39,10 +39,21 @@ class Choice:
             return parts
         return (self._find(CAPTIONS, names, "caption", "--caption-columns", where),)
 
+    def beside(self, names: Sequence[str], where: str) -> str:
+        """What to say of columns with usual names of captions that are not taken; empty without any."""
+        taken = self.caption_columns(names, where)
+        others = [] if self.captions else [name for name in CAPTIONS if name in names and name not in taken]
+        if not others:
+            return ""
+        both = " ".join((*taken, *others))
+        return f"captions in {', '.join(others)}, beside {taken[0]} (--caption-columns {both} takes all)"
+
     @staticmethod
     def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
         for name in wanted:
             if name in names:
+                if list(names).count(name) > 1:
+                    raise ValueError(f"{where}: {list(names).count(name)} columns are called {name}; rename one")
                 return name
         folded = {str(name).strip().casefold(): name for name in names}
         for name in wanted:

@@ -27,6 +27,16 @@ class Reading:
 
     def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
         """(captions, what is passed over of them).  Raises ValueError naming the part that is wrong."""
+        captions, left = self._captions(key, texts)
+        try:
+            for said in captions:
+                said.encode()
+        except UnicodeEncodeError as error:  # JSON can write it, UTF-8 cannot
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ValueError(f"{key}.json: half a character ({half} without its other half)") from None
+        return captions, left
+
+    def _captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
         if self.choice.captions:
             return self._chosen(key, texts)
         for name in TEXTS:

@@ -18,7 +18,7 @@ from dataprep import columns
 from dataprep.members import Reading
 from dataprep.parquet import Parquet, has_images, shape
 from dataprep.shard import Source
-from dataprep.sidecars import Sidecars, has_pairs
+from dataprep.sidecars import Sidecars, folders, has_pairs
 from dataprep.tables import ENDINGS, Table, TableFile, Zips
 from dataprep.tars import Tars
 from pipeline import tars
@@ -136,17 +136,12 @@ def _is_retrieval(path: Path) -> bool:
 
 
 def _inside(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """Files with these endings in a folder and the folders in it, without hidden ones, in no order."""
-    places = [str(folder)]
-    for place in places:
+    """Files with these endings in a folder and all folders in it, without hidden ones, in no order."""
+    for place in folders(folder):
         with os.scandir(place) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(endings):
+                if entry.name[0] != "." and entry.name.lower().endswith(endings) and not entry.is_dir():
                     yield Path(entry.path)
-                elif place == str(folder) and entry.is_dir():
-                    places.append(entry.path)
 
 
 def _some(folder: Path, endings: tuple[str, ...]) -> Path | None:

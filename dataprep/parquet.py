@@ -19,6 +19,7 @@ from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.fields import CONTEXT_LENGTH
 from pipeline.text import END, START
 
+_NOT_UTF8 = object()
 _ROWS = 4_000  # at least so many rows a shard, unless the file ends
 
 
@@ -40,15 +41,25 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
     image = choice.image_column(binary, columns.BYTES + binary, f"{path} (columns of bytes)")
     others = [f.name for f in schema if f.name != image]
     captions = choice.caption_columns(others, str(path))
-    kind = schema.field(captions[0]).type
-    while (
-        arrow.types.is_list(kind) or arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)
-    ):
-        kind = kind.value_type
-    tokens = arrow.types.is_floating(kind) or arrow.types.is_integer(kind)
-    if tokens and len(captions) > 1:
+    kinds = [_inner(schema.field(name).type) for name in captions]
+    tokens = [arrow.types.is_floating(kind) or arrow.types.is_integer(kind) for kind in kinds]
+    for name, kind, number in zip(captions, kinds, tokens):
+        text = arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or str(kind) == "string_view"
+        if not text and not (number and kind != schema.field(name).type):
+            raise ValueError(f"{path}: {name} holds {kind}, not text; name captions with --caption-columns")
+    if any(tokens) and len(captions) > 1:
         raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
-    return Shape(image, captions, tokens, ("status",) if "status" in schema.names else ())
+    return Shape(image, captions, any(tokens), ("status",) if "status" in schema.names else ())
+
+
+def _inner(kind):
+    """The type of what a column holds, in lists or a dictionary or neither."""
+    import pyarrow as arrow
+
+    lists = arrow.types.is_list, arrow.types.is_large_list, arrow.types.is_fixed_size_list
+    while any(known(kind) for known in (*lists, arrow.types.is_dictionary)):
+        kind = kind.value_type
+    return kind
 
 
 def _is_bytes(kind) -> bool:
@@ -95,30 +106,35 @@ class Parquet:
         return sum(task.weight for task in self.tasks())
 
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+        import pyarrow as arrow
+
         path = Path(task.path)
         found = shape(path, self.choice)
-        names = [found.image, *found.captions]
-        file, number = _open(path), 0
+        file = _open(path)
+        told = self.choice.beside([n for n in file.schema_arrow.names if n != found.image], str(path))
+        if told:
+            yield Left(told, task.weight)
         first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
-        groups = list(range(task.start, task.stop))
-        wanted = list(dict.fromkeys((*names, *found.status)))
-        for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=wanted):
+        for group in range(task.start, task.stop):
+            rows, number = file.metadata.row_group(group).num_rows, 0
             try:
-                held = {name: batch.column(name).to_pylist() for name in wanted}
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: captions that are not UTF-8 text: {error}") from None
-            states = held[found.status[0]] if found.status else [None] * len(batch)
-            for state, image, *captions in zip(states, *(held[name] for name in names)):
-                if not image and state not in (None, "success"):
-                    yield Left(f"rows never downloaded ({state})")
-                else:
-                    yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
-                number += 1
+                for state, image, captions in _rows(file, group, found):
+                    if not image and state not in (None, "success"):
+                        yield Left(f"rows never downloaded ({state})")
+                    else:
+                        yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
+                    number += 1
+            except (arrow.ArrowException, OSError) as error:
+                for row in range(first + number, first + rows):
+                    yield Bad(f"{path.stem}/{row}", "damaged parquet", f"row group {group}: {error}")
+            first += rows
 
-    def _sample(self, key: str, image, captions: list, tokens: bool) -> Pair | Bad:
+    def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
         image = image.get("bytes") if isinstance(image, dict) else image
         if not image:
             return Bad(key, "no image")
+        if _NOT_UTF8 in captions:
+            return Bad(key, "bad caption", "not UTF-8 text")
         if not tokens:
             return Pair(key, image, [text for value in captions for text in columns.strings(value)])
         try:
@@ -131,6 +147,30 @@ class Parquet:
             "name": "pairs", "layout": "parquet", "path": str(self.path), "files": len(self.files),
             "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
         }  # fmt: skip
+
+
+def _rows(file, group: int, found: Shape) -> Iterator[tuple]:
+    """(state, image, captions) of each row of a row group."""
+    wanted = list(dict.fromkeys((found.image, *found.captions, *found.status)))
+    for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=wanted):
+        held = {name: _values(batch.column(name)) for name in wanted}
+        states = held[found.status[0]] if found.status else [None] * len(batch)
+        yield from zip(states, held[found.image], zip(*(held[name] for name in found.captions)))
+
+
+def _values(column) -> list:
+    """The column's values as Python's; _NOT_UTF8 for text that is none."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(value) for value in column]
+
+
+def _value(value):
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
 
 
 def token_rows(value) -> np.ndarray:

@@ -22,11 +22,10 @@ _TEXTS = {*TEXTS, "json"}
 
 
 def has_pairs(folder: Path) -> bool:
-    """Whether an image with a text of its name lies in the folder, or in one of its first folders."""
-    inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    """Whether an image with a text of its name lies in the folder, or in one of the first folders in it."""
     return any(
         set(PICTURES) & set(parts) and _TEXTS & set(parts)
-        for place in [str(folder), *inside[:8]]
+        for place in islice(folders(folder), 32)
         for parts in _samples(place).values()
     )
 
@@ -41,6 +40,22 @@ def _samples(folder: str) -> dict[str, dict[str, str]]:
         if stem and name[0] != "." and not name.endswith("_stats.json") and ending in {*PICTURES, *_TEXTS}:
             out.setdefault(stem, {}).setdefault(ending, name)
     return out
+
+
+def folders(path: Path) -> Iterator[str]:
+    """The folder and all within, by name, without hidden ones; a link back to a folder it lies in is not
+    followed."""
+    stack: list[tuple[str, tuple]] = [(str(path), ())]
+    while stack:
+        folder, above = stack.pop()
+        status = os.stat(folder)
+        own = status.st_dev, status.st_ino
+        if own in above:
+            continue
+        yield folder
+        with os.scandir(folder) as entries:
+            inside = [entry.path for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        stack += [(name, (*above, own)) for name in sorted(inside, reverse=True)]
 
 
 @dataclass(frozen=True)
@@ -88,19 +103,20 @@ class Sidecars:
 
     def describe(self) -> dict:
         told = {"lines": True} if self.reading.lines else {}
-        folders = sorted({Path(task.path) for task in self.tasks()})
+        places = sorted({task.path for task in self.tasks()})
+        # Every file, not the folders: a text written anew leaves its folder as it was.
+        files = [Path(p, name) for p in places for parts in _samples(p).values() for name in parts.values()]
         return told | {
-            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(folders),
+            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(places),
             "captions": self.captions, "columns": vars(self.reading.choice),
-            "state": columns.state_of(folders),
+            "state": columns.state_of(files),
         }  # fmt: skip
 
 
 @cache
 def _plan(path: Path) -> tuple[Task, ...]:
     tasks = []
-    for folder, inside, _ in os.walk(path, followlinks=True):
-        inside[:] = sorted(name for name in inside if name[0] != ".")
+    for folder in folders(path):
         count = len(_samples(folder))
         for start in range(0, count, SHARD):
             size = min(SHARD, count - start)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataprep import columns, delimited
-from dataprep.shard import Bad, Pair, Task
+from dataprep.shard import Bad, Left, Pair, Task
 from pipeline import utf8
 from pipeline.captions import from_coco
 from pipeline.tars import PICTURES
@@ -84,6 +84,19 @@ class TableFile:
         items = self._items()
         return self.path.stat().st_size if items is None else len(items)
 
+    def beside(self) -> str:
+        """What to say of columns of captions that are not taken, by the header or the first record."""
+        names = list(self._first()) if self._is_json() else delimited.head(self.path).names
+        return self.choice.beside(names, str(self.path)) if names else ""
+
+    def _first(self) -> dict:
+        items = self._items()
+        if items is None:
+            with open(self.path, "rb") as file:
+                line = next(filter(bytes.strip, file), b"{}")
+            items = [json.loads(line)] if _is_object(line) else []
+        return items[0] if items and isinstance(items[0], dict) else {}
+
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
         table = delimited.head(self.path)
         names, where = table.names, str(self.path)
@@ -127,7 +140,9 @@ class TableFile:
                 raise  # already the first record lacks it: the wrong file, or other names
             return Record(offset, number, "", [], str(error))
         captions = [text for name in names for text in columns.strings(row[name])]
-        return Record(offset, number, str(image), captions, _not_utf8(captions))
+        fault = "" if isinstance(image, str | int | None) else f"no name of an image: {image!r:.80}"
+        name = "" if image is None else str(image)
+        return Record(offset, number, name, captions, fault or _not_utf8(captions))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
         for number, row in enumerate(self._items()[start:stop], start):
@@ -161,8 +176,6 @@ def _not_utf8(captions: list[str]) -> str:
 @cache
 def _items(path: Path) -> list | None:
     """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
-    if path.suffix != ".json":
-        return None
     with open(path, "rb") as file:
         first = file.readline()
         while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
@@ -170,6 +183,8 @@ def _items(path: Path) -> list | None:
         more = file.readline()
     if told := utf8.foreign(first):
         raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if path.suffix != ".json":
+        return None
     start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"[") and more.strip() and _is_object(first):
         return None
@@ -199,6 +214,8 @@ def _document(path: Path, data: dict) -> list[dict] | None:
                 f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
                 "make a table of the images you want, with columns filepath and caption"
             ) from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return [{"file_name": name, "caption": captions} for name, captions in found]
     if data and all(name.lower().endswith(PICTURES) for name in data):
         return [{"file_name": name, "caption": captions} for name, captions in data.items()]
@@ -256,12 +273,17 @@ class _Rows:
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
 
+    def _beside(self, task: Task) -> list[Left]:
+        told = self.table.beside()
+        return [Left(told, task.weight)] if told else []
+
 
 @dataclass(frozen=True)
 class Table(_Rows):
     """Images as files that the table names."""
 
-    def read(self, task: Task) -> Iterator[Pair | Bad]:
+    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+        yield from self._beside(task)
         for record in self.table.groups(task.start, task.stop, task.line):
             where = f"{self.table.unit()} {record.number}"
             if record.fault or not record.image:
@@ -282,7 +304,8 @@ class Zips(_Rows):
 
     max_bytes: int
 
-    def read(self, task: Task) -> Iterator[Pair | Bad]:
+    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+        yield from self._beside(task)
         opened: dict[Path, zipfile.ZipFile | None] = {}
         try:
             for record in self.table.groups(task.start, task.stop, task.line):

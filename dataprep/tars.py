@@ -16,7 +16,9 @@ from dataprep.members import TEXTS, Reading, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES, UNSORTED, Fault, Sample, Tar, compression
 
-_READ = {*PICTURES, *TEXTS, "json"}
+_SAID = {*TEXTS, "json"}
+_READ = {*PICTURES, *_SAID}
+_MIXED = "samples of this name stand mixed, so it cannot be told which text is whose"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Tars:
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
         """The samples of one tar; what a damaged tar still holds is read, and the damage is told."""
         unsorted: set[str] = set()
+        mixed = ""  # the key whose samples stand mixed: image, image, text, text
         with Tar(task.path) as tar:
             for item in tar.samples(self._takes):
                 if isinstance(item, Fault):
@@ -66,6 +69,10 @@ class Tars:
                         yield Bad(item.key, "not sorted by key", UNSORTED)
                     unsorted.add(item.key)
                     continue
+                if item.key == mixed and isinstance(raw, Pair):
+                    raw, left = Bad(item.key, "repeated key", _MIXED), []
+                half = not item.pictures or _SAID.isdisjoint(item.parts)
+                mixed = item.key if half or item.key == mixed else ""
                 yield from left
                 yield raw
             if tar.hidden:

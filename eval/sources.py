@@ -186,7 +186,7 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
         if "annotations" in data:
             return caption_files.from_coco(data)
         return caption_files.from_karpathy(data, ("test",))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
 
 

@@ -9,9 +9,11 @@ from collections.abc import Container
 def from_coco(data: dict) -> list[tuple[str, list[str]]]:
     """(file name, captions) of every image of `captions_*.json`, by image id.
 
-    Raises KeyError or TypeError where it is something else.
+    Raises KeyError or TypeError where it is something else, ValueError where two images share an id.
     """
     names = {image["id"]: image["file_name"] for image in data["images"]}
+    if len(names) < len(data["images"]):
+        raise ValueError("images share an id (files joined?), so it cannot be told which caption is whose")
     captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
     for annotation in data["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])

@@ -155,7 +155,7 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, cells, shard, del
     path = tmp_path_factory.mktemp("table") / "t.tsv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         how = csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL
-        writer = csv.writer(file, delimiter=delimiter, quoting=how, lineterminator="\n")
+        writer = csv.writer(file, delimiter=delimiter, quoting=how)  # \r\n: else it leaves \r unquoted
         writer.writerows([("filepath", "caption"), *((f"{n}.jpg", cell) for n, cell in enumerate(cells))])
     assert read_back(path, shard) == [(f"{n}.jpg", [cell]) for n, cell in enumerate(cells)]
 

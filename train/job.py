@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from train.loop import Outcome
 
 USER_ERRORS = (ValueError, OSError)
-_THREADS = "can't start new thread"  # Python's words
+_LIMIT = (
+    "no more threads or processes may be started here (ulimit -u, or the pids limit of a container): "
+    "raise it, or lower --workers, --threads or --ngpus"
+)
 
 
 @dataclass
@@ -110,19 +113,20 @@ def exit_code(error: BaseException) -> int:
     """2 for a user's mistake or a full disk, 130 for Ctrl-C, 1 for everything else."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return 2 if isinstance(error, USER_ERRORS) or _THREADS in str(error) else 1
+    return 2 if isinstance(error, USER_ERRORS) or _at_limit(error) else 1
+
+
+def _at_limit(error: BaseException) -> bool:
+    return isinstance(error, BlockingIOError) or "can't start new thread" in str(error)  # Python's words
 
 
 def describe(error: BaseException) -> str:
     """One line for what a user can understand, the traceback for the rest."""
+    if _at_limit(error):
+        return f"error: {_LIMIT}"
     stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
     if stopped or isinstance(error, USER_ERRORS):
         return f"error: {error}"
-    if _THREADS in str(error):
-        return (
-            "error: no more threads may be started here (ulimit -u, or the pids limit of a container): "
-            "raise it, or lower --workers, --threads or --ngpus"
-        )
     return "".join(traceback.format_exception(error))
 
 
