@@ -53,7 +53,9 @@ class Choice:
         for name in wanted:
             if name in names:
                 if list(names).count(name) > 1:
-                    raise ValueError(f"{where}: {list(names).count(name)} columns are called {name}; rename one")
+                    raise ValueError(
+                        f"{where}: {list(names).count(name)} columns are called {name}; rename one"
+                    )
                 return name
         folded = {str(name).strip().casefold(): name for name in names}
         for name in wanted:

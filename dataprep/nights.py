@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dataprep.shard import Bad, Task, Triplet
+from dataprep.shard import Bad, Left, Task, Triplet
 from pipeline import nights
 
 _SHARD, _SHARD_REPEATED = 2_000, 200_000  # rows a shard; long ones where triplets share images
@@ -52,7 +52,10 @@ class Nights:
     def images(self) -> int:
         return len({path for row in self.rows() for path in row.paths})
 
-    def read(self, task: Task) -> Iterator[Triplet | Bad]:
+    def read(self, task: Task) -> Iterator[Triplet | Bad | Left]:
+        few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
+        if few and not task.start:
+            yield Left("rows with too few votes (--min-votes 0 takes them)", few)
         for row in self.rows()[task.start : task.stop]:
             ref, left, right = (self.folder / path for path in row.paths)
             yield Triplet(row.key, ref, left, right, row.vote, row.votes)

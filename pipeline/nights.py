@@ -56,13 +56,19 @@ def read(
     """
     whole = utf8.text(table.read_bytes(), str(table))
     lines = csv.DictReader(io.StringIO(whole, newline=""), strict=True)
+    rows: list[dict] = []
     try:
         names = lines.fieldnames or ()
         _check_columns(table, names, splits, min_votes, unsplit)
-        rows = list(lines)
+        rows.extend(lines)
+        _check_quotes(rows, len(names))
         numbered = enumerate(rows, 2)
         out = [_row(row, n, unsplit) for n, row in numbered if _wanted(row, n, splits, unsplit)]
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
+        raise ValueError(
+            f"{table}: row {len(rows) + 2}: its quotation marks do not pair up ({error})"
+        ) from None
+    except ValueError as error:
         told = str(error) if str(table) in str(error) else f"{table}: {error}"
         raise ValueError(told) from None
     if min_votes is None:
@@ -70,11 +76,25 @@ def read(
     return tuple(row for row in out if row.votes >= min_votes)
 
 
+def _check_quotes(rows: Sequence[dict], columns: int) -> None:
+    """ValueError for a field in quotation marks that holds rows: they would be gone without a word."""
+    for number, row in enumerate(rows, 2):
+        for field in filter(None, row.values()):
+            lines = field.splitlines() if isinstance(field, str) and "\n" in field else ()
+            if any(line.count(",") >= columns - 1 for line in lines):
+                raise ValueError(
+                    f"row {number}: a quotation mark opens here and closes after what looks like rows"
+                )
+
+
 def _check_columns(table, names, splits, min_votes, unsplit) -> None:
     needed = _NEEDED + (("votes",) if min_votes else ())
     if splits is not None:
         needed += () if unsplit else ("split",)
         needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
+    twice = [name for name in needed if list(names).count(name) > 1]
+    if twice:
+        raise ValueError(f"{table}: more than one column is called {', '.join(twice)}")
     missing = [name for name in needed if name not in names]
     if missing:
         raise ValueError(f"{table}: no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")

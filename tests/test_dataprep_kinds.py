@@ -19,7 +19,7 @@ from dataprep.build import Job, RunSettings, build
 from dataprep.columns import Choice
 from dataprep.members import Reading
 from dataprep.pairs import named, open_pairs
-from dataprep.shard import SampleSettings
+from dataprep.shard import Bad, Pair, SampleSettings
 from pipeline.fields import Beton
 
 # -- tars ---------------------------------------------------------------------------------------
@@ -72,6 +72,92 @@ def test_a_packed_tar_of_more_samples_than_its_size_lets_expect(tmp_path):
                 tar.addfile(info, io.BytesIO(data))
     assert path.stat().st_size // 1024 < 300
     assert kit.make(path, tmp_path / "out.beton") == 0 and len(Beton(tmp_path / "out.beton")) == 600
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["jpg", "txt"]), min_size=1, max_size=12))
+def test_a_repeated_key_never_gets_anothers_caption(tmp_path_factory, endings):
+    """The n-th image of a name belongs to its n-th text, however the two are mixed in the tar."""
+    seen = {"jpg": 0, "txt": 0}
+    members = []
+    for ending in endings:
+        members.append((f"a.{ending}", b"%d" % seen[ending]))
+        seen[ending] += 1
+    path = kit.write_tar(tmp_path_factory.mktemp("tar") / "0.tar", members)
+    source = open_pairs(path)
+    raws = list(source.read(source.tasks()[0]))
+    taken = [raw for raw in raws if isinstance(raw, Pair)]
+    assert all(raw.captions == [raw.image.decode()] for raw in taken)
+    assert len(taken) == len(endings) / 2 or any(isinstance(raw, Bad) for raw in raws)
+    if endings == ["jpg", "txt"] * (len(endings) // 2):
+        assert len(taken) == len(endings) / 2
+
+
+def test_tars_and_parquet_lie_at_any_depth(tmp_path):
+    """A folder that is called like a tar is a folder; one that links back is not walked for ever."""
+    for n, where in enumerate(("0.tar", "train/1.tar", "a/b/c/2.tar", "x.tar/3.tar")):
+        tar_of(tmp_path / "in" / where, (f"s{n}", {"jpg": kit.jpeg(n), "txt": kit.caption(n)}))
+    (tmp_path / "in/a/back").symlink_to(tmp_path / "in")
+    assert kit.make(tmp_path / "in", tmp_path / "out.beton") == 0
+    assert sorted(kit.keys(Beton(tmp_path / "out.beton"))) == ["s0", "s1", "s2", "s3"]
+    (tmp_path / "p/q/r").mkdir(parents=True)
+    pq.write_table(pa.table({"jpg": [kit.jpeg(0)], "caption": ["x"]}), tmp_path / "p/q/r/x.parquet")
+    assert kit.make(tmp_path / "p", tmp_path / "p.beton") == 0
+
+
+def test_half_a_character_in_json_is_a_reject(tmp_path):
+    parts = [("a", {"jpg": kit.jpeg(0), "json": r'{"caption": "red \ud83d"}'})]
+    parts += [("b", {"jpg": kit.jpeg(1), "json": r'{"caption": "red \ud83d\ude00"}'})]
+    tar_of(tmp_path / "0.tar", *parts)
+    assert kit.make(tmp_path / "0.tar", tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert kit.taken(tmp_path / "o.beton") == [("b", ["red 😀"])]
+    (row,) = kit.rejects(tmp_path / "o.beton")
+    assert row["key"] == "a" and row["detail"].startswith(r"a.json: half a character (\ud83d")
+
+
+def test_a_damaged_parquet_costs_its_own_rows(tmp_path):
+    images = [kit.jpeg(n) for n in range(6)]
+    whole = pa.table({"jpg": images, "caption": [kit.caption(n) for n in range(6)]})
+    pq.write_table(whole, tmp_path / "a.parquet", row_group_size=2, compression="snappy")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    column = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start + 30 : start + 300] = b"\xaa" * 270
+    (tmp_path / "a.parquet").write_bytes(data)
+    assert kit.make(tmp_path / "a.parquet", tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert kit.keys(Beton(tmp_path / "o.beton")) == ["a/0", "a/1", "a/4", "a/5"]
+    rows = kit.rejects(tmp_path / "o.beton")
+    assert [(row["key"], row["reason"]) for row in rows] == [(f"a/{n}", "damaged parquet") for n in (2, 3)]
+
+
+def test_parquet_captions_that_are_no_text(tmp_path, capsys):
+    for n, captions in enumerate(([7], [b"x"], [True])):
+        path = tmp_path / f"{n}.parquet"
+        pq.write_table(pa.table({"jpg": [kit.jpeg(0)], "caption": captions}), path)
+        assert kit.make(path, tmp_path / "o.beton", "--image-column", "jpg") == 2
+        assert f"{path}: caption holds" in capsys.readouterr().err
+    texts = pa.array([b"red", b"gr\xfcn", b"blue"]).view(pa.string())
+    pq.write_table(pa.table({"jpg": [kit.jpeg(n) for n in range(3)], "caption": texts}), path)
+    assert kit.make(path, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert kit.taken(tmp_path / "o.beton") == [("2/0", ["red"]), ("2/2", ["blue"])]
+    assert [row["detail"] for row in kit.rejects(tmp_path / "o.beton")] == ["not UTF-8 text"]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
+def test_captions_in_further_columns_are_told(tmp_path, form, capsys):
+    row = {"file_name": "0.jpg", "text": "one", "caption": "two"}
+    path = kit.table_of(tmp_path / f"c.{form}", "")
+    if form == "csv":
+        path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist([row | {"jpg": kit.jpeg(0)}]), path)
+    else:
+        path.write_text(json.dumps(row if form == "jsonl" else [row]))
+    assert kit.make(path, tmp_path / "o.beton") == 0
+    assert "passed over 1: captions in text, beside caption" in capsys.readouterr().out
+    assert kit.make(path, tmp_path / "b.beton", "--caption-columns", "caption", "text") == 0
+    assert [said for _, said in kit.taken(tmp_path / "b.beton")] == [["two", "one"]]
+    assert "passed over" not in capsys.readouterr().out
 
 
 def test_an_unsorted_tar_is_one_line_and_one_reject_a_sample(tmp_path, capsys):
@@ -195,6 +281,27 @@ def test_a_parquet_row_without_image_and_status_is_a_reject_and_null_is_no_text(
     assert kit.make(tmp_path / "x.parquet", tmp_path / "out.beton", "--max-rejects", "0.9") == 0
     assert kit.taken(tmp_path / "out.beton") == [("x/0", ["na"])]
     assert [row["reason"] for row in kit.rejects(tmp_path / "out.beton")] == ["no image", "empty caption"]
+
+
+def test_a_text_written_anew_is_read_anew(tmp_path, capsys):
+    for n in range(2):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{n}.jpg").write_bytes(kit.jpeg(n))
+        (tmp_path / f"in/{n}.txt").write_text("old")
+    assert kit.make(tmp_path / "in", tmp_path / "o.beton") == 0
+    (tmp_path / "in/1.txt").write_text("new words")
+    assert kit.make(tmp_path / "in", tmp_path / "o.beton") == 0
+    assert kit.taken(tmp_path / "o.beton") == [("0", ["old"]), ("1", ["new words"])]
+    assert kit.make(tmp_path / "in", tmp_path / "o.beton") == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_images_that_were_missing_are_remembered(tmp_path, capsys):
+    table = kit.table_of(tmp_path / "c.csv", "file_name,caption\n0.jpg,x\nlate.jpg,y\n")
+    assert kit.make(table, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    (tmp_path / "late.jpg").write_bytes(kit.jpeg(0))
+    assert kit.make(table, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert "1 images were missing or unreadable then; --restart" in capsys.readouterr().out
 
 
 def test_texts_beside_images(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep import delimited
+from dataprep.build_ffcv import main
 from dataprep.columns import Choice
 from dataprep.tables import TableFile
 from pipeline.fields import Beton
@@ -185,3 +186,80 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
     rows = list(delimited.rows(path, head, 0, 0, None, 1))
     assert [(row.line, row.fields) for row in rows] == [(2, ["1.jpg", "a\nb"]), (4, ["2.jpg", "c"])]
     assert [row.line for row in delimited.rows(path, head, 0, 0, rows[1].offset, 1)] == [2]
+
+
+def test_what_names_no_image_is_no_name(tmp_path):
+    rows = [{"image": image, "caption": "x"} for image in ("0.jpg", None, {"path": "1.jpg"}, ["2.jpg"])]
+    table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
+    assert kit.make(table, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert [row["key"] for row in kit.rejects(tmp_path / "o.beton")] == ["line 2", "line 3", "line 4"]
+    assert {row["reason"] for row in kit.rejects(tmp_path / "o.beton")} == {"bad row"}
+
+
+@pytest.mark.parametrize(
+    "name, body, told",
+    [
+        ("c.csv", "file_name,caption,caption\n0.jpg,x,y\n", "2 columns are called caption"),
+        ("c.jsonl", '{"file_name": "0.jpg", "caption": "x"}\n'.encode("utf-16"), "UTF-16"),
+        (
+            "c.json",
+            json.dumps(
+                {
+                    "images": [{"id": 1, "file_name": "0.jpg"}, {"id": 1, "file_name": "1.jpg"}],
+                    "annotations": [{"image_id": 1, "caption": "x"}, {"image_id": 1, "caption": "y"}],
+                }
+            ),
+            "images share an id",
+        ),
+    ],
+)
+def test_tables_that_could_be_read_in_two_ways_are_refused(tmp_path, capsys, name, body, told):
+    table = kit.table_of(tmp_path / name, body)
+    assert kit.make(table, tmp_path / "o.beton") == 2
+    said = capsys.readouterr().err
+    assert f"error: {table}: " in said and told in said and not (tmp_path / "o.beton").exists()
+
+
+def nights_table(folder, change) -> None:
+    """NIGHTS in 12 rows with a table changed by `change(lines)`."""
+    kit.nights_folder(folder, 12)
+    lines = (folder / "data.csv").read_text().splitlines()
+    change(lines)
+    (folder / "data.csv").write_text("\n".join(lines) + "\n")
+
+
+def swallow(lines: list[str]) -> None:
+    lines[3] = lines[3].replace("prompt 2", '"prompt 2')
+    lines[6] = lines[6].replace("prompt 5", 'prompt 5"')
+
+
+def open_mark(lines: list[str]) -> None:
+    lines[3] = lines[3].replace("prompt 2", '"prompt 2')
+
+
+def twice(lines: list[str]) -> None:
+    lines[0] = lines[0].replace("prompt", "left_vote")
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (swallow, "row 4: a quotation mark opens here and closes after what looks like rows"),
+        (open_mark, "row 4: its quotation marks do not pair up"),
+        (twice, "more than one column is called left_vote"),
+    ],
+)
+def test_triplets_are_not_swallowed(tmp_path, capsys, change, told):
+    nights_table(tmp_path / "in", change)
+    assert main(["nights", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    assert f"data.csv: {told}" in capsys.readouterr().err
+
+
+def test_triplets_with_few_votes_are_counted(tmp_path, capsys):
+    def few(lines: list[str]) -> None:
+        lines[1] = lines[1].replace(",8,", ",3,", 1)
+
+    nights_table(tmp_path / "in", few)
+    assert main(["nights", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("passed over 1: rows with too few votes (--min-votes 0") == 1
+    assert len(Beton(tmp_path / "out/triplets-train.beton")) == 5

@@ -76,3 +76,12 @@ def test_dali_decodes_the_same_bytes(beton):
     for i in range(5):
         ours = simplejpeg.decode_jpeg(data[i].tobytes())
         assert np.abs(np.asarray(images[i]).astype(int) - ours).max() <= 4
+
+
+@pytest.mark.parametrize("held", [b"{", b"[1]", b"null", b'{"captions": null}', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_json_beside_is_named(beton, tmp_path, held):
+    (tmp_path / "x.beton").write_bytes(beton.path.read_bytes())
+    assert Beton(tmp_path / "x.beton").info == {}
+    (tmp_path / "x.json").write_bytes(held)
+    with pytest.raises(ValueError, match="x.json: (damaged|not what the build writes)"):
+        assert Beton(tmp_path / "x.beton").info

@@ -115,6 +115,23 @@ def test_a_build_goes_on_without_locks(tmp_path, monkeypatch, capsys, number):
     assert "has no locks" in capsys.readouterr().out
 
 
+def test_a_lock_is_held_by_one_and_waited_for(tmp_path, monkeypatch):
+    first, note = machine.lock(tmp_path / "lock", "run")
+    assert not note
+    waited = []
+    monkeypatch.setattr(machine.time, "sleep", waited.append)
+    with pytest.raises(machine.Busy, match=f"{tmp_path}: another run is running"):
+        machine.lock(tmp_path / "lock", "run")
+    assert not waited
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: first.close())
+    with machine.lock(tmp_path / "lock", "run", patience=9)[0], pytest.raises(machine.Busy):
+        machine.lock(tmp_path / "lock", "run")
+    monkeypatch.setattr(fcntl, "flock", raising(errno.ENOSYS))
+    file, note = machine.lock(tmp_path / "lock", "run")
+    file.close()
+    assert "has no locks" in note and str(tmp_path) in note
+
+
 @pytest.mark.parametrize("broken", ["copy_file_range", "copies nothing", "lseek", "fsync of folders"])
 def test_joining_needs_reading_and_writing_only(tmp_path, monkeypatch, broken):
     parts = [pairs_file(tmp_path / f"{n}.beton", 7 + n).path for n in range(2)]
@@ -141,12 +158,11 @@ def test_the_first_failure_is_told_without_hard_links(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, raising(errno.EPERM))
     failure = tmp_path / "failure-0.json"
     for rank, words in (("1", "boom"), ("0", "its echo")):
-        monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", rank)
-        job._tell(failure, tmp_path, ValueError(words))
+        job._tell(failure, tmp_path, int(rank), ValueError(words))
     assert json.loads(failure.read_text()) == {"rank": 1, "code": 2, "text": "error: boom"}
     assert (tmp_path / "log.txt").read_text().count("boom") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["failure-0.json", "log.txt"]
-    job._tell(tmp_path / "gone" / "failure-0.json", tmp_path, ValueError("boom"))  # nothing else is raised
+    job._tell(tmp_path / "gone" / "failure-0.json", tmp_path, 0, ValueError("boom"))  # nothing else is raised
 
 
 def test_a_mount_without_shared_maps_is_read_all_the_same(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import watch
+from pipeline import machine
 from train import checkpoint, gpus, launch, recipes
 from train.config import Compute, Data, Optim, Stage1, Stage2
 from train.metrics import Metrics
@@ -128,6 +130,44 @@ def test_local_ranks_keep_the_users_gpus_and_are_of_no_allocation(split, tmp_pat
     assert len(re.findall(r"rank \d: error: step", said)) == 1, said
     assert "Traceback" not in said and "FileNotFound" not in said
     assert [p.name for p in (run / "jobs").glob("*/failure*")] == ["failure-0.json"]
+
+
+def test_two_runs_do_not_train_into_one_folder(split, tmp_path):
+    """The second ends in one line; the first and its log go on as if it had not been."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.txt").write_text("of the first\n")
+    args = ["--stage", 2, "--recipe", "debug", "--data", split, "--run", run, "--cluster", "local"]
+    first, _ = machine.lock(run / "lock", "run")
+    with first:
+        code, said = kit.launch(*args, "--ngpus", 2)
+    assert code == 2 and said.splitlines()[-1].startswith(f"error: {run}: another run is running"), said
+    assert said.count("another run") == 1 and "Traceback" not in said, said
+    assert (run / "log.txt").read_text() == "of the first\n"
+    assert {path.name for path in run.iterdir()} == {"lock", "log.txt", "jobs"}
+    code, said = kit.launch(*args)
+    assert code == 0 and len(list((run / "jobs").iterdir())) == 2, said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(11, "try again")])
+def test_a_limit_of_threads_is_a_line(split, tmp_path, monkeypatch, capsys, error):
+    def fail(thread):
+        raise error
+
+    args = ["--stage", "2", "--recipe", "debug", "--data", str(split), "--run", str(tmp_path / "run")]
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert launch.main([*args, "--cluster", "debug"]) == 2
+    said = capsys.readouterr().err
+    assert "error: no more threads or processes may be started here (ulimit -u" in said, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("held", ["{", "[]", "null"])
+def test_a_damaged_recipe_is_named(split, tmp_path, capsys, held):
+    (tmp_path / "recipe.json").write_text(held)
+    args = ["--stage", "2", "--recipe", "debug", "--data", str(split), "--run", str(tmp_path)]
+    assert launch.main([*args, "--cluster", "debug"]) == 2
+    assert f"error: {tmp_path / 'recipe.json'}: damaged: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cluster", ("local", "slurm"))

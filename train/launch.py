@@ -148,7 +148,10 @@ def _check_folder(recipe: Recipe) -> None:
     if not saved.is_file():
         return
     try:
-        changed = differences(json.loads(saved.read_text()), to_dict(recipe))
+        held = json.loads(saved.read_text())
+        if not isinstance(held, dict):
+            raise ValueError("it holds no recipe")
+        changed = differences(held, to_dict(recipe))
     except ValueError as error:
         raise ValueError(f"{saved}: damaged: {error}; choose another --run") from None
     if changed:
