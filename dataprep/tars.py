@@ -77,8 +77,20 @@ class Tars:
                 yield raw
             if tar.hidden:
                 yield Left("hidden members", tar.hidden)
+        if task.path == str(self.files[0]):
+            yield from self._without_tar()
         path = Path(task.path)
         yield from never_downloaded(path.with_name(f"{path.stem}_stats.json"))
+
+    def _without_tar(self) -> list[Left]:
+        """Shards of img2dataset's of which the statistics are there, and not the tar."""
+        there = {path.with_suffix("") for path in self.files}
+        folders = {path.parent for path in self.files}
+        stats = {
+            p.with_name(p.name.removesuffix("_stats.json")) for f in folders for p in f.glob("*_stats.json")
+        }
+        lost = sorted(path.name for path in stats - there if path.name.isdecimal())
+        return [Left(f"shards without their tar, {lost[0]} the first", len(lost))] if lost else []
 
     def _takes(self, ending: str, size: int) -> bool:
         return ending in _READ and size <= self.max_bytes

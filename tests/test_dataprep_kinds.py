@@ -273,6 +273,18 @@ def test_img2datasets_formats(tmp_path, form, monkeypatch):
     assert beton.info["passed_over"] == {"rows never downloaded (failed_to_download)": 3}
 
 
+def test_a_shard_of_which_only_the_statistics_are_there_is_told(tmp_path, capsys):
+    folder = img2dataset(tmp_path / "in", "webdataset")
+    for number in ("00001", "00002"):
+        (folder / f"{number}_stats.json").write_text('{"successes": 9}')
+        tar_of(folder / f"{number}.tar", (number, {"jpg": kit.jpeg(0), "txt": "x"}))
+    assert kit.make(folder, tmp_path / "whole.beton") == 0
+    assert "without their tar" not in capsys.readouterr().out
+    (folder / "00001.tar").unlink()
+    assert kit.make(folder, tmp_path / "o.beton") == 0
+    assert "passed over 1: shards without their tar, 00001 the first" in capsys.readouterr().out
+
+
 def test_a_parquet_row_without_image_and_status_is_a_reject_and_null_is_no_text(tmp_path, capsys):
     table = pa.table({"jpg": [kit.jpeg(0), None, kit.jpeg(2)], "caption": ["NA", "b", None]})
     pq.write_table(table, tmp_path / "x.parquet")
