@@ -53,12 +53,12 @@ class Nights:
         return len({path for row in self.rows() for path in row.paths})
 
     def read(self, task: Task) -> Iterator[Triplet | Bad | Left]:
-        few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
-        if few and not task.start:
-            yield Left("rows with too few votes (--min-votes 0 takes them)", few)
         for row in self.rows()[task.start : task.stop]:
             ref, left, right = (self.folder / path for path in row.paths)
             yield Triplet(row.key, ref, left, right, row.vote, row.votes)
+        few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
+        if few and not task.start:
+            yield Left("rows with too few votes (--min-votes 0 takes them)", few)
 
     def describe(self) -> dict:
         table = self.table()

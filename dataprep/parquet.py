@@ -112,8 +112,6 @@ class Parquet:
         found = shape(path, self.choice)
         file = _open(path)
         told = self.choice.beside([n for n in file.schema_arrow.names if n != found.image], str(path))
-        if told:
-            yield Left(told, task.weight)
         first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
         for group in range(task.start, task.stop):
             rows, number = file.metadata.row_group(group).num_rows, 0
@@ -128,6 +126,8 @@ class Parquet:
                 for row in range(first + number, first + rows):
                     yield Bad(f"{path.stem}/{row}", "damaged parquet", f"row group {group}: {error}")
             first += rows
+        if told:
+            yield Left(told, task.weight)
 
     def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
         image = image.get("bytes") if isinstance(image, dict) else image

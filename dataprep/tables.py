@@ -283,7 +283,6 @@ class Table(_Rows):
     """Images as files that the table names."""
 
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
-        yield from self._beside(task)
         for record in self.table.groups(task.start, task.stop, task.line):
             where = f"{self.table.unit()} {record.number}"
             if record.fault or not record.image:
@@ -293,6 +292,7 @@ class Table(_Rows):
                 yield Bad(where, "image is a URL", f"{record.image[:120]}; {told}")
             else:
                 yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
+        yield from self._beside(task)
 
     def describe(self) -> dict:
         return {"layout": "table"} | _described(self)
@@ -305,13 +305,13 @@ class Zips(_Rows):
     max_bytes: int
 
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
-        yield from self._beside(task)
         opened: dict[Path, zipfile.ZipFile | None] = {}
         try:
             for record in self.table.groups(task.start, task.stop, task.line):
                 yield self._photo(record, opened)
         finally:
             _close(opened.values())
+        yield from self._beside(task)
 
     def _photo(self, record: Record, opened: dict) -> Pair | Bad:
         """One photograph, from its zip; `opened` keeps the last zip open."""
