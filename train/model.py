@@ -203,7 +203,7 @@ class Towers(nn.Module):
     def __init__(self, clip: nn.Module, recipe: Recipe):
         super().__init__()
         self.clip = clip
-        self.settings = TowerSettings(recompute=recipe.compute.recompute)
+        self.settings = TowerSettings(recompute=recipe.compute.recompute, attention=recipe.compute.attention)
         self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
         self.encode = self._encode
         if recipe.compute.compile:
