@@ -16,10 +16,11 @@ import numpy as np
 
 from eval import catalog, imagenet, prompts
 from eval.catalog import CLASSIFICATION_TASK, Entry
-from eval.evalset import EvalSet, FileImages, is_picture
+from eval.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, shown
 
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
-PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images")
+PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images",
+          "val.X")  # fmt: skip
 _SPLITS = ("val", "test", "validation")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
@@ -39,7 +40,7 @@ class Listing:
         out = cls()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or (is_foreign(entry.name) and entry.is_dir()):
                     out.hidden += not entry.is_dir()
                 elif entry.is_dir():
                     out.folders.append(Path(entry.path))
@@ -70,9 +71,10 @@ def _classes_in(place: Path) -> dict[Path, Listing] | None:
     Two of them hold pictures, and none of them holds folders only or is a split: those are other sets.
     """
     found = {f: _class_listing(f) for f in Listing.of(place).folders}
-    if any(f.name.lower() in _NO_CLASSES for f in found):
-        return None
     full = [f for f, inside in found.items() if inside.pictures]
+    splits = [f for f in found if f.name.lower() in _NO_CLASSES]
+    if splits and (len(splits) > 1 or splits[0] not in full or len(full) < 3):
+        return None  # one alone that holds pictures is a class: cars, ships, trains
     if len(full) < 2 or any(inside.folders and not inside.pictures for inside in found.values()):
         return None
     if all(f.name.isdecimal() for f in found):
@@ -165,15 +167,18 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     labels, called = _by_names(imagenet.translated(names), loaded.classes, folder)
     if called == len(names) or listed:
         return loaded, labels, ()
+    alike = sum(_plain(n) in _plain(loaded.classes[i]) for n, i in zip(names, labels))
+    if 2 * alike < len(names):
+        raise ValueError(
+            f"{folder}: {len(names) - alike} of {len(names)} class folders are not called as {entry.key}'s "
+            f"classes ({names[0]}, …; {loaded.classes[0]!r}, …), so nothing tells which is which; call them "
+            f"so, or put {prompts.CLASSNAMES_FILE} there, one name a line in the folders' order"
+        )
     note = f"labels follow the order of the folders: {len(names) - called} of {len(names)} are not called as "
     return loaded, labels, (f"{note}their class ({names[0]}: {loaded.classes[labels[0]]!r}, …)",)
 
 
 # -- reading --------------------------------------------------------------------------------------
-
-
-def _shown(items: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")
 
 
 def _not_read(found: Sequence[Listing]) -> list[str]:
@@ -184,13 +189,27 @@ def _not_read(found: Sequence[Listing]) -> list[str]:
         folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
     hidden = sum(inside.hidden for inside in found)
     if hidden:
-        out.append(f"{hidden} hidden files (names that begin with a dot) passed over")
+        out.append(f"{hidden} {HIDDEN}")
     if other:
-        kinds = _shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
+        kinds = shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
         out.append(f"{other.total()} files that are no pictures not read: {kinds}")
     if folders:
-        out.append(f"{len(folders)} folders inside class folders not read: {_shown(folders)}")
+        out.append(f"{len(folders)} folders inside class folders not read: {shown(folders)}")
     return out
+
+
+def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> list[str]:
+    """Classes that lie beside a split that lacks them: they are not among the answers."""
+    train = folder / "train"
+    if place == folder or not train.is_dir():
+        return []
+    names = {f.name for f in found}
+    more = [f.name for f in Listing.of(train).folders if f.name not in names]
+    if not more or names.isdisjoint(f.name for f in Listing.of(train).folders):
+        return []
+    return [
+        f"{len(more)} classes of train/ are not in {place.name}/, so not among the answers: {shown(more)}"
+    ]
 
 
 def entry_of(folder: Path) -> Entry:
@@ -201,6 +220,9 @@ def entry_of(folder: Path) -> Entry:
 
 def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile: str | None) -> EvalSet:
     entry = entry_of(folder)
+    foreign = [f.name for f in found if any("\udc80" <= c <= "\udcff" for c in f.name)]
+    if foreign:
+        raise ValueError(f"{place}: the name of class folder {ascii(foreign[0])} is not UTF-8; rename it")
     loaded, labels, notes = _labelled(entry, [f.name for f in found], folder, profile)
     members = [(p, 0, -1, p.name) for inside in found.values() for p in inside.pictures]
     counts = [len(inside.pictures) for inside in found.values()]
@@ -210,9 +232,7 @@ def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile
         {"pictures outside class folders": len(around.pictures)} if around.pictures else {}
     )
     notes = [*notes, *_not_read([around, *found.values()])]
-    empty = [f.name for f, n in zip(found, counts) if not n]
-    if empty:
-        notes.append(f"{len(empty)} classes without a picture, still among the answers: {_shown(empty)}")
+    notes += _only_in_train(folder, place, found)
     others = [s for s in _SPLITS if place.name in _SPLITS and s != place.name and (folder / s).is_dir()]
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")

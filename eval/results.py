@@ -97,7 +97,12 @@ def _missing(outcome: Outcome) -> list[str]:
 
 def _json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    replace_into(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    replace_into(path, lambda p: _text(p, text + "\n"))
+
+
+def _text(path: Path, text: str) -> None:
+    """UTF-8; what a file's name holds besides becomes \\udcXX, which is JSON for the same."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -143,7 +148,11 @@ def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | f
     """open_clip's openclip_results.csv: name, pretrained, the mean, then DataComp's main metrics."""
     records = [datacomp_record(r) for r in outcome.sets]
     values = {r["dataset"]: r["metrics"]["main_metric"] for r in records}
-    classified = [v for r, v in zip(outcome.sets, values.values()) if r.one.entry.task == CLASSIFICATION_TASK]
+    classified = [
+        record["metrics"]["main_metric"]
+        for r, record in zip(outcome.sets, records)
+        if r.one.entry.task == CLASSIFICATION_TASK
+    ]
     mean = {}
     if classified:
         mean = {"Average perf. on the classification sets here": sum(classified) / len(classified)}
@@ -177,9 +186,9 @@ def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dic
     if outcome.triplets is not None:
         _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
     lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
-    replace_into(out / "eval_results.jsonl", lambda p: p.write_text(lines, encoding="utf-8"))
+    replace_into(out / "eval_results.jsonl", lambda p: _text(p, lines))
     row = _csv_text(wide_row(outcome, model, pretrained))
-    replace_into(out / "results.csv", lambda p: p.write_text(row, encoding="utf-8"))
+    replace_into(out / "results.csv", lambda p: _text(p, row))
     contents = {
         "schema": SCHEMA,
         **about,

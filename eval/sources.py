@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from eval import catalog, classfolders, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
-from eval.evalset import ArrayImages, EvalSet, FileImages
+from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
 from pipeline import captions as caption_files
 from pipeline import tars, utf8
 
@@ -51,9 +51,12 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
-    """(offset, size, name, text of its `.cls` or `.txt`) of every image in the tar."""
-    samples = []
+def _read_shard(shard: Path, extension: str) -> dict:
+    """samples: (offset, size, name, text of its `.cls` or `.txt`) of every image in the tar.
+
+    hidden, more: how many hidden members, and how many further pictures of a sample, were passed over.
+    """
+    samples, more = [], 0
     with tars.Tar(shard) as tar:
         if tar.compression:  # images are read by their place in the file
             how = tars.UNPACK[tar.compression]
@@ -67,7 +70,8 @@ def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
             where = f"{shard}, member {item.key}.{extension}"
             target = utf8.text(item.parts[extension].data, where)
             samples.append((picture.offset, picture.size, picture.name, target))
-    return samples
+            more += len(item.pictures) - 1
+        return {"samples": samples, "hidden": tar.hidden, "more": more}
 
 
 def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
@@ -81,12 +85,12 @@ def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
     return f"sample {item.key}: {missing} is missing (it has {sorted(item.parts)})"
 
 
-def _indexed(shard: Path, extension: str, cache: Cache) -> list[tuple[int, int, str, str]]:
-    """As `_read_shard`, remembered until the tar changes."""
+def _indexed(shard: Path, extension: str, cache: Cache) -> dict:
+    """As `_read_shard`, remembered until the tar or its reader changes."""
     stat = shard.stat()
-    what = f"members 2 {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
+    what = f"members 3 {tars.VERSION} {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
     key = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return [tuple(row) for row in cache.remember(key, lambda: _read_shard(shard, extension))]
+    return cache.remember(key, lambda: _read_shard(shard, extension))
 
 
 def _label(text: str, name: str) -> int:
@@ -97,10 +101,17 @@ def _label(text: str, name: str) -> int:
 
 
 def _captions(text: str, name: str) -> list[str]:
-    """The lines of a `.txt` member, all of them, as clip-benchmark takes them."""
+    """The lines of a `.txt` member; blank ones are no captions, in data preparation neither."""
     if not text.strip():
         raise ValueError(f"{name}: its caption file is empty")
-    return text.splitlines()
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _passed_over(shards: Sequence[dict], blank: int) -> tuple[str, ...]:
+    """What was left out, for the user to read."""
+    hidden, more = (sum(shard[what] for shard in shards) for what in ("hidden", "more"))
+    counted = ((hidden, HIDDEN), (more, "further pictures of a sample not read"), (blank, BLANK))
+    return tuple(f"{number} {what}" for number, what in counted if number)
 
 
 def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet:
@@ -112,20 +123,24 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     if kind not in ("retrieval", "classification"):
         raise ValueError(f"{kind_file}: {kind!r}, expected classification or retrieval")
     extension = "txt" if kind == "retrieval" else "cls"
-    images, targets = [], []
+    images, targets, indices = [], [], []
     for shard in _shards(folder):
-        for offset, size, name, target in _indexed(shard, extension, cache):
+        indices.append(_indexed(shard, extension, cache))
+        for offset, size, name, target in indices[-1]["samples"]:
             images.append((shard, offset, size, name))
             targets.append(target)
     files = FileImages(images)
     if kind == "retrieval":
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
+        blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
+        notes = _passed_over(indices, blank)
         entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
-        return EvalSet(entry, folder, "webdataset", files, captions=captions)
+        return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
     entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
     loaded = prompts.load(entry.prompts, folder, None, profile)
-    return EvalSet(entry, folder, "webdataset", files, labels, loaded)
+    notes = _passed_over(indices, 0)
+    return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
 
 # -- MNIST's format -----------------------------------------------------------------------------
@@ -163,10 +178,10 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
-    """clip-benchmark's `flickr30k_test_karpathy.txt`: a header, then `NAME.jpg,CAPTION` lines."""
+    """clip-benchmark's `flickr30k_test_karpathy.txt`: a header (or none), then `NAME.jpg,CAPTION` lines."""
     rows: dict[str, list[str]] = {}
-    for number, line in enumerate(text.splitlines()[1:], 2):
-        if not line.strip():
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or (number == 1 and ".jpg," not in line):
             continue
         name, mark, caption = line.strip().partition(".jpg,")
         if not mark:
@@ -199,7 +214,7 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
     """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
     rows = _caption_rows(file)
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
-    members, captions = [], []
+    members, captions, blank = [], [], 0
     for name, texts in rows:
         # lexists: a link to nowhere is an unreadable picture, which is counted as such
         found = next((p / name for p in places if os.path.lexists(p / name)), None)
@@ -207,12 +222,16 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
+        if any("\ud800" <= c <= "\udfff" for t in texts for c in t):
+            raise ValueError(f"{file}: a caption of {name} has half a character in it ({ascii(texts)[:60]})")
         if not any(t.strip() for t in texts):
             raise ValueError(f"{file}: {name} has no caption")
         members.append((found, 0, -1, name))
-        captions.append(texts)
+        captions.append([t for t in texts if t.strip()])
+        blank += len(texts) - len(captions[-1])
     entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
-    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions)
+    notes = _passed_over((), blank)
+    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions, notes=notes)
 
 
 # -- finding them -----------------------------------------------------------------------------------
@@ -248,14 +267,14 @@ def discover(
         raise ValueError(f"--data {root}: no such folder")
     found: dict[str, EvalSet] = {}
     passed: list[str] = []
-    folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
         try:
             one = read_folder(folder, profile, cache)
         except ValueError:
-            if catalog.is_wanted(catalog.entry_for(folder.name, CLASSIFICATION_TASK), wanted):
+            if catalog.is_wanted(catalog.find(folder.name) or classfolders.entry_of(folder), wanted):
                 raise
             one = None  # damaged, and not what is asked for
         if one is None:
