@@ -21,6 +21,7 @@ from eval.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, sh
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images",
           "val.X")  # fmt: skip
+_DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
@@ -33,6 +34,7 @@ class Listing:
     pictures: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     hidden: int = 0
+    broken: list[Path] = field(default_factory=list)  # links to nowhere that are not called as pictures
     other: Counter[str] = field(default_factory=Counter)  # suffix → files that are no pictures
 
     @classmethod
@@ -46,6 +48,8 @@ class Listing:
                     out.folders.append(Path(entry.path))
                 elif is_picture(entry.name):
                     out.pictures.append(Path(entry.path))
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    out.broken.append(Path(entry.path))
                 else:
                     out.other[Path(entry.name).suffix or entry.name] += 1
         out.pictures.sort()
@@ -110,6 +114,21 @@ def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tupl
     return list(range(len(names))), sum(label is not None for label in own)
 
 
+def _as_people_sort(name: str) -> list[str | int]:
+    """Numbers by value, upper and lower case alike, as file managers and timm list names."""
+    return [int(s) if i % 2 else s for i, s in enumerate(_DIGITS.split(name.lower()))]
+
+
+def _check_order(names: Sequence[str], where: Path) -> None:
+    """ValueError for folders whose order, which is to settle the labels, is not the same to everyone."""
+    for one, other in zip(sorted(names), sorted(names, key=_as_people_sort)):
+        if one != other:
+            raise ValueError(
+                f"{where}: class folders are not called as their classes, and their order can be taken in "
+                f"two ways ({one} or {other} first); call them as the classes, or 000 … {len(names) - 1:03d}"
+            )
+
+
 def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
     """Labels of numbered folders: the numbers if they are 0 … K−1; their order if the user listed names."""
     numbers = [int(n) for n in names]
@@ -165,7 +184,10 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     if numbered:
         return loaded, _by_numbers(names, folder, listed), ()
     labels, called = _by_names(imagenet.translated(names), loaded.classes, folder)
-    if called == len(names) or listed:
+    if called == len(names):
+        return loaded, labels, ()
+    if listed:
+        _check_order(names, folder)
         return loaded, labels, ()
     alike = sum(_plain(n) in _plain(loaded.classes[i]) for n, i in zip(names, labels))
     if 2 * alike < len(names):
@@ -174,6 +196,7 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
             f"classes ({names[0]}, …; {loaded.classes[0]!r}, …), so nothing tells which is which; call them "
             f"so, or put {prompts.CLASSNAMES_FILE} there, one name a line in the folders' order"
         )
+    _check_order(names, folder)
     note = f"labels follow the order of the folders: {len(names) - called} of {len(names)} are not called as "
     return loaded, labels, (f"{note}their class ({names[0]}: {loaded.classes[labels[0]]!r}, …)",)
 
@@ -186,6 +209,8 @@ def _not_read(found: Sequence[Listing]) -> list[str]:
     out, other, folders = [], Counter[str](), []
     for inside in found:
         other += inside.other
+        if inside.broken:
+            other["links to nowhere"] += len(inside.broken)
         folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
     hidden = sum(inside.hidden for inside in found)
     if hidden:
@@ -227,6 +252,8 @@ def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile
     members = [(p, 0, -1, p.name) for inside in found.values() for p in inside.pictures]
     counts = [len(inside.pictures) for inside in found.values()]
     around = Listing.of(place)
+    if around.broken:
+        raise ValueError(f"{around.broken[0]}: a link to nowhere; a class may be missing; mend or remove it")
     around.folders = []
     around.other = Counter(
         {"pictures outside class folders": len(around.pictures)} if around.pictures else {}

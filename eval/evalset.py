@@ -271,9 +271,11 @@ class EvalSet:
     def _about_classes(self) -> list[str]:
         """Classes that no image has, and (but for the field's own lists) those that share a name."""
         names, out = self.prompts.classes, []
-        empty = [names[i] for i in sorted({*range(len(names))} - {*self.labels.tolist()})]
+        empty = [names[i] or "''" for i in sorted({*range(len(names))} - {*self.labels.tolist()})]
         if empty:
             out.append(f"{len(empty)} classes without a picture, still among the answers: {shown(empty)}")
+        if "" in names and names != known_classnames(self.entry.prompts):
+            out.append(f"{names.count('')} classes without a name (blank lines among the class names)")
         twice = [n for n, count in Counter(map(str.lower, names)).items() if count > 1]  # one to a tokenizer
         if twice and names != known_classnames(self.entry.prompts):
             out.append(

@@ -269,7 +269,8 @@ def test_names_that_tell_nothing_are_refused(tmp_path, picture, any_count):
     place = folders(tmp_path / "vtab_kitti_closest_vehicle_distance", names, picture)
     with pytest.raises(ValueError, match="4 of 4 class folders are not called as .* nothing tells which"):
         sources.read_folder(place)
-    far = ["far", "near", "beside", "none"]
+    names, far = ["above", "below", "close", "none"], ["far", "near", "beside", "no car"]
+    place = folders(tmp_path / "kitti_closest_vehicle_distance", names, picture)
     (place / "classnames.txt").write_text("\n".join(far))
     assert classes(sources.read_folder(place)) == dict(zip(names, far))
 
@@ -309,10 +310,44 @@ def test_a_train_among_vehicles_and_classes_only_in_train(tmp_path, picture):
     assert sources.read_folder(folders(tmp_path / "contest", ["train", "test"], picture)) is None
 
 
+def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
+    place = folders(tmp_path / "mix", ["cat", "dog"], picture)
+    (place / "fox").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="mix/fox: a link to nowhere"):
+        sources.read_folder(place)
+    (place / "fox").unlink()
+    (place / "cat" / "more").symlink_to("/nowhere")
+    assert sources.read_folder(place).notes == ("1 files that are no pictures not read: 1 links to nowhere",)
+
+
 def test_names_in_another_encoding(tmp_path, picture):
     place = folders(tmp_path / "mix", ["cat", "caf\udce9"], picture)
     with pytest.raises(ValueError, match=r"class folder 'caf\\udce9' is not UTF-8"):
         sources.read_folder(place)
+
+
+@pytest.mark.parametrize(
+    "names, clear",
+    [
+        ([f"class_{i}" for i in range(12)], False),
+        ([f"class_{i:02d}" for i in range(12)], True),
+        (["Zoo", "ant", "bee"], False),
+        (["ant", "bee", "zoo"], True),
+        (list(map(str, range(12))), True),
+    ],
+)
+def test_an_order_that_can_be_taken_in_two_ways(tmp_path, picture, names, clear):
+    """A list of names beside folders called otherwise is in the order that its writer saw."""
+    place = folders(tmp_path / "mine", names, picture)
+    listed = [f"thing {'abcdefghijkl'[i]}" for i in range(len(names))]
+    (place / "classnames.txt").write_text("\n".join(listed))
+    if clear:
+        assert classes(sources.read_folder(place)) == dict(zip(names, listed))
+        return
+    with pytest.raises(ValueError, match="can be taken in two ways"):
+        sources.read_folder(place)
+    (place / "classnames.txt").write_text("\n".join(n.replace("_", " ") for n in names))
+    assert classes(sources.read_folder(place)) == {n: n.replace("_", " ") for n in names}
 
 
 def test_numbered_folders_of_a_known_set(tmp_path, picture, any_count):
