@@ -16,6 +16,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +223,7 @@ class Evaluation:
             raise ValueError(f"{path}: not there; python -m eval.run --checkpoint … makes it") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not whole JSON ({error}); evaluate again") from None
-        if data.get("schema") != SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: of another version of this project; evaluate again")
         return cls(folder, data)
 
@@ -245,6 +247,9 @@ class Evaluation:
             path = self.folder / record["predictions"]
             if not path.is_file():
                 raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
-            with np.load(path) as file:
-                self._arrays[key] = {name: file[name] for name in file.files}
+            try:
+                with np.load(path) as file:
+                    self._arrays[key] = {name: file[name] for name in file.files}
+            except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+                raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
         return self._arrays[key]

@@ -293,6 +293,8 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     )
     name = f"{loaded.name} ({loaded.about['pretrained']})"
     say(f"{name}: {len(prepared.sets)} sets, {device}, {options.precision}")
+    if "told_by" in loaded.about:  # a file beside the weights may be another's
+        say(f"weights used as {loaded.about['told_by']} tells")
     for note in (*loaded.assumed, *prepared.notes):
         say(f"note: {note}")
     outcome = suite.evaluate(encoders, prepared.sets, prepared.triplets, cache, settings, team, say)

@@ -140,6 +140,7 @@ def test_weights_are_used_as_they_were_trained(root, weights, tmp_path):
     data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
     assert data["checkpoint"]["activation"] == "QuickGELU" and data["checkpoint"]["assumed"] == []
     assert data["checkpoint"]["told_by"].endswith("open_clip_config.json")
+    assert assumed.taken_as(data)[1] == f"as {data['checkpoint']['told_by']} tells"
     used = data["settings"]["preprocess"]
     assert used["mean"] == used["std"] == [0.5] * 3 and "CenterCrop" not in str(used["steps"])
     expected = create(MODEL, quick_gelu=True).eval()
