@@ -36,7 +36,7 @@ NO_CACHE = Cache(None)
 
 def _shards(folder: Path) -> list[Path]:
     count_file = folder / "test" / "nshards.txt"
-    text = count_file.read_text().strip()
+    text = prompts.read_text(count_file).strip()
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"{count_file}: {text!r} is no number of shards")
     shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
@@ -117,7 +117,7 @@ def _passed_over(shards: Sequence[dict], blank: int) -> tuple[str, ...]:
 def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet:
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
-    kind = kind_file.read_text().strip().lower() if kind_file.is_file() else "classification"
+    kind = prompts.read_text(kind_file).strip().lower() if kind_file.is_file() else "classification"
     if kind == "multilabel":
         raise ValueError(f"{folder}: a multilabel set; single labels and captions are what is evaluated")
     if kind not in ("retrieval", "classification"):
@@ -150,11 +150,13 @@ _IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 def _idx(folder: Path, name: str) -> np.ndarray:
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    if not path.is_file():
+        raise ValueError(f"{folder}: {name} is missing, and {name}.gz")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not readable ({error})") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{path}: not in MNIST's idx format")
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
@@ -168,6 +170,10 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
     named = folder.parent if folder.name == "raw" else folder
     entry = catalog.entry_for(named.name, CLASSIFICATION_TASK)
     images, labels = _idx(folder, _IDX_IMAGES), _idx(folder, _IDX_LABELS)
+    if images.ndim != 3 or labels.ndim != 1:
+        raise ValueError(
+            f"{folder}: images {images.shape}, labels {labels.shape}; (N, H, W), (N) are expected"
+        )
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels")
     loaded = prompts.load(entry.prompts, folder, None, profile)
@@ -205,14 +211,27 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
         raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
 
 
-def _caption_file(folder: Path) -> Path | None:
+def _caption_files(folder: Path) -> list[Path]:
+    """What may hold the captions, the one to take first."""
     patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
-    return next((f for pattern in patterns for f in sorted(folder.glob(pattern))), None)
+    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.name[0] != "."]
 
 
-def read_captions(folder: Path, file: Path) -> EvalSet:
+def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
+    """A picture's captions together, also where each has a row of its own."""
+    rows: dict[str, list[str]] = {}
+    for name, texts in _caption_rows(file):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{file}: {name!r:.60} is no picture's name")
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
+        rows.setdefault(name, []).extend(texts)
+    return list(rows.items())
+
+
+def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> EvalSet:
     """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
-    rows = _caption_rows(file)
+    rows = _joined_rows(file)
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
     members, captions, blank = [], [], 0
     for name, texts in rows:
@@ -220,8 +239,6 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
         found = next((p / name for p in places if os.path.lexists(p / name)), None)
         if found is None:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
         if any("\ud800" <= c <= "\udfff" for t in texts for c in t):
             raise ValueError(f"{file}: a caption of {name} has half a character in it ({ascii(texts)[:60]})")
         if not any(t.strip() for t in texts):
@@ -231,6 +248,8 @@ def read_captions(folder: Path, file: Path) -> EvalSet:
         blank += len(texts) - len(captions[-1])
     entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
     notes = _passed_over((), blank)
+    if others:
+        notes += (f"captions from {file.name}, not {', '.join(f.name for f in others)}",)
     return EvalSet(entry, folder, "captions", FileImages(members), captions=captions, notes=notes)
 
 
@@ -246,8 +265,8 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
             return read_idx(place, profile)
     if (found := rawsets.read(folder, profile)) is not None:
         return found
-    if (file := _caption_file(folder)) is not None:
-        return read_captions(folder, file)
+    if files := _caption_files(folder):
+        return read_captions(folder, files[0], files[1:])
     return classfolders.read(folder, profile)
 
 

@@ -543,6 +543,57 @@ def test_captions_of_the_first_line_and_blank_ones(tmp_path, images):
         sources.read_folder(place)
 
 
+def test_a_picture_with_a_row_a_caption_is_one_picture(tmp_path, images):
+    place = tmp_path / "mine"
+    place.mkdir()
+    for name in "12":
+        (place / f"{name}.jpg").write_bytes(images[0])
+    rows = [("1.jpg", ["a"]), ("2.jpg", ["b"]), ("1.jpg", ["c"])]
+    (place / "captions.json").write_text(json.dumps([{"file": f, "captions": c} for f, c in rows]))
+    assert sources.read_folder(place).captions == [["a", "c"], ["b"]]
+    (place / "dataset_mine.json").write_text((place / "captions.json").read_text())
+    assert sources.read_folder(place).notes == ("captions from dataset_mine.json, not captions.json",)
+    (place / "dataset_mine.json").unlink()
+    twice = {"images": [{"id": 1, "file_name": f} for f, _ in rows[:2]], "annotations": []}
+    for content, message in (
+        (twice, "2 images, but 1 ids"),
+        ([{"file": 1, "captions": ["a"]}], "1 is no picture's name"),
+        ([{"file": "", "captions": ["a"]}], "'' is no picture's name"),
+    ):
+        (place / "captions.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"captions.json: .*{message}"):
+            sources.read_folder(place)
+
+
+@pytest.mark.parametrize(
+    "images_, labels, message",
+    [
+        (b"\0\0\x08\x03\0\0", None, "not in MNIST's idx format"),
+        (None, b"\0\0\x08\x01", "not in MNIST's idx format"),
+        (b"\0\0\x08\x02" + struct.pack(">2I", 2, 4) + bytes(8), None, r"\(N, H, W\), \(N\) are expected"),
+        (None, b"", "not in MNIST's idx format"),
+        (None, "absent", "t10k-labels-idx1-ubyte is missing"),
+    ],
+)
+def test_damaged_idx_files_are_one_line(tmp_path, images_, labels, message):
+    place = tmp_path / "kmnist"
+    place.mkdir()
+    sound = b"\0\0\x08\x03" + struct.pack(">3I", 2, 2, 2) + bytes(8)
+    (place / "t10k-images-idx3-ubyte").write_bytes(images_ or sound)
+    if labels != "absent":
+        some = b"\0\0\x08\x01" + struct.pack(">I", 2) + bytes(2)
+        (place / "t10k-labels-idx1-ubyte").write_bytes(some if labels is None else labels)
+    with pytest.raises(ValueError, match=message):
+        sources.read_folder(place)
+
+
+def test_marks_in_small_files(tmp_path, images):
+    folder = write_webdataset(tmp_path / "wds_x", images[:2], [["a"], ["b"]])
+    for name in ("test/nshards.txt", "dataset_type.txt"):
+        (folder / name).write_text("\ufeff" + (folder / name).read_text(), encoding="utf-8")
+    assert sources.read_folder(folder).captions == [["a"], ["b"]]
+
+
 def test_a_damaged_set_of_a_family_asked_for_ends_the_run(tmp_path, images):
     """Also where its folder has another name than the catalog, or lies above."""
     (tmp_path / "coco").mkdir()
