@@ -24,6 +24,7 @@ PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
+_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
 
 
@@ -143,8 +144,13 @@ def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
     return numbers
 
 
+def _nameless(names: Sequence[str]) -> bool:
+    """Whether these are numbers only, or as good as: class_0, c0."""
+    return all(_NAMELESS.fullmatch(n) for n in names)
+
+
 def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
-    """What the folders' names say about the classes; None for numbers, which name none."""
+    """What the folders' names say about the classes; None where they name none."""
     if imagenet.is_v2(entry.key):
         return prompts.known_classnames("imagenet1k")
     ids = [imagenet.is_wnid(n) for n in names]
@@ -153,7 +159,7 @@ def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, .
     if any(ids):
         stray = names[ids.index(False)]
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
-    if all(n.isdecimal() for n in names):
+    if _nameless(names):
         return None
     bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
     shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
@@ -166,7 +172,7 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     listed = (folder / prompts.CLASSNAMES_FILE).is_file() and (profile is None or known is None)
     own = None if listed or known else _own_names(entry, names, folder)
     numbered = all(n.isdecimal() for n in names)
-    if numbered and not (listed or known or own):
+    if _nameless(names) and not (listed or known or own):
         raise ValueError(
             f"{folder}: class folders are numbered ({names[0]}, …), which names no class; put "
             f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers, "

@@ -326,6 +326,16 @@ def test_names_in_another_encoding(tmp_path, picture):
         sources.read_folder(place)
 
 
+@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}"])
+def test_numbers_with_a_word_before_name_no_class_either(tmp_path, picture, form):
+    """As Kaggle's state-farm has c0 … c9: a figure for "a photo of a c3" would be chance."""
+    place = folders(tmp_path / "mine", [form.format(i) for i in range(5)], picture)
+    with pytest.raises(ValueError, match=r"class folders are numbered .* put classnames.txt there"):
+        sources.read_folder(place)
+    (place / "classnames.txt").write_text("\n".join(f"thing {c}" for c in "abcde"))
+    assert list(classes(sources.read_folder(place)).values()) == [f"thing {c}" for c in "abcde"]
+
+
 @pytest.mark.parametrize(
     "names, clear",
     [
