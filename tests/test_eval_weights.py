@@ -231,6 +231,15 @@ def test_folders_that_open_clip_keeps_models_in(root, tensors, tmp_path, form):
     assert data["checkpoint"]["model"] == what.name
 
 
+def test_a_folder_that_leaves_pixels_to_defaults_is_said(root, tensors, tmp_path):
+    what = open_clip_folder(tmp_path / "tiny", tensors)
+    told = json.loads((what / "open_clip_config.json").read_text())
+    del told["preprocess_cfg"]
+    (what / "open_clip_config.json").write_text(json.dumps(told))
+    data = evaluate(what, root, tmp_path / "out")
+    assert "CLIP's mean, std and resizing" in data["checkpoint"]["assumed"][0]
+
+
 def test_names_that_cannot_be_had_are_refused_in_words(root, tensors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
