@@ -9,9 +9,11 @@ from collections.abc import Container
 def from_coco(data: dict) -> list[tuple[str, list[str]]]:
     """(file name, captions) of every image of `captions_*.json`, by image id.
 
-    Raises KeyError or TypeError where it is something else.
+    Raises KeyError or TypeError where it is something else, or two images have one id.
     """
     names = {image["id"]: image["file_name"] for image in data["images"]}
+    if len(names) < len(data["images"]):
+        raise KeyError(f"{len(data['images'])} images, but {len(names)} ids")
     captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
     for annotation in data["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
