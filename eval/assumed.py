@@ -72,4 +72,5 @@ def taken_as(data: dict) -> list[str]:
     used = [about["activation"]] if "activation" in about else []
     if pixels:
         used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
-    return [*(["; ".join(used)] if used else []), *about.get("assumed", ())]
+    told = [f"as {about['told_by']} tells"] if "told_by" in about else []
+    return [*(["; ".join(used)] if used else []), *told, *about.get("assumed", ())]

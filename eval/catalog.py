@@ -152,10 +152,15 @@ def datacomp(entry: Entry) -> tuple[str, str]:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("/", "-").replace("_", "-")
+    return name.lower().replace("/", "-").replace("_", "-").replace(" ", "-")
 
 
-_BY_NAME = {_plain(e.key): e for e in ENTRIES} | {n: _BY_KEY[k] for n, k in _ALIASES.items()}
+_BY_NAME = (
+    {_plain(e.name): e for e in ENTRIES}
+    | {_plain(n): _BY_KEY[k] for k, n in _DATACOMP_NAMES.items()}
+    | {n: _BY_KEY[k] for n, k in _ALIASES.items()}
+    | {_plain(e.key): e for e in ENTRIES}
+)
 
 
 def find(name: str) -> Entry | None:

@@ -16,12 +16,15 @@ import numpy as np
 
 from eval import catalog, imagenet, prompts
 from eval.catalog import CLASSIFICATION_TASK, Entry
-from eval.evalset import EvalSet, FileImages, is_picture
+from eval.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, shown
 
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
-PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images")
+PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images",
+          "val.X")  # fmt: skip
+_DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
+_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
 
 
@@ -32,6 +35,7 @@ class Listing:
     pictures: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     hidden: int = 0
+    broken: list[Path] = field(default_factory=list)  # links to nowhere that are not called as pictures
     other: Counter[str] = field(default_factory=Counter)  # suffix → files that are no pictures
 
     @classmethod
@@ -39,12 +43,14 @@ class Listing:
         out = cls()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or (is_foreign(entry.name) and entry.is_dir()):
                     out.hidden += not entry.is_dir()
                 elif entry.is_dir():
                     out.folders.append(Path(entry.path))
                 elif is_picture(entry.name):
                     out.pictures.append(Path(entry.path))
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    out.broken.append(Path(entry.path))
                 else:
                     out.other[Path(entry.name).suffix or entry.name] += 1
         out.pictures.sort()
@@ -70,9 +76,10 @@ def _classes_in(place: Path) -> dict[Path, Listing] | None:
     Two of them hold pictures, and none of them holds folders only or is a split: those are other sets.
     """
     found = {f: _class_listing(f) for f in Listing.of(place).folders}
-    if any(f.name.lower() in _NO_CLASSES for f in found):
-        return None
     full = [f for f, inside in found.items() if inside.pictures]
+    splits = [f for f in found if f.name.lower() in _NO_CLASSES]
+    if splits and (len(splits) > 1 or splits[0] not in full or len(full) < 3):
+        return None  # one alone that holds pictures is a class: cars, ships, trains
     if len(full) < 2 or any(inside.folders and not inside.pictures for inside in found.values()):
         return None
     if all(f.name.isdecimal() for f in found):
@@ -108,6 +115,21 @@ def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tupl
     return list(range(len(names))), sum(label is not None for label in own)
 
 
+def _as_people_sort(name: str) -> list[str | int]:
+    """Numbers by value, upper and lower case alike, as file managers and timm list names."""
+    return [int(s) if i % 2 else s for i, s in enumerate(_DIGITS.split(name.lower()))]
+
+
+def _check_order(names: Sequence[str], where: Path) -> None:
+    """ValueError for folders whose order, which is to settle the labels, is not the same to everyone."""
+    for one, other in zip(sorted(names), sorted(names, key=_as_people_sort)):
+        if one != other:
+            raise ValueError(
+                f"{where}: class folders are not called as their classes, and their order can be taken in "
+                f"two ways ({one} or {other} first); call them as the classes, or 000 … {len(names) - 1:03d}"
+            )
+
+
 def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
     """Labels of numbered folders: the numbers if they are 0 … K−1; their order if the user listed names."""
     numbers = [int(n) for n in names]
@@ -122,8 +144,13 @@ def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
     return numbers
 
 
+def _nameless(names: Sequence[str]) -> bool:
+    """Whether these are numbers only, or as good as: class_0, c0."""
+    return all(_NAMELESS.fullmatch(n) for n in names)
+
+
 def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
-    """What the folders' names say about the classes; None for numbers, which name none."""
+    """What the folders' names say about the classes; None where they name none."""
     if imagenet.is_v2(entry.key):
         return prompts.known_classnames("imagenet1k")
     ids = [imagenet.is_wnid(n) for n in names]
@@ -132,7 +159,7 @@ def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, .
     if any(ids):
         stray = names[ids.index(False)]
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
-    if all(n.isdecimal() for n in names):
+    if _nameless(names):
         return None
     bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
     shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
@@ -145,7 +172,7 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     listed = (folder / prompts.CLASSNAMES_FILE).is_file() and (profile is None or known is None)
     own = None if listed or known else _own_names(entry, names, folder)
     numbered = all(n.isdecimal() for n in names)
-    if numbered and not (listed or known or own):
+    if _nameless(names) and not (listed or known or own):
         raise ValueError(
             f"{folder}: class folders are numbered ({names[0]}, …), which names no class; put "
             f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers, "
@@ -163,8 +190,19 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     if numbered:
         return loaded, _by_numbers(names, folder, listed), ()
     labels, called = _by_names(imagenet.translated(names), loaded.classes, folder)
-    if called == len(names) or listed:
+    if called == len(names):
         return loaded, labels, ()
+    if listed:
+        _check_order(names, folder)
+        return loaded, labels, ()
+    alike = sum(_plain(n) in _plain(loaded.classes[i]) for n, i in zip(names, labels))
+    if 2 * alike < len(names):
+        raise ValueError(
+            f"{folder}: {len(names) - alike} of {len(names)} class folders are not called as {entry.key}'s "
+            f"classes ({names[0]}, …; {loaded.classes[0]!r}, …), so nothing tells which is which; call them "
+            f"so, or put {prompts.CLASSNAMES_FILE} there, one name a line in the folders' order"
+        )
+    _check_order(names, folder)
     note = f"labels follow the order of the folders: {len(names) - called} of {len(names)} are not called as "
     return loaded, labels, (f"{note}their class ({names[0]}: {loaded.classes[labels[0]]!r}, …)",)
 
@@ -172,25 +210,37 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _shown(items: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")
-
-
 def _not_read(found: Sequence[Listing]) -> list[str]:
     """What lies beside the pictures, counted and named."""
     out, other, folders = [], Counter[str](), []
     for inside in found:
         other += inside.other
+        if inside.broken:
+            other["links to nowhere"] += len(inside.broken)
         folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
     hidden = sum(inside.hidden for inside in found)
     if hidden:
-        out.append(f"{hidden} hidden files (names that begin with a dot) passed over")
+        out.append(f"{hidden} {HIDDEN}")
     if other:
-        kinds = _shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
+        kinds = shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
         out.append(f"{other.total()} files that are no pictures not read: {kinds}")
     if folders:
-        out.append(f"{len(folders)} folders inside class folders not read: {_shown(folders)}")
+        out.append(f"{len(folders)} folders inside class folders not read: {shown(folders)}")
     return out
+
+
+def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> list[str]:
+    """Classes that lie beside a split that lacks them: they are not among the answers."""
+    train = folder / "train"
+    if place == folder or not train.is_dir():
+        return []
+    names = {f.name for f in found}
+    more = [f.name for f in Listing.of(train).folders if f.name not in names]
+    if not more or names.isdisjoint(f.name for f in Listing.of(train).folders):
+        return []
+    return [
+        f"{len(more)} classes of train/ are not in {place.name}/, so not among the answers: {shown(more)}"
+    ]
 
 
 def entry_of(folder: Path) -> Entry:
@@ -201,18 +251,21 @@ def entry_of(folder: Path) -> Entry:
 
 def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile: str | None) -> EvalSet:
     entry = entry_of(folder)
+    foreign = [f.name for f in found if any("\udc80" <= c <= "\udcff" for c in f.name)]
+    if foreign:
+        raise ValueError(f"{place}: the name of class folder {ascii(foreign[0])} is not UTF-8; rename it")
     loaded, labels, notes = _labelled(entry, [f.name for f in found], folder, profile)
     members = [(p, 0, -1, p.name) for inside in found.values() for p in inside.pictures]
     counts = [len(inside.pictures) for inside in found.values()]
     around = Listing.of(place)
+    if around.broken:
+        raise ValueError(f"{around.broken[0]}: a link to nowhere; a class may be missing; mend or remove it")
     around.folders = []
     around.other = Counter(
         {"pictures outside class folders": len(around.pictures)} if around.pictures else {}
     )
     notes = [*notes, *_not_read([around, *found.values()])]
-    empty = [f.name for f, n in zip(found, counts) if not n]
-    if empty:
-        notes.append(f"{len(empty)} classes without a picture, still among the answers: {_shown(empty)}")
+    notes += _only_in_train(folder, place, found)
     others = [s for s in _SPLITS if place.name in _SPLITS and s != place.name and (folder / s).is_dir()]
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")

@@ -17,6 +17,8 @@ def say(line: str) -> None:
 
 def command(run: Callable[[], None]) -> int:
     """Run a command line's function; what a user did wrong becomes one line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
     except (ValueError, OSError) as error:

@@ -94,12 +94,26 @@ class Arm:
 
 
 def arms(specs: Sequence[str]) -> list[Arm]:
-    """Runs with the same label are seeds of one arm; arms in order of first appearance."""
+    """Runs with the same label are seeds of one arm, by seed; arms in order of first appearance.
+
+    Raises ValueError for one checkpoint given as two seeds.
+    """
     out: dict[str, list[Run]] = {}
     for spec in specs:
         run = read_run(spec)
-        out.setdefault(run.label, []).append(run)
-    return [Arm(label, runs) for label, runs in out.items()]
+        for other in out.setdefault(run.label, []):
+            weights = [r.final.data["checkpoint"].get("weights") for r in (run, other)]
+            if weights[0] is not None and weights[0] == weights[1]:
+                raise ValueError(
+                    f"{other.final.folder} and {run.final.folder} are one checkpoint, not two seeds of "
+                    f"{run.label}; name each once, or label them apart: LABEL={spec}"
+                )
+        out[run.label].append(run)
+    return [Arm(label, sorted(runs, key=_seed)) for label, runs in out.items()]
+
+
+def _seed(run: Run) -> int:
+    return (run.recipe or {}).get("seed", 0)
 
 
 # -- figures -------------------------------------------------------------------------------------

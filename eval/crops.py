@@ -31,6 +31,7 @@ from eval.evalset import ArrayImages, FileImages, Unreadable
 from eval.ranks import Ranks
 
 Images = FileImages | ArrayImages
+READER = 2  # of how files become RGB: raise it whenever a picture may come out otherwise
 _AHEAD = 3  # batches decoded ahead of the model
 _ABANDONED = 86_400  # seconds that a file being filled may go without a change
 
@@ -58,7 +59,7 @@ class Preprocess:
         if len(steps) < 2 or "ToTensor" not in names[-2] or names[-1] != "Normalize":
             raise ValueError(f"the model's image transform is {names}; it must end in ToTensor, Normalize")
         spatial, normalize = tuple(steps[:-2]), steps[-1]
-        described = f"{[_described(s) for s in spatial]} pillow {PIL.__version__}"
+        described = f"{[_described(s) for s in spatial]} pillow {PIL.__version__} reader {READER}"
         key = hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
         probe = PIL.Image.new("RGB", (8, 8))
         for step in spatial:

@@ -11,6 +11,7 @@ import logging
 import os
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from eval import catalog
 from eval.catalog import Entry
-from eval.prompts import Prompts
+from eval.prompts import Prompts, known_classnames
 
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
@@ -34,6 +35,17 @@ _PICTURES = {
 def is_picture(name: str) -> bool:
     """Whether a file of that name is read as a picture; hidden ones (macOS's `._x.jpg`) are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in _PICTURES
+
+
+# Folders that systems put among the user's: from Macs' archives, a NAS, a formatted disk, Windows.
+_FOREIGN = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+HIDDEN = "hidden files (names that begin with a dot) passed over"
+BLANK = "blank captions left out"
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a folder of that name is hidden or a system's: no class and no set."""
+    return name.startswith(".") or name in _FOREIGN
 
 
 # Without the picture's name they help nobody; what matters ends as Unreadable, which has it.
@@ -227,7 +239,8 @@ class EvalSet:
 
     N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
     or more an image.  `groups` (N,) int64: images with equal numbers are not independent.  `notes`: what
-    was left out or taken for granted, for the user to read.
+    was left out or taken for granted, for the user to read; classes that no image has, or that share a
+    name, are added.
     """
 
     entry: Entry
@@ -253,3 +266,24 @@ class EvalSet:
                 raise ValueError(
                     f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
                 )
+            object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
+
+    def _about_classes(self) -> list[str]:
+        """Classes that no image has, and (but for the field's own lists) those that share a name."""
+        names, out = self.prompts.classes, []
+        empty = [names[i] or "''" for i in sorted({*range(len(names))} - {*self.labels.tolist()})]
+        if empty:
+            out.append(f"{len(empty)} classes without a picture, still among the answers: {shown(empty)}")
+        if "" in names and names != known_classnames(self.entry.prompts):
+            out.append(f"{names.count('')} classes without a name (blank lines among the class names)")
+        twice = [n for n, count in Counter(map(str.lower, names)).items() if count > 1]  # one to a tokenizer
+        if twice and names != known_classnames(self.entry.prompts):
+            out.append(
+                f"{len(twice)} names are shared by classes, which no model can tell apart: {shown(twice)}"
+            )
+        return out
+
+
+def shown(items: Sequence[str], limit: int = 5) -> str:
+    """The first of them, and that there are more."""
+    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")

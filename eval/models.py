@@ -5,6 +5,7 @@ Weights from a training run or a file are `eval/run.py`'s business, which hands 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,17 @@ def from_schema(what: str, name: str) -> Loaded:
     except NO_MODEL as error:
         hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
         raise refused(what, error, hint) from None
-    return Loaded(model, name, {"source": what, "model": name, "pretrained": kind}, tokenizer=what)
+    about = {"source": what, "model": name, "pretrained": kind}
+    return Loaded(model, name, about, assumed=_untold(what), tokenizer=what)
+
+
+def _untold(what: str) -> tuple[str, ...]:
+    """What a `local-dir:` leaves to open_clip's defaults."""
+    kind, _, folder = what.partition(":")
+    config = json.loads((Path(folder) / "open_clip_config.json").read_text()) if kind == "local-dir" else None
+    if config is None or config.get("preprocess_cfg"):
+        return ()
+    return ("assumed, since open_clip_config.json does not tell: CLIP's mean, std and resizing",)
 
 
 def open_clip_folder(path: Path) -> Path | None:

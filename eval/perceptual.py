@@ -102,7 +102,11 @@ def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, .
             raise ValueError(f"{table}, triplet {found[number // 3].key}: {picture} is missing")
     pictures, rows = _unique(members)
     vote, split = np.array([row.vote for row in found]), np.array([row.split for row in found])
-    return Triplets(table, PreparedImages(pictures), rows, vote, split, f"votes as given in {table.name}")
+    votes_are = f"votes as given in {table.name}"
+    fewer = len(nights.read(table, splits, 0, unsplit="test")) - len(found)
+    if fewer:
+        votes_are += f"; {fewer} triplets of fewer than {min_votes or nights.MIN_VOTES} votes left out"
+    return Triplets(table, PreparedImages(pictures), rows, vote, split, votes_are)
 
 
 def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:

@@ -129,10 +129,16 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
 
 
 def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folder: Path) -> None:
-    """ValueError when the names beside the data are the field's in another order: so are the labels."""
+    """ValueError when the names beside the data are the field's in another order: so are the labels.
+
+    Also where some are spelt otherwise, and most of those that both have stand elsewhere.
+    """
     ours, theirs = ([name.lower() for name in names or ()] for names in (listed, known))
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        i = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+    if len(ours) != len(theirs):
+        return
+    same = sum(a == b for a, b in zip(ours, theirs))
+    if (ours != theirs and sorted(ours) == sorted(theirs)) or len({*ours} & {*theirs}) > 2 * same:
+        i = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b and a in theirs)
         raise ValueError(
             f"{folder / CLASSNAMES_FILE}: the field's class names in another order (line {i + 1}: "
             f"{listed[i]!r}, in the field {known[i]!r}), so labels and names would not meet"

@@ -113,9 +113,14 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
     place = folder / "objectnet-1.0" / "images"
     if not (names_file.is_file() and shared_file.is_file() and place.is_dir()):
         return None
-    names = json.loads(names_file.read_text())
-    folder_of = {name: sub for sub, name in names.items()}
-    used = sorted(folder_of[name] for name in json.loads(shared_file.read_text()))
+    try:
+        names = json.loads(names_file.read_text())
+        folder_of = {name: sub for sub, name in names.items()}
+        used = sorted(folder_of[name] for name in json.loads(shared_file.read_text()))
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: {names_file.name} and {shared_file.name} do not fit ({error!r})"
+        ) from None
     members, labels = [], []
     for label, sub in enumerate(used):
         files = pictures(place / sub)
@@ -125,6 +130,18 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
     loaded = prompts.load("objectnet", folder, own, profile)
     entry = catalog.find("objectnet")
     return EvalSet(entry, folder, "objectnet", FileImages(members), np.array(labels, np.int64), loaded)
+
+
+def _voc_objects(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """(class, box) of every object; their sides are found by name, since their order varies."""
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    try:
+        things = ElementTree.parse(path).findall("object")
+        return [
+            (t.findtext("name"), tuple(int(t.findtext(f"bndbox/{side}")) for side in sides)) for t in things
+        ]
+    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not an annotation of VOC's ({error})") from None
 
 
 def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
@@ -139,11 +156,12 @@ def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
         if not line.strip():
             continue
         name = line.split()[0]
-        for thing in ElementTree.parse(base / "Annotations" / f"{name}.xml").findall("object"):
-            box = thing.find("bndbox")
+        for thing, box in _voc_objects(base / "Annotations" / f"{name}.xml"):
+            if thing not in number:
+                raise ValueError(f"{base}: {name}.xml has a {thing!r}, which is none of VOC's 20 classes")
             paths.append(base / "JPEGImages" / f"{name}.jpg")
-            boxes.append(tuple(int(box[i].text) for i in range(4)))
-            labels.append(number[thing.find("name").text])
+            boxes.append(box)
+            labels.append(number[thing])
             groups.append(group)
     loaded = prompts.load("voc2007", folder, None, profile)
     images = CroppedImages(paths, boxes)

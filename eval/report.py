@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
     for figure in drawn:
         figure.save(options.out / "figures")
     path = options.out / "index.html"
-    replace_into(path, lambda p: p.write_text(text, encoding="utf-8"))
+    replace_into(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
     say(f"{path} ({len(text) / 1e6:.1f} MB, {len(drawn)} charts)")
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +99,12 @@ def _missing(outcome: Outcome) -> list[str]:
 
 def _json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    replace_into(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    replace_into(path, lambda p: _text(p, text + "\n"))
+
+
+def _text(path: Path, text: str) -> None:
+    """UTF-8; what a file's name holds besides becomes \\udcXX, which is JSON for the same."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -143,7 +150,11 @@ def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | f
     """open_clip's openclip_results.csv: name, pretrained, the mean, then DataComp's main metrics."""
     records = [datacomp_record(r) for r in outcome.sets]
     values = {r["dataset"]: r["metrics"]["main_metric"] for r in records}
-    classified = [v for r, v in zip(outcome.sets, values.values()) if r.one.entry.task == CLASSIFICATION_TASK]
+    classified = [
+        record["metrics"]["main_metric"]
+        for r, record in zip(outcome.sets, records)
+        if r.one.entry.task == CLASSIFICATION_TASK
+    ]
     mean = {}
     if classified:
         mean = {"Average perf. on the classification sets here": sum(classified) / len(classified)}
@@ -177,9 +188,9 @@ def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dic
     if outcome.triplets is not None:
         _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
     lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
-    replace_into(out / "eval_results.jsonl", lambda p: p.write_text(lines, encoding="utf-8"))
+    replace_into(out / "eval_results.jsonl", lambda p: _text(p, lines))
     row = _csv_text(wide_row(outcome, model, pretrained))
-    replace_into(out / "results.csv", lambda p: p.write_text(row, encoding="utf-8"))
+    replace_into(out / "results.csv", lambda p: _text(p, row))
     contents = {
         "schema": SCHEMA,
         **about,
@@ -212,7 +223,7 @@ class Evaluation:
             raise ValueError(f"{path}: not there; python -m eval.run --checkpoint … makes it") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not whole JSON ({error}); evaluate again") from None
-        if data.get("schema") != SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: of another version of this project; evaluate again")
         return cls(folder, data)
 
@@ -236,6 +247,9 @@ class Evaluation:
             path = self.folder / record["predictions"]
             if not path.is_file():
                 raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
-            with np.load(path) as file:
-                self._arrays[key] = {name: file[name] for name in file.files}
+            try:
+                with np.load(path) as file:
+                    self._arrays[key] = {name: file[name] for name in file.files}
+            except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+                raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
         return self._arrays[key]

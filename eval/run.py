@@ -52,7 +52,7 @@ class Evaluate:
     triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
     """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the results go; RUN/eval for a run, ./eval-results/NAME else."""
+    """Where the results go; RUN/eval for a run, ./eval-results/NAME-WEIGHTS else."""
     triplet_splits: tuple[str, ...] = ("val", "test")
     """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
     datasets: tuple[str, ...] = ()
@@ -293,6 +293,8 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     )
     name = f"{loaded.name} ({loaded.about['pretrained']})"
     say(f"{name}: {len(prepared.sets)} sets, {device}, {options.precision}")
+    if "told_by" in loaded.about:  # a file beside the weights may be another's
+        say(f"weights used as {loaded.about['told_by']} tells")
     for note in (*loaded.assumed, *prepared.notes):
         say(f"note: {note}")
     outcome = suite.evaluate(encoders, prepared.sets, prepared.triplets, cache, settings, team, say)
@@ -301,7 +303,8 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     if team.rank:
         return
     outcome.seconds["all"] = time.perf_counter() - prepared.began
-    out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / loaded.name)
+    usual = "-".join(dict.fromkeys((loaded.name, loaded.about["pretrained"])))
+    out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / usual)
     contents = results.write(out, outcome, _about(loaded, encoders, options, team.world_size))
     if 0 < len(contents["missing"]) < 31:
         say(f"not under {options.data}, so not evaluated: {', '.join(contents['missing'])}")

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from eval import catalog, classfolders, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
-from eval.evalset import ArrayImages, EvalSet, FileImages
+from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
 from pipeline import captions as caption_files
 from pipeline import tars, utf8
 
@@ -36,7 +36,7 @@ NO_CACHE = Cache(None)
 
 def _shards(folder: Path) -> list[Path]:
     count_file = folder / "test" / "nshards.txt"
-    text = count_file.read_text().strip()
+    text = prompts.read_text(count_file).strip()
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"{count_file}: {text!r} is no number of shards")
     shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
@@ -51,9 +51,12 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
-    """(offset, size, name, text of its `.cls` or `.txt`) of every image in the tar."""
-    samples = []
+def _read_shard(shard: Path, extension: str) -> dict:
+    """samples: (offset, size, name, text of its `.cls` or `.txt`) of every image in the tar.
+
+    hidden, more: how many hidden members, and how many further pictures of a sample, were passed over.
+    """
+    samples, more = [], 0
     with tars.Tar(shard) as tar:
         if tar.compression:  # images are read by their place in the file
             how = tars.UNPACK[tar.compression]
@@ -67,7 +70,8 @@ def _read_shard(shard: Path, extension: str) -> list[tuple[int, int, str, str]]:
             where = f"{shard}, member {item.key}.{extension}"
             target = utf8.text(item.parts[extension].data, where)
             samples.append((picture.offset, picture.size, picture.name, target))
-    return samples
+            more += len(item.pictures) - 1
+        return {"samples": samples, "hidden": tar.hidden, "more": more}
 
 
 def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
@@ -81,12 +85,12 @@ def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
     return f"sample {item.key}: {missing} is missing (it has {sorted(item.parts)})"
 
 
-def _indexed(shard: Path, extension: str, cache: Cache) -> list[tuple[int, int, str, str]]:
-    """As `_read_shard`, remembered until the tar changes."""
+def _indexed(shard: Path, extension: str, cache: Cache) -> dict:
+    """As `_read_shard`, remembered until the tar or its reader changes."""
     stat = shard.stat()
-    what = f"members 2 {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
+    what = f"members 3 {tars.VERSION} {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
     key = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return [tuple(row) for row in cache.remember(key, lambda: _read_shard(shard, extension))]
+    return cache.remember(key, lambda: _read_shard(shard, extension))
 
 
 def _label(text: str, name: str) -> int:
@@ -97,35 +101,46 @@ def _label(text: str, name: str) -> int:
 
 
 def _captions(text: str, name: str) -> list[str]:
-    """The lines of a `.txt` member, all of them, as clip-benchmark takes them."""
+    """The lines of a `.txt` member; blank ones are no captions, in data preparation neither."""
     if not text.strip():
         raise ValueError(f"{name}: its caption file is empty")
-    return text.splitlines()
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _passed_over(shards: Sequence[dict], blank: int) -> tuple[str, ...]:
+    """What was left out, for the user to read."""
+    hidden, more = (sum(shard[what] for shard in shards) for what in ("hidden", "more"))
+    counted = ((hidden, HIDDEN), (more, "further pictures of a sample not read"), (blank, BLANK))
+    return tuple(f"{number} {what}" for number, what in counted if number)
 
 
 def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet:
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
-    kind = kind_file.read_text().strip().lower() if kind_file.is_file() else "classification"
+    kind = prompts.read_text(kind_file).strip().lower() if kind_file.is_file() else "classification"
     if kind == "multilabel":
         raise ValueError(f"{folder}: a multilabel set; single labels and captions are what is evaluated")
     if kind not in ("retrieval", "classification"):
         raise ValueError(f"{kind_file}: {kind!r}, expected classification or retrieval")
     extension = "txt" if kind == "retrieval" else "cls"
-    images, targets = [], []
+    images, targets, indices = [], [], []
     for shard in _shards(folder):
-        for offset, size, name, target in _indexed(shard, extension, cache):
+        indices.append(_indexed(shard, extension, cache))
+        for offset, size, name, target in indices[-1]["samples"]:
             images.append((shard, offset, size, name))
             targets.append(target)
     files = FileImages(images)
     if kind == "retrieval":
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
+        blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
+        notes = _passed_over(indices, blank)
         entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
-        return EvalSet(entry, folder, "webdataset", files, captions=captions)
+        return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
     entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
     loaded = prompts.load(entry.prompts, folder, None, profile)
-    return EvalSet(entry, folder, "webdataset", files, labels, loaded)
+    notes = _passed_over(indices, 0)
+    return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
 
 # -- MNIST's format -----------------------------------------------------------------------------
@@ -135,11 +150,13 @@ _IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 def _idx(folder: Path, name: str) -> np.ndarray:
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    if not path.is_file():
+        raise ValueError(f"{folder}: {name} is missing, and {name}.gz")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not readable ({error})") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{path}: not in MNIST's idx format")
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
@@ -153,6 +170,10 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
     named = folder.parent if folder.name == "raw" else folder
     entry = catalog.entry_for(named.name, CLASSIFICATION_TASK)
     images, labels = _idx(folder, _IDX_IMAGES), _idx(folder, _IDX_LABELS)
+    if images.ndim != 3 or labels.ndim != 1:
+        raise ValueError(
+            f"{folder}: images {images.shape}, labels {labels.shape}; (N, H, W), (N) are expected"
+        )
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels")
     loaded = prompts.load(entry.prompts, folder, None, profile)
@@ -163,10 +184,10 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
-    """clip-benchmark's `flickr30k_test_karpathy.txt`: a header, then `NAME.jpg,CAPTION` lines."""
+    """clip-benchmark's `flickr30k_test_karpathy.txt`: a header (or none), then `NAME.jpg,CAPTION` lines."""
     rows: dict[str, list[str]] = {}
-    for number, line in enumerate(text.splitlines()[1:], 2):
-        if not line.strip():
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or (number == 1 and ".jpg," not in line):
             continue
         name, mark, caption = line.strip().partition(".jpg,")
         if not mark:
@@ -190,29 +211,46 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
         raise ValueError(f"{path}: not captions in a known form ({error!r})") from None
 
 
-def _caption_file(folder: Path) -> Path | None:
+def _caption_files(folder: Path) -> list[Path]:
+    """What may hold the captions, the one to take first."""
     patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
-    return next((f for pattern in patterns for f in sorted(folder.glob(pattern))), None)
+    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.name[0] != "."]
 
 
-def read_captions(folder: Path, file: Path) -> EvalSet:
+def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
+    """A picture's captions together, also where each has a row of its own."""
+    rows: dict[str, list[str]] = {}
+    for name, texts in _caption_rows(file):
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{file}: {name!r:.60} is no picture's name")
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
+        rows.setdefault(name, []).extend(texts)
+    return list(rows.items())
+
+
+def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> EvalSet:
     """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
-    rows = _caption_rows(file)
+    rows = _joined_rows(file)
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
-    members, captions = [], []
+    members, captions, blank = [], [], 0
     for name, texts in rows:
         # lexists: a link to nowhere is an unreadable picture, which is counted as such
         found = next((p / name for p in places if os.path.lexists(p / name)), None)
         if found is None:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
+        if any("\ud800" <= c <= "\udfff" for t in texts for c in t):
+            raise ValueError(f"{file}: a caption of {name} has half a character in it ({ascii(texts)[:60]})")
         if not any(t.strip() for t in texts):
             raise ValueError(f"{file}: {name} has no caption")
         members.append((found, 0, -1, name))
-        captions.append(texts)
+        captions.append([t for t in texts if t.strip()])
+        blank += len(texts) - len(captions[-1])
     entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
-    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions)
+    notes = _passed_over((), blank)
+    if others:
+        notes += (f"captions from {file.name}, not {', '.join(f.name for f in others)}",)
+    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions, notes=notes)
 
 
 # -- finding them -----------------------------------------------------------------------------------
@@ -227,8 +265,8 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
             return read_idx(place, profile)
     if (found := rawsets.read(folder, profile)) is not None:
         return found
-    if (file := _caption_file(folder)) is not None:
-        return read_captions(folder, file)
+    if files := _caption_files(folder):
+        return read_captions(folder, files[0], files[1:])
     return classfolders.read(folder, profile)
 
 
@@ -248,14 +286,14 @@ def discover(
         raise ValueError(f"--data {root}: no such folder")
     found: dict[str, EvalSet] = {}
     passed: list[str] = []
-    folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
         try:
             one = read_folder(folder, profile, cache)
         except ValueError:
-            if catalog.is_wanted(catalog.entry_for(folder.name, CLASSIFICATION_TASK), wanted):
+            if catalog.is_wanted(catalog.find(folder.name) or classfolders.entry_of(folder), wanted):
                 raise
             one = None  # damaged, and not what is asked for
         if one is None:

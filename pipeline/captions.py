@@ -13,7 +13,8 @@ def from_coco(data: dict) -> list[tuple[str, list[str]]]:
     """
     names = {image["id"]: image["file_name"] for image in data["images"]}
     if len(names) < len(data["images"]):
-        raise ValueError("images share an id (files joined?), so it cannot be told which caption is whose")
+        told = f"{len(data['images'])} images, but {len(names)} ids"
+        raise ValueError(f"{told} (files joined?), so it cannot be told which caption is whose")
     captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
     for annotation in data["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+VERSION = 1  # of what is read: raise it whenever a tar may give other samples, for those who keep them
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Of several pictures in a sample the first of these is taken; the first four are clip-benchmark's order.
 PICTURES = (

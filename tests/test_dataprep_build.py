@@ -535,17 +535,3 @@ def test_json_is_plain(tmp_path):
     build(open_pairs(table_of(tmp_path / "in", 4)), tmp_path / "out.beton", SampleSettings(), ONE)
     info = json.loads((tmp_path / "out.json").read_text())
     assert {"kind", "source", "samples", "settings", "versions", "rejected", "captions"} <= set(info)
-
-
-def test_the_space_needed_is_judged_by_pictures_of_the_whole_source(tmp_path):
-    """Small ones first, large ones later, and five captions each: the estimate is near what is written."""
-    rows = []
-    for n in range(200):
-        side = 24 if n < 100 else 200
-        (tmp_path / f"{n}.jpg").write_bytes(kit.jpeg(n, side, side))
-        rows += [(f"{n}.jpg", f"{kit.caption(n)} {k}") for k in range(5)]
-    table = kit.write_csv(tmp_path / "in.csv", rows)
-    job = Job(open_pairs(table), tmp_path / "out.beton", SampleSettings(), ONE)
-    sizes = [Path(image).stat().st_size for image in job._some_images(64)]
-    everything = [path.stat().st_size for path in tmp_path.glob("*.jpg")]
-    assert np.mean(sizes) == pytest.approx(np.mean(everything), rel=0.1)

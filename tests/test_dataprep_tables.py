@@ -209,7 +209,7 @@ def test_what_names_no_image_is_no_name(tmp_path):
                     "annotations": [{"image_id": 1, "caption": "x"}, {"image_id": 1, "caption": "y"}],
                 }
             ),
-            "images share an id",
+            "2 images, but 1 ids",
         ),
     ],
 )

@@ -263,6 +263,103 @@ def test_labels_by_order_alone_are_said(tmp_path, picture, any_count):
     assert "8 of 10 are not called as their class (AnnualCrop: 'annual crop land', …)" in one.notes[0]
 
 
+def test_names_that_tell_nothing_are_refused(tmp_path, picture, any_count):
+    """KITTI's folders sort in another order than the field's class names."""
+    names = ["above_20", "below_20", "below_8", "no_vehicle"]
+    place = folders(tmp_path / "vtab_kitti_closest_vehicle_distance", names, picture)
+    with pytest.raises(ValueError, match="4 of 4 class folders are not called as .* nothing tells which"):
+        sources.read_folder(place)
+    names, far = ["above", "below", "close", "none"], ["far", "near", "beside", "no car"]
+    place = folders(tmp_path / "kitti_closest_vehicle_distance", names, picture)
+    (place / "classnames.txt").write_text("\n".join(far))
+    assert classes(sources.read_folder(place)) == dict(zip(names, far))
+
+
+@pytest.mark.parametrize("moved, refused", [(0, False), (2, True), (900, True)])
+def test_a_list_of_another_order_and_other_spellings(moved, refused):
+    """As ILSVRC's order would be: most of the names that both have stand elsewhere."""
+    known = prompts.known_classnames("imagenet1k")
+    listed = [f"{n}, an animal" if moved == 900 and i % 3 == 0 else n for i, n in enumerate(known)]
+    listed[:moved] = listed[1:moved] + listed[: min(moved, 1)]
+    if not refused:
+        return prompts.check_order(listed, known, Path("x"))
+    with pytest.raises(ValueError, match="the field's class names in another order"):
+        prompts.check_order(listed, known, Path("x"))
+
+
+SYSTEMS = ["__MACOSX", "@eaDir", "lost+found", ".ipynb_checkpoints", "$RECYCLE.BIN"]
+
+
+@given(st.sets(st.sampled_from(SYSTEMS), min_size=1), st.booleans())
+def test_a_systems_folders_are_no_classes(tmp_path_factory, names, deep):
+    place = tmp_path_factory.mktemp("root") / "mix"
+    folders(place, ["cat", "dog"], encoded(pictures(1)[0], "jpeg"))
+    folders(place, [f"{n}/cat" if deep else n for n in names], encoded(pictures(1)[0], "jpeg"))
+    one = sources.read_folder(place)
+    assert one.prompts.classes == ("cat", "dog") and len(one.images) == 2
+
+
+def test_a_train_among_vehicles_and_classes_only_in_train(tmp_path, picture):
+    one = sources.read_folder(folders(tmp_path / "vehicles", ["bus", "ship", "train"], picture))
+    assert one.prompts.classes == ("bus", "ship", "train")
+    for split, names in (("train", ["0 deg", "180 deg", "90 deg"]), ("val", ["0 deg", "90 deg"])):
+        folders(tmp_path / "turned" / split, names, picture)
+    one = sources.read_folder(tmp_path / "turned")
+    assert one.prompts.classes == ("0 deg", "90 deg")
+    assert one.notes == ("1 classes of train/ are not in val/, so not among the answers: 180 deg",)
+    assert sources.read_folder(folders(tmp_path / "contest", ["train", "test"], picture)) is None
+
+
+def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
+    place = folders(tmp_path / "mix", ["cat", "dog"], picture)
+    (place / "fox").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="mix/fox: a link to nowhere"):
+        sources.read_folder(place)
+    (place / "fox").unlink()
+    (place / "cat" / "more").symlink_to("/nowhere")
+    assert sources.read_folder(place).notes == ("1 files that are no pictures not read: 1 links to nowhere",)
+
+
+def test_names_in_another_encoding(tmp_path, picture):
+    place = folders(tmp_path / "mix", ["cat", "caf\udce9"], picture)
+    with pytest.raises(ValueError, match=r"class folder 'caf\\udce9' is not UTF-8"):
+        sources.read_folder(place)
+
+
+@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}"])
+def test_numbers_with_a_word_before_name_no_class_either(tmp_path, picture, form):
+    """As Kaggle's state-farm has c0 … c9: a figure for "a photo of a c3" would be chance."""
+    place = folders(tmp_path / "mine", [form.format(i) for i in range(5)], picture)
+    with pytest.raises(ValueError, match=r"class folders are numbered .* put classnames.txt there"):
+        sources.read_folder(place)
+    (place / "classnames.txt").write_text("\n".join(f"thing {c}" for c in "abcde"))
+    assert list(classes(sources.read_folder(place)).values()) == [f"thing {c}" for c in "abcde"]
+
+
+@pytest.mark.parametrize(
+    "names, clear",
+    [
+        ([f"class_{i}" for i in range(12)], False),
+        ([f"class_{i:02d}" for i in range(12)], True),
+        (["Zoo", "ant", "bee"], False),
+        (["ant", "bee", "zoo"], True),
+        (list(map(str, range(12))), True),
+    ],
+)
+def test_an_order_that_can_be_taken_in_two_ways(tmp_path, picture, names, clear):
+    """A list of names beside folders called otherwise is in the order that its writer saw."""
+    place = folders(tmp_path / "mine", names, picture)
+    listed = [f"thing {'abcdefghijkl'[i]}" for i in range(len(names))]
+    (place / "classnames.txt").write_text("\n".join(listed))
+    if clear:
+        assert classes(sources.read_folder(place)) == dict(zip(names, listed))
+        return
+    with pytest.raises(ValueError, match="can be taken in two ways"):
+        sources.read_folder(place)
+    (place / "classnames.txt").write_text("\n".join(n.replace("_", " ") for n in names))
+    assert classes(sources.read_folder(place)) == {n: n.replace("_", " ") for n in names}
+
+
 def test_numbered_folders_of_a_known_set(tmp_path, picture, any_count):
     good = folders(tmp_path / "GTSRB", [f"{i:05d}" for i in range(43)], picture)
     assert sources.read_folder(good).labels.tolist() == list(range(43))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -202,6 +203,26 @@ def test_seeds(runs, tmp_path):
     accuracy = [[r.final.datasets["imagenet1k"]["metrics"]["acc1"] for r in arm.runs] for arm in arms]
     assert row.a == pytest.approx(np.mean(accuracy[0])) and row.p is None
     assert row.delta.value == pytest.approx(np.mean(accuracy[0]) - np.mean(accuracy[1]))
+
+
+def test_seeds_are_paired_by_seed_and_each_counts_once(runs, tmp_path):
+    """However they are listed; a copy of a run, or the same folder again, is no second seed."""
+    pairs = [[f"PI={runs[name]}" for name in order] for order in (("pi", "pi2"), ("pi2", "pi"))]
+    first, second = (compare.arms(specs)[0].runs for specs in pairs)
+    assert [r.folder for r in first] == [r.folder for r in second] == [runs["pi"], runs["pi2"]]
+    copies = []
+    for name in ("a", "b"):
+        copies.append(shutil.copytree(runs["pi"] / "eval" / "step-000200", tmp_path / name))
+        data = json.loads((copies[-1] / "results.json").read_text())
+        data["checkpoint"]["weights"] = "one"
+        (copies[-1] / "results.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="are one checkpoint, not two seeds of PI"):
+        compare.arms([f"PI={folder}" for folder in copies])
+    assert len(compare.arms([str(folder) for folder in copies])) == 2
+    damaged = copies[0] / "predictions" / "cifar10.npz"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.raises(ValueError, match="cifar10.npz: damaged .*; evaluate again"):
+        compare.read_run(str(copies[0])).final.arrays("cifar10")
 
 
 def test_one_run_and_three_arms(runs, tmp_path):

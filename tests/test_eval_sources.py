@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from eval_kit import encoded, pictures, write_tar, write_webdataset
 
-from eval import catalog, prompts, rawsets, sources
+from eval import catalog, evalset, prompts, rawsets, sources
 from eval.crops import Cache
 from eval.evalset import ArrayImages, FileImages, Unreadable
+from pipeline import tars
 
 CLASSES = ["cat", "dog", "", "fish"]
 
@@ -209,7 +210,8 @@ def test_retrieval_folder(tmp_path, images):
     texts = [["one", "two"], ["three"], ["", "four"]]
     folder = write_webdataset(tmp_path / "wds_words", images[:3], texts)
     one = sources.read_webdataset(folder)
-    assert one.captions == texts and one.entry.task == catalog.RETRIEVAL_TASK
+    assert one.captions == [["one", "two"], ["three"], ["four"]]  # a blank line is no caption, as in a .beton
+    assert one.entry.task == catalog.RETRIEVAL_TASK and one.notes == ("1 blank captions left out",)
     write_webdataset(folder, images[:2], [["a"], ["", " "]])
     with pytest.raises(ValueError, match="member 000001.png: its caption file is empty"):
         sources.read_webdataset(folder)
@@ -379,7 +381,8 @@ def test_objectnet_and_voc(tmp_path, images, monkeypatch):
         (voc / "JPEGImages" / f"{n}.jpg").write_bytes(encoded(pictures(1)[0], "jpeg"))
         things = ""
         for name, *box in boxes:
-            corners = "".join(f"<x>{v}</x>" for v in box)
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            corners = "".join(f"<{side}>{v}</{side}>" for side, v in zip(sides, box))
             things += f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
         (voc / "Annotations" / f"{n}.xml").write_text(f"<annotation>{things}</annotation>")
     one = sources.read_folder(tmp_path / "voc2007")
@@ -489,8 +492,135 @@ def test_repeated_keys_joined_tars_and_hidden_members(tmp_path, images):
     twice = [("a.png", images[0]), ("a.cls", b"0"), ("a.png", images[1]), ("a.cls", b"1")]
     mac = [("._b.png", b"x"), ("b.png", images[2]), ("._b.cls", b"x"), ("b.cls", b"\xef\xbb\xbf2")]
     joined = _tar(tmp_path / "1.tar", twice) + _tar(tmp_path / "2.tar", mac)
-    one = sources.read_webdataset(_tar_set(tmp_path / "wds_x", joined))
+    folder, cache = _tar_set(tmp_path / "wds_x", joined), Cache(tmp_path / "cache")
+    for _ in range(2):  # also as it is remembered
+        one = sources.read_webdataset(folder, cache=cache)
+        assert one.notes[0] == f"2 {evalset.HIDDEN}"
     assert one.labels.tolist() == [0, 1, 2] and [one.images.read(i) for i in range(3)] == images[:3]
+
+
+def test_what_another_reader_found_is_not_used(tmp_path, images, monkeypatch):
+    folder, cache = (
+        _tar_set(tmp_path / "wds_x", _tar(tmp_path / "1.tar", _labelled(images))),
+        Cache(tmp_path / "c"),
+    )
+    assert sources.read_webdataset(folder, cache=cache).labels.tolist() == [0, 1]
+    index = next((tmp_path / "c" / "index").iterdir())
+    index.write_text(json.dumps({"samples": [], "hidden": 0, "more": 0}))
+    monkeypatch.setattr(tars, "VERSION", tars.VERSION + 1)
+    assert sources.read_webdataset(folder, cache=cache).labels.tolist() == [0, 1]
+
+
+def _labelled(images) -> list[tuple[str, bytes]]:
+    return [("a.png", images[0]), ("a.cls", b"0"), ("b.png", images[1]), ("b.cls", b"1")]
+
+
+def test_what_tars_hold_besides_is_told(tmp_path, images):
+    members = [*_labelled(images)[:1], ("a.jpg", images[2]), *_labelled(images)[1:]]
+    folder = _tar_set(tmp_path / "wds_x", _tar(tmp_path / "1.tar", members))
+    (folder / "classnames.txt").write_text("cat\ndog\nfox\nDog\n")
+    assert sources.read_webdataset(folder).notes == (
+        "1 further pictures of a sample not read",
+        "2 classes without a picture, still among the answers: fox, Dog",
+        "1 names are shared by classes, which no model can tell apart: dog",
+    )
+
+
+def test_captions_of_the_first_line_and_blank_ones(tmp_path, images):
+    """A list without a header loses no caption; a half character is named."""
+    place = tmp_path / "mine"
+    place.mkdir()
+    for name in "12":
+        (place / f"{name}.jpg").write_bytes(images[0])
+    lines = ["1.jpg,a dog", "1.jpg,a cat", "2.jpg,x, y", "2.jpg, "]
+    for head in ([], ["image,caption"]):
+        (place / "x_test_karpathy.txt").write_text("\n".join(head + lines))
+        one = sources.read_folder(place)
+        assert one.captions == [["a dog", "a cat"], ["x, y"]] and one.notes == ("1 blank captions left out",)
+    (place / "x_test_karpathy.txt").unlink()
+    (place / "captions.json").write_text('[{"file": "1.jpg", "captions": ["\\ud83d"]}]')
+    with pytest.raises(ValueError, match=r"captions.json: a caption of 1.jpg has half a character"):
+        sources.read_folder(place)
+
+
+def test_a_picture_with_a_row_a_caption_is_one_picture(tmp_path, images):
+    place = tmp_path / "mine"
+    place.mkdir()
+    for name in "12":
+        (place / f"{name}.jpg").write_bytes(images[0])
+    rows = [("1.jpg", ["a"]), ("2.jpg", ["b"]), ("1.jpg", ["c"])]
+    (place / "captions.json").write_text(json.dumps([{"file": f, "captions": c} for f, c in rows]))
+    assert sources.read_folder(place).captions == [["a", "c"], ["b"]]
+    (place / "dataset_mine.json").write_text((place / "captions.json").read_text())
+    assert sources.read_folder(place).notes == ("captions from dataset_mine.json, not captions.json",)
+    (place / "dataset_mine.json").unlink()
+    twice = {"images": [{"id": 1, "file_name": f} for f, _ in rows[:2]], "annotations": []}
+    for content, message in (
+        (twice, "2 images, but 1 ids"),
+        ([{"file": 1, "captions": ["a"]}], "1 is no picture's name"),
+        ([{"file": "", "captions": ["a"]}], "'' is no picture's name"),
+    ):
+        (place / "captions.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"captions.json: .*{message}"):
+            sources.read_folder(place)
+
+
+@pytest.mark.parametrize(
+    "images_, labels, message",
+    [
+        (b"\0\0\x08\x03\0\0", None, "not in MNIST's idx format"),
+        (None, b"\0\0\x08\x01", "not in MNIST's idx format"),
+        (b"\0\0\x08\x02" + struct.pack(">2I", 2, 4) + bytes(8), None, r"\(N, H, W\), \(N\) are expected"),
+        (None, b"", "not in MNIST's idx format"),
+        (None, "absent", "t10k-labels-idx1-ubyte is missing"),
+    ],
+)
+def test_damaged_idx_files_are_one_line(tmp_path, images_, labels, message):
+    place = tmp_path / "kmnist"
+    place.mkdir()
+    sound = b"\0\0\x08\x03" + struct.pack(">3I", 2, 2, 2) + bytes(8)
+    (place / "t10k-images-idx3-ubyte").write_bytes(images_ or sound)
+    if labels != "absent":
+        some = b"\0\0\x08\x01" + struct.pack(">I", 2) + bytes(2)
+        (place / "t10k-labels-idx1-ubyte").write_bytes(some if labels is None else labels)
+    with pytest.raises(ValueError, match=message):
+        sources.read_folder(place)
+
+
+def test_marks_in_small_files(tmp_path, images):
+    folder = write_webdataset(tmp_path / "wds_x", images[:2], [["a"], ["b"]])
+    for name in ("test/nshards.txt", "dataset_type.txt"):
+        (folder / name).write_text("\ufeff" + (folder / name).read_text(), encoding="utf-8")
+    assert sources.read_folder(folder).captions == [["a"], ["b"]]
+
+
+def test_a_damaged_set_of_a_family_asked_for_ends_the_run(tmp_path, images):
+    """Also where its folder has another name than the catalog, or lies above."""
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "captions.json").write_text("[{")
+    write_webdataset(tmp_path / "wds_flickr", images[:2], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="captions.json: not captions"):
+        sources.discover(tmp_path, catalog.select(families=["Retrieval"]))
+
+
+def test_damaged_annotations_are_one_line(tmp_path):
+    base = tmp_path / "VOCdevkit" / "VOC2007"
+    for part in ("ImageSets/Main", "Annotations"):
+        (base / part).mkdir(parents=True)
+    (base / "ImageSets/Main/aeroplane_test.txt").write_text("000001 -1\n")
+    sides = "<xmax>9</xmax><xmin>1</xmin><ymin>2</ymin><ymax>8</ymax>"
+    thing = "<annotation><object><name>{}</name><bndbox>{}</bndbox></object></annotation>"
+    file = base / "Annotations/000001.xml"
+    for text, message in (
+        ("<annotation><object>", "000001.xml: not an annotation of VOC's"),
+        (thing.format("dog", sides[:15]), "000001.xml: not an annotation of VOC's"),
+        (thing.format("sofabed", sides), "'sofabed', which is none of VOC's 20 classes"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            rawsets.read(tmp_path / "VOCdevkit")
+    file.write_text(thing.format("dog", sides))
+    assert rawsets._voc_objects(file) == [("dog", (1, 2, 9, 8))]  # whatever the order of the sides
 
 
 def test_tars_that_cannot_be_read_by_place_are_one_line(tmp_path, images):

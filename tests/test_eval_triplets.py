@@ -163,3 +163,15 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
         ref=blank, left=blank, right=blank, vote=torch.full((40,), 0.5), index=batch.index, valid=valid
     )
     assert "val_twoafc" not in stage.validate([batch])  # nobody has a majority
+
+
+def test_triplets_left_out_for_few_votes_are_said(tmp_path):
+    folder = nights(tmp_path / "source")
+    table = folder / "data.csv"
+    assert perceptual.read(folder).votes_are == "votes as given in data.csv"
+    lines = table.read_text().splitlines()
+    few = [line.replace(",8,", ",5,") if ",val," in line else line for line in lines]
+    table.write_text("\n".join(few))
+    found = perceptual.read(folder)
+    assert len(found.vote) == 3
+    assert found.votes_are == "votes as given in data.csv; 3 triplets of fewer than 6 votes left out"

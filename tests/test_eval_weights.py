@@ -140,6 +140,7 @@ def test_weights_are_used_as_they_were_trained(root, weights, tmp_path):
     data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
     assert data["checkpoint"]["activation"] == "QuickGELU" and data["checkpoint"]["assumed"] == []
     assert data["checkpoint"]["told_by"].endswith("open_clip_config.json")
+    assert assumed.taken_as(data)[1] == f"as {data['checkpoint']['told_by']} tells"
     used = data["settings"]["preprocess"]
     assert used["mean"] == used["std"] == [0.5] * 3 and "CenterCrop" not in str(used["steps"])
     expected = create(MODEL, quick_gelu=True).eval()
@@ -230,6 +231,15 @@ def test_folders_that_open_clip_keeps_models_in(root, tensors, tmp_path, form):
     assert data["checkpoint"]["model"] == what.name
 
 
+def test_a_folder_that_leaves_pixels_to_defaults_is_said(root, tensors, tmp_path):
+    what = open_clip_folder(tmp_path / "tiny", tensors)
+    told = json.loads((what / "open_clip_config.json").read_text())
+    del told["preprocess_cfg"]
+    (what / "open_clip_config.json").write_text(json.dumps(told))
+    data = evaluate(what, root, tmp_path / "out")
+    assert "CLIP's mean, std and resizing" in data["checkpoint"]["assumed"][0]
+
+
 def test_names_that_cannot_be_had_are_refused_in_words(root, tensors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -317,3 +327,87 @@ def test_a_stage_one_checkpoint_and_a_damaged_one_are_said(root, tensors, tmp_pa
     about = evaluate(tmp_path / "run", root, tmp_path / "out")["checkpoint"]
     assert about["step"] == 10
     assert "step-000020: damaged" in about["assumed"][0] and "text tower is random" in about["assumed"][1]
+
+
+# -- what others' training leaves ---------------------------------------------------------
+
+HALF = "image_mean: [0.5, 0.5, 0.5]\nimage_std: (0.5, 0.5, 0.5)\n"
+HALF += "image_interpolation: bilinear\nimage_resize_mode: squash"
+PARAMS = [
+    ("model: ViT-B-32-quickgelu\nforce_quick_gelu: False\nimage_mean: None", True, None),
+    ("model: ViT-B-32\nforce_quick_gelu: True", True, None),
+    ("model: ViT-B-32\nforce_quick_gelu: False\npretrained: ", False, None),
+    ("model: ViT-B-32\npretrained: openai", None, None),  # QuickGELU in some versions, GELU in others
+    ("model: ViT-B-32-quickgelu\npretrained: openai", True, None),
+    (f"model: my-own\n{HALF}", None, PLAIN | {"interpolation": "bilinear"}),
+    ("batch_size: 4", None, None),
+]
+
+
+@pytest.mark.parametrize("text, quick, preprocess", PARAMS)
+def test_open_clips_trainer_tells(weights, text, quick, preprocess):
+    """RUN/params.txt, over RUN/checkpoints/epoch_N.pt."""
+    inside = weights.parent / "checkpoints" / "epoch_1.pt"
+    (weights.parent / "params.txt").write_text(text)
+    for file in (weights, inside):
+        found = origin.told(file)
+        assert (found.quick_gelu, found.preprocess) == (quick, preprocess)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("params.txt", "image_mean: half"),
+        ("params.txt", "image_std: [0.5]"),
+        ("preprocessor_config.json", '{"image_mean": "x"}'),
+        ("open_clip_config.json", '{"preprocess_cfg": {"std": [1, 2, null]}}'),
+    ],
+)
+def test_pixels_that_are_no_numbers_are_named(weights, name, text):
+    (weights.parent / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name}.* three numbers are expected"):
+        origin.told(weights)
+
+
+def _saved(weights, tensors, change) -> Path:
+    file = weights.with_suffix(".pt")
+    torch.save(change({f"module.{n}": t for n, t in tensors.items()}), file)
+    return file
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def _stretched(held: dict) -> dict:
+    name = "module.positional_embedding"
+    return {"epoch": 1, "state_dict": held | {name: held[name].repeat(2, 1)}}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (_stretched, "positional_embedding is .* weights of another resolution or length of text"),
+        (
+            lambda held: {"state_dict": held, "args": _Code()},
+            "not tensors alone, and nothing else is unpickled",
+        ),
+        (lambda held: [*held.values()], "no weights by name in it"),
+        (lambda held: {}, "no weights by name in it"),
+        (lambda held: dict(list(held.items())[:-1]), "Missing key"),
+    ],
+)
+def test_other_files_of_weights_are_taken_whole_or_refused(weights, tensors, change, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        run.load(f"{MODEL},{_saved(weights, tensors, change)}")
+    weights.with_suffix(".pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="no weights by name in it"):
+        run.load(f"{MODEL},{weights.with_suffix('.pt')}")
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_weights_of_a_ddp_run_are_the_same(weights, tensors):
+    file = _saved(weights, tensors, lambda held: {"epoch": 3, "state_dict": held})
+    state = run.load(f"{MODEL},{file}").model.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in state)

@@ -235,7 +235,8 @@ def test_the_gpu_graph_is_defined_without_a_driver():
     for augment in AUGMENTS.values():
         pipe = define(augment, iter([]), 8, 224, torch.float16, 2, "gpu")
         text = pipe.serialize()
-        assert b"mixed" in text and b"ImageSlice" in text
+        # Whole pictures: the decoder of regions fails on a GPU (nvImageCodec issue 55).
+        assert b"mixed" in text and b"decoders__Image" in text and b"ImageSlice" not in text
 
 
 @pytest.mark.parametrize("device, message", [("tpu", "neither cpu nor gpu"), ("gpu", "no CUDA GPU here")])

@@ -11,8 +11,10 @@ import train_kit as kit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import launch, model, recipes
-from train.config import Data, Optim, Saving, Stage1, Stage2, differences, to_dict
+from train import launch, loop, model, recipes
+from train.config import Compute, Data, Optim, Saving, Stage1, Stage2, differences, to_dict
+from train.distributed import World
+from train.signals import Stop
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,10 @@ def test_flags_change_the_recipe(split, tmp_path):
             "--batch 15",
         ),
         (["--stage", "2", "--recipe", "debug", "--data", "PAIRS", "--micro", "5"], "--micro 5"),
+        (
+            ["--stage", "2", "--recipe", "debug", "--data", "PAIRS", "--attention", "triton"],
+            "--attention triton: needs --precision bf16",
+        ),
         (["--stage", "2", "--recipe", "debug", "--data", "PAIRS", "--nodes", "2"], "--nodes 2"),
         (["--stage", "2", "--recipe", "debug", "--data", "PAIRS", "--init", "EMPTY"], "holds no checkpoint"),
         (["--stage", "1", "--recipe", "pft", "--batch", "8", "--data", "TRIPLETS"], "--init RUN"),
@@ -180,6 +186,15 @@ def test_a_text_tower_that_cannot_be_rewritten_is_refused(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", model="ViT-B-16-SigLIP")
     with pytest.raises(ValueError, match="--model ViT-B-16-SigLIP: .*pooled by 'last'"):
         model.check(recipe)
+
+
+def test_triton_attention_needs_a_gpu(split, tmp_path):
+    compute = Compute(precision="bf16", attention="triton")
+    recipe = replace(
+        recipes.choose("2", "debug"), compute=compute, data=Data(data=split), run=tmp_path / "run"
+    )
+    with pytest.raises(ValueError, match="--attention triton: needs a GPU"):
+        loop.train(recipe, World(), Stop())
 
 
 def test_a_dry_run_needs_no_data(tmp_path, capsys, monkeypatch):

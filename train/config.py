@@ -117,6 +117,8 @@ class Compute(Finite):
     """torch.compile of the towers."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks."""
+    attention: Literal["sdpa", "triton"] = "sdpa"
+    """triton: our kernel for short rows; needs a GPU, bf16 and heads of 64, as ViT-B/32 has them."""
     pack: Literal["auto", "yes", "no"] = "auto"
     """Captions in rows of one length, so that shapes are static; auto: on a GPU or with --compile."""
     micro: int = 0
@@ -129,6 +131,9 @@ class Compute(Finite):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.micro >= 0, f"--micro {self.micro}: must not be negative")
+        _require(
+            self.attention == "sdpa" or self.precision == "bf16", "--attention triton: needs --precision bf16"
+        )
         _require(self.threads >= 0, f"--threads {self.threads}: must not be negative")
         _require(self.nonfinite >= 0, f"--nonfinite {self.nonfinite}: must not be negative")
 
@@ -273,7 +278,8 @@ class Stage2(Recipe):
 # What may differ when a run is continued: it changes where, how fast and how often, not the numbers.
 FREE_TO_CHANGE = {
     "run", "data.data", "data.val", "data.engine", "data.workers",
-    "compute.compile", "compute.pack", "compute.recompute", "compute.threads", "compute.nonfinite",
+    "compute.compile", "compute.attention", "compute.pack", "compute.recompute", "compute.threads",
+    "compute.nonfinite",
     "saving.save_every", "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
     "saving.tensorboard",
 }  # fmt: skip

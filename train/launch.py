@@ -167,6 +167,9 @@ def launch(commands: Sequence[Command]) -> int:
     cluster = options.cluster
     if cluster == "auto":
         cluster = "slurm" if shutil.which("sbatch") else "local"
+    stages = [command.recipe for command in commands]
+    for recipe in stages if cluster != "debug" else ():
+        check_path(recipe.run, "--run")
     ranks = _ranks(commands[0], cluster)
     before = None
     for command in commands:
@@ -179,9 +182,6 @@ def launch(commands: Sequence[Command]) -> int:
         before = command.recipe
     if options.cluster == "auto":
         print(f"--cluster auto: {cluster}", file=sys.stderr)
-    stages = [command.recipe for command in commands]
-    for recipe in stages if cluster != "debug" else ():
-        check_path(recipe.run, "--run")
     if options.dry_run:
         return _dry_run(stages, options, cluster, ranks)
     if cluster == "slurm":

@@ -175,6 +175,8 @@ class _Run:
 
     def __init__(self, recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack):
         self.recipe, self.world, self.stop, self.log = recipe, world, stop, log
+        if recipe.compute.attention == "triton" and world.device.type != "cuda":
+            raise ValueError("--attention triton: needs a GPU, and this run is on a CPU")
         self.file = open_split(recipe.data.data, recipe.stage)
         self.val = open_split(recipe.data.val, recipe.stage) if recipe.data.val else None
         self.steps = recipe.total_steps(len(self.file))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -143,10 +144,31 @@ def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
     if file.suffix == ".safetensors":
         model.load_state_dict(checkpoint.weights(file))
     else:
-        import open_clip
-
-        open_clip.load_checkpoint(model, str(file))
+        _load_foreign(model, file)
     return model, told
+
+
+def _load_foreign(model: nn.Module, file: Path) -> None:
+    """open_clip's reading of other formats, but for positions, which it would stretch to fit."""
+    import open_clip
+
+    try:
+        if file.suffix not in (".npz", ".npy"):
+            held = torch.load(file, map_location="meta", weights_only=True)
+            held, own = held.get("state_dict", held), model.state_dict()
+            for name, value in held.items():
+                mine = own.get(name.removeprefix("module."), value)
+                if "pos" in name and mine.shape != value.shape:
+                    raise ValueError(
+                        f"{name} is {tuple(value.shape)} there, expected {tuple(mine.shape)}: weights of "
+                        "another resolution or length of text"
+                    )
+        open_clip.load_checkpoint(model, str(file))
+    except pickle.UnpicklingError as error:
+        why = next((line for line in str(error).splitlines() if "GLOBAL" in line), "damaged").strip()
+        raise ValueError(f"not tensors alone, and nothing else is unpickled ({why})") from None
+    except (EOFError, AttributeError, TypeError, StopIteration) as error:
+        raise ValueError(f"no weights by name in it ({error!r})") from None
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
@@ -203,7 +225,7 @@ class Towers(nn.Module):
     def __init__(self, clip: nn.Module, recipe: Recipe):
         super().__init__()
         self.clip = clip
-        self.settings = TowerSettings(recompute=recipe.compute.recompute)
+        self.settings = TowerSettings(recompute=recipe.compute.recompute, attention=recipe.compute.attention)
         self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
         self.encode = self._encode
         if recipe.compute.compile:

@@ -97,6 +97,31 @@ _BESIDE = {
 }
 
 
+def _params(file: Path) -> Origin:
+    """open_clip's trainer: RUN/params.txt, lines `name: value`, over RUN/checkpoints.
+
+    What was fine-tuned from OpenAI's weights had their activation, whatever the name says, in some of its
+    versions and not in others: then nothing is told of it.
+    """
+    if not file.is_file():
+        return Origin()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    quick = has_quick_gelu(values.get("model", ""))
+    if values.get("force_quick_gelu") == "True":
+        quick = True
+    elif values.get("pretrained", "").lower() == "openai" and not quick:
+        quick = None
+    words = {n: values.get(f"image_{n}", "None") for n in ("mean", "std", "interpolation", "resize_mode")}
+    found = {n: word.strip("'") for n, word in words.items() if word != "None"}
+    for name in {"mean", "std"} & found.keys():
+        try:
+            found[name] = [float(x) for x in found[name].strip("[]()").split(",")]
+        except ValueError:
+            raise ValueError(f"{file}: image_{name} is {found[name]!r}, three numbers are expected") from None
+    return Origin(quick, found or None, str(file)) if found or quick is not None else Origin()
+
+
 def told(weights: Path) -> Origin:
     """Of a .safetensors file, else of the files beside it; raises ValueError for one that is damaged."""
     found = _in_file(weights) if weights.suffix == ".safetensors" else Origin()
@@ -112,4 +137,20 @@ def told(weights: Path) -> Origin:
             ) from None
         if isinstance(data, dict):
             found = found.over(read(data, str(file)))
+    if found.quick_gelu is None or found.preprocess is None:
+        places = dict.fromkeys((weights.parent, weights.absolute().parent.parent))
+        found = found.over(next((o for p in places if (o := _params(p / "params.txt")).says), Origin()))
+    _check_pixels(found)
     return found
+
+
+def _check_pixels(found: Origin) -> None:
+    """ValueError for a mean or a deviation that is not three numbers."""
+    for name in ("mean", "std"):
+        value = (found.preprocess or {}).get(name, CLIP_MEAN)
+        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_is_number(v) for v in value)):
+            raise ValueError(f"{found.says}: {name} of the pixels is {value!r}, three numbers are expected")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

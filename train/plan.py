@@ -110,7 +110,9 @@ def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
     from train.arithmetic import example
     from train.model import Towers
 
-    towers = Towers(clip, replace(recipe, compute=replace(recipe.compute, recompute=recompute)))
+    # On a CPU there is only this attention.
+    compute = replace(recipe.compute, recompute=recompute, attention="sdpa")
+    towers = Towers(clip, replace(recipe, compute=compute))
     parameters = {p.untyped_storage().data_ptr() for p in clip.parameters()}
     sizes = []
     for samples in (2, 3):

@@ -9,6 +9,9 @@ script itself works: its figures mean nothing.
 
     python tests/gpu/session.py --toy                 # before a card is there
     CARD_SECONDS=430 python tests/gpu/session.py      # on the card
+
+OPEN_CLIP_MAIN names the folder of open_clip's next version (its `src`), CARD_PYTEST more arguments for the
+tests ("-k contrastive"), COMMIT what is measured where there is no git.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def make_step(micro: int, compile: bool, recompute: str = "none", attention: str
     size = batch or (16 if TOY else 5120)
     recipe = recipes.choose("2", "paper")
     compute = dict(micro=8 if TOY and micro else micro, compile=compile, recompute=recompute, pack="yes")
+    if cuda():  # on a CPU there is only the other
+        compute["attention"] = attention
     recipe = dataclasses.replace(
         recipe, batch=size, model="debug-ViT" if TOY else "ViT-B-32",
         compute=dataclasses.replace(recipe.compute, **compute),
@@ -42,8 +44,6 @@ def make_step(micro: int, compile: bool, recompute: str = "none", attention: str
     clip = models.build(recipe).to(device(), memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[2](recipe, clip, World(device=device()))
-    if cuda():  # the kernel takes half precision and heads of 64 only: debug-ViT on a CPU has neither
-        stage.towers.settings = dataclasses.replace(stage.towers.settings, attention=attention)
     side = clip.visual.image_size
     side = side[0] if isinstance(side, (tuple, list)) else side
     g = torch.Generator(device()).manual_seed(0)
