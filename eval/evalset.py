@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from eval import catalog
 from eval.catalog import Entry
-from eval.prompts import Prompts, known_classnames
+from eval.prompts import CLASSNAMES_FILE, Prompts, known_classnames
 
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
@@ -265,6 +265,11 @@ class EvalSet:
                 i = int(bad[0])
                 raise ValueError(
                     f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
+                )
+            if not self.prompts.classes[-1] and self.labels.max() < classes - 1:
+                raise ValueError(
+                    f"{self.path}: the class names end in a blank line, one more class, which no image has; "
+                    f"remove it from {CLASSNAMES_FILE}"
                 )
             object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
 

@@ -109,11 +109,8 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     classes = beside_classes or known or own_classes
     if classes is None and profile is not None:  # the profile has no names of its own for this set
         classes = read_lines(folder / CLASSNAMES_FILE)
-    listed = read_lines(folder / CLASSNAMES_FILE)
-    if listed and not listed[-1]:
-        raise ValueError(f"{folder / CLASSNAMES_FILE}: ends in a blank line, one more class; remove it")
     if profile is not None:
-        check_order(listed, known, folder)
+        check_order(read_lines(folder / CLASSNAMES_FILE), known, folder)
     if not classes:
         raise ValueError(f"{folder}: no class names; {CLASSNAMES_FILE} with one name a line is expected")
     if beside_templates is None:

@@ -391,8 +391,20 @@ def test_marks_and_line_ends_in_class_names(tmp_path, picture, text, expected):
     (place / "classnames.txt").write_bytes(text.encode())
     assert sources.read_folder(place).prompts.classes == expected
     (place / "classnames.txt").write_bytes(text.encode() + b"\n")
-    with pytest.raises(ValueError, match="ends in a blank line"):
+    with pytest.raises(ValueError, match="2 class folders but 3 class names"):
         sources.read_folder(place)
+
+
+def test_a_blank_line_after_the_class_names_of_a_tar(tmp_path, picture):
+    """It is a class if a picture has it (CLEVR's has no name), else a slip that would be one more answer."""
+    for labels in ([0, 1, 2], [0, 1, 1]):
+        place = tmp_path / f"wds_beasts{labels[2]}"
+        write_webdataset(place, [picture] * 3, labels, ["cat", "dog", ""])
+        if labels[2] == 2:
+            assert sources.read_folder(place).prompts.classes == ("cat", "dog", "")
+        else:
+            with pytest.raises(ValueError, match="end in a blank line"):
+                sources.read_folder(place)
 
 
 # -- what is read, and what is not ---------------------------------------------------------
