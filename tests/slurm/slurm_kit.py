@@ -191,8 +191,11 @@ class Slurm:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """The fields of `scontrol show job`."""
-        said = self.run("scontrol", "show", "job", number)
+        """The fields of `scontrol show job`, asked again where a busy controller hung up (seen: SIGPIPE)."""
+        said = self.run("scontrol", "show", "job", number, check=False)
+        if not said:
+            time.sleep(1)
+            said = self.run("scontrol", "show", "job", number)
         return dict(word.split("=", 1) for word in said.split() if "=" in word)
 
     def wait_job(self, number: str, *states: str, timeout: float = 240) -> dict[str, str]:
