@@ -46,10 +46,11 @@ class Verifier:
         beton, findings = f.Beton(self.path), Findings()
         indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
         images = [n for n, column in beton.fields.items() if column.kind == f.IMAGE]
-        lumas = self._lumas(beton, indices, len(images))
+        rows = beton.rows(indices)
+        lumas = rows.records["luma"][:, None] if len(images) == 1 else rows.arrays("luma")
         for column, name in enumerate(images):
             known: dict[int, tuple] = {}  # a shared image is decoded once a stretch
-            pointers = beton.metadata[name]["data_ptr"][indices].tolist()
+            pointers = rows.records[name]["data_ptr"].tolist()
             for index, pointer in zip(indices.tolist(), pointers):
                 if pointer not in known:
                     known[pointer] = _image(beton, index, name)
@@ -62,14 +63,8 @@ class Verifier:
         for index in indices.tolist():
             if not beton.text("key", index):
                 findings.add(index, "key", "empty")
-        _tokens(beton, indices, findings) if beton.kind == "pairs" else _votes(beton, indices, findings)
+        _tokens(rows, indices, findings) if beton.kind == "pairs" else _votes(rows, indices, findings)
         return findings
-
-    @staticmethod
-    def _lumas(beton: f.Beton, indices: np.ndarray, images: int) -> np.ndarray:
-        if images == 1:
-            return np.asarray(beton.metadata["luma"][indices])[:, None]
-        return beton.arrays("luma", indices)
 
 
 def _image(beton: f.Beton, index: int, name: str) -> tuple[str, str, float]:
@@ -88,8 +83,8 @@ def _image(beton: f.Beton, index: int, name: str) -> tuple[str, str, float]:
         return "cannot decode", str(error), 0.0
 
 
-def _tokens(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
-    tokens = beton.arrays("tokens", indices)  # (N, K, 77)
+def _tokens(rows: f.Rows, indices: np.ndarray, findings: Findings) -> None:
+    tokens = rows.arrays("tokens")  # (N, K, 77)
     lengths = text.lengths(tokens)
     used = tokens[..., 0] != 0
     position = np.arange(f.CONTEXT_LENGTH)
@@ -103,8 +98,8 @@ def _tokens(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
         findings.add(int(indices[row]), "tokens", "not start, words, end, zeros")
 
 
-def _votes(beton: f.Beton, indices: np.ndarray, findings: Findings) -> None:
-    vote, votes = beton.metadata["vote"][indices], beton.metadata["votes"][indices]
+def _votes(rows: f.Rows, indices: np.ndarray, findings: Findings) -> None:
+    vote, votes = rows.records["vote"], rows.records["votes"]
     for row in np.flatnonzero(~((vote >= 0) & (vote <= 1))):
         findings.add(int(indices[row]), "vote", "not a fraction", str(vote[row]))
     for row in np.flatnonzero(votes < 0):
@@ -117,7 +112,7 @@ def verify(path: Path, workers: int) -> Findings:
     assert beton.kind  # ValueError for a file with other columns
     if beton.info.get("samples", len(beton)) != len(beton):
         findings.add(-1, "json", "speaks of another number of samples", str(beton.info["samples"]))
-    if beton.info.get("bytes", beton.bytes.size) != beton.bytes.size:
+    if beton.info.get("bytes", beton.size) != beton.size:
         findings.add(-1, "json", "speaks of another length of the file", str(beton.info["bytes"]))
     tasks = range(-(-len(beton) // _CHUNK))
     weights = [min(_CHUNK, len(beton) - _CHUNK * n) for n in tasks]
@@ -143,12 +138,13 @@ def inspect(path: Path, sheet: Path | None, count: int = 24) -> None:
     """Print what a file holds, and draw a contact sheet of samples spread over it."""
     beton = f.Beton(path)
     images = [n for n, column in beton.fields.items() if column.kind == f.IMAGE]
-    print(f"{path}: {beton.kind}, {len(beton):,} samples, {beton.bytes.size / 1e6:,.1f} MB, "
+    print(f"{path}: {beton.kind}, {len(beton):,} samples, {beton.size / 1e6:,.1f} MB, "
           f"pages of {beton.page_size >> 20} MiB")  # fmt: skip
     some = np.unique(np.linspace(0, len(beton) - 1, min(len(beton), 100_000)).astype(np.int64))
+    rows = beton.rows(some)
     for name in images:
-        _, sizes = beton.spans(name, some)
-        sides = beton.sizes(name, some)
+        _, sizes = rows.spans(name)
+        sides = rows.sizes(name)
         print(f"  {name}: short side {_spread(sides.min(-1))} px, long side {_spread(sides.max(-1))} px, "
               f"{_spread(sizes)} bytes")  # fmt: skip
     if beton.kind == "pairs":
@@ -156,12 +152,12 @@ def inspect(path: Path, sheet: Path | None, count: int = 24) -> None:
         used = tokens[..., 0] != 0
         print(f"  captions: up to {tokens.shape[1]} an image, {used.sum(1).mean():.2f} on average; "
               f"{_spread(text.lengths(tokens[used]))} tokens with start and end")  # fmt: skip
-        print(f"  mean luma: {_spread(beton.metadata['luma'][some])}")
+        print(f"  mean luma: {_spread(rows.records['luma'])}")
     else:
         vote = beton.metadata["vote"]
         histogram = np.histogram(vote, np.linspace(0, 1, 6))[0]
         print(f"  vote for right: mean {vote.mean():.3f}, in fifths {histogram.tolist()}; "
-              f"{_spread(beton.metadata['votes'][some])} votes a triplet")  # fmt: skip
+              f"{_spread(rows.records['votes'])} votes a triplet")  # fmt: skip
         print(f"  votes are {beton.info.get('votes', 'of unknown origin')}")
     for reason, number in beton.info.get("rejected", {}).items():
         print(f"  rejected {number:,}: {reason}")
@@ -199,7 +195,8 @@ def draw_sheet(beton: f.Beton, images: list[str], out: Path, count: int) -> None
 def _label(beton: f.Beton, index: int, lines: int, letters: int) -> str:
     key = beton.text("key", index)[-letters:]
     if beton.kind == "triplets":
-        vote, votes = float(beton.metadata["vote"][index]), int(beton.metadata["votes"][index])
+        record = beton.rows([index]).records[0]
+        vote, votes = float(record["vote"]), int(record["votes"])
         return f"{key}\nref, left, right: {vote:.2f} of {votes} for right"
     tokens = beton.arrays("tokens", np.array([index]))[0]
     captions = [text.decode(row)[:letters] for row in tokens if row[0]]

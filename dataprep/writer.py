@@ -291,8 +291,9 @@ class _Part:
         self.path, self.schema, self.page, self._keep = beton.path, beton.fields, beton.page_size, keep
         assert keep is None or len(keep) == len(beton)
         self.samples = len(beton) if keep is None else int(np.count_nonzero(keep))
-        self.low = int(beton.allocations["ptr"].min())
-        self.high = int((beton.allocations["ptr"] + beton.allocations["size"]).max())
+        allocations = beton.allocations
+        self.low = int(allocations["ptr"].min())
+        self.high = int((allocations["ptr"] + allocations["size"]).max())
         self.shift = self.first = 0
 
     def place(self, first: int, end: int) -> int:
@@ -313,8 +314,7 @@ class _Part:
         """Rebased metadata records, a chunk at a time."""
         beton, shift = f.Beton(self.path), np.array(self.shift).astype(np.uint64)
         for numbers in self._chunks(len(beton)):
-            # As plain bytes: indexing records would leave garbage in their padding.
-            records = beton.metadata.view(f"V{beton.metadata.itemsize}")[numbers].view(beton.metadata.dtype)
+            records = beton.rows(numbers).records
             for name, field in self.schema.items():
                 if field.kind == f.IMAGE:
                     records[name]["data_ptr"] += shift
@@ -328,7 +328,7 @@ class _Part:
         """Rebased rows of the allocation table, a chunk at a time."""
         beton, shift, first = f.Beton(self.path), np.array(self.shift).astype(np.uint64), self.first
         for numbers in self._chunks(len(beton)):
-            rows = beton.allocations.reshape(len(beton), -1)[numbers]
+            rows = beton.rows(numbers).allocations
             rows["ptr"] += shift
             rows["sample_id"] = np.arange(first, first + len(numbers), dtype=np.uint64)[:, None]
             first += len(numbers)

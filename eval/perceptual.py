@@ -51,8 +51,9 @@ def read_beton(path: Path) -> Triplets:
     if file.kind != "triplets":
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
     index = np.arange(len(file))
-    spans = {name: file.spans(name, index) for name in ("ref", "left", "right")}
-    sizes = {name: file.sizes(name, index).tolist() for name in spans}
+    table = file.rows(index)
+    spans = {name: table.spans(name) for name in ("ref", "left", "right")}
+    sizes = {name: table.sizes(name).tolist() for name in spans}
     members = [
         (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}", sizes[n][i])
         for i in index
@@ -60,7 +61,7 @@ def read_beton(path: Path) -> Triplets:
     ]
     found, rows = _unique(members)
     images = BetonImages([m[:4] for m in found], [m[4] for m in found])
-    vote = file.metadata["vote"].astype(np.float64)
+    vote = table.records["vote"].astype(np.float64)
     split = np.full(len(file), beton_split(file))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
     return Triplets(file.path, images, rows, vote, split, votes_are)

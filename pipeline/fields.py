@@ -1,18 +1,17 @@
-"""The .beton schema of this project, and reading a .beton with numpy alone.
+"""The .beton schema of this project, and reading a .beton without FFCV.
 
 The container is FFCV 1.0's (header version 2): header, field descriptors, one metadata
 record a sample, data pages, allocation table.  Stock FFCV reads every file written with
-these fields.  `Beton` reads such files without FFCV: bytes come straight from the memory
-map, so opening costs no memory per sample and every decoder shares one copy of the data.
+these fields.  `Beton` reads such files by pread, tables too, so opening costs no memory per
+sample.  Not by a memory map: a file that is cut short meanwhile would end the process (SIGBUS),
+and some mounts and memory limits do not allow one.
 
 Writing is dataprep's business (`dataprep/writer.py`).
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import mmap
 import os
 import weakref
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numba import types
+
+from pipeline.compiled import compiled
 
 VERSION = 2
 HEADER = np.dtype(
@@ -107,87 +109,101 @@ def metadata_dtype(fields: dict[str, Field]) -> np.dtype:
     return np.dtype([(name, METADATA[f.kind]) for name, f in fields.items()], align=True)
 
 
-def _mapped(path: Path, descriptor: int) -> mmap.mmap:
-    """The whole file, read-only; OSError with its name where the system does not map it."""
-    try:
-        try:
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            # A mount (some of FUSE) without shared maps.  Not ACCESS_COPY: that counts as memory in use.
-            return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    except OSError as error:
-        way = "raise `ulimit -v`" if error.errno == errno.ENOMEM else "copy it to a local disk"
-        raise OSError(f"{path}: cannot be mapped into memory ({error.strerror}); {way}") from None
+_pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.int64, types.int64))
+
+
+@compiled
+def _pread_ranges(file, start, size, out):
+    """Reads the byte ranges (N,) of an open file to `out`, neighbours at once; which one failed, or -1."""
+    to, n = out.ctypes.data, 0
+    while n < len(start):
+        first, at, left = n, start[n], size[n]
+        n += 1
+        while n < len(start) and start[n] == at + left:
+            left += size[n]
+            n += 1
+        while left > 0:
+            done = _pread(file, to, left, at)
+            if done <= 0:
+                return first
+            at, to, left = at + done, to + done, left - done
+    return -1
 
 
 class Beton:
-    """A finished .beton, memory-mapped and read-only.
+    """A finished .beton, open for reading.
 
-    Attributes: `path`, `fields` (name → Field), `metadata` (structured, one record a sample,
-    on the map), `allocations` (the allocation table, on the map; in sample-major order when our
-    writer made the file), `page_size`, `info` (the JSON beside the file, or {}), `descriptor` (of the
-    open file).  Raises ValueError with the file's name when it is not a whole FFCV file, OSError with it
-    when it cannot be mapped.
-
-    To read past the end of a file that was cut short after it was mapped ends the process (SIGBUS).  So
-    the methods look at the file's length first (ValueError), and the loaders read JPEGs, which takes them
-    longest, through `descriptor`.
+    Attributes: `path`, `fields` (name → Field), `dtype` (of a record of the metadata table), `page_size`,
+    `size` (bytes), `info` (the JSON beside the file, or {}), `descriptor` (of the open file).
+    Raises ValueError with the file's name when it is not a whole FFCV file.  So do all methods when it was
+    cut short meanwhile; they raise OSError when the disk fails.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such file; dataprep/build_ffcv.py makes one")
-        if self.path.stat().st_size < HEADER.itemsize:
-            raise ValueError(f"{self.path}: too short for a .beton header")
         self.descriptor = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor).atexit = False  # threads may still read then
-        self.bytes = np.frombuffer(_mapped(self.path, self.descriptor), np.uint8)
-        header = self.bytes[: HEADER.itemsize].view(HEADER)[0]
+        self.size = os.fstat(self.descriptor).st_size
+        if self.size < HEADER.itemsize:
+            raise ValueError(f"{self.path}: too short for a .beton header")
+        header = self._table(HEADER, 0, np.array(0))
         self._check_header(header)
         self._num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
-        self._table = int(header["alloc_table_ptr"])
+        self._allocations = int(header["alloc_table_ptr"])
         self.fields = self._read_fields(int(header["num_fields"]))
-        dtype = metadata_dtype(self.fields)
-        start = HEADER.itemsize + len(self.fields) * DESCRIPTOR.itemsize
-        stop = start + self._num_samples * dtype.itemsize
-        if stop > self._table:
+        self.dtype = metadata_dtype(self.fields)
+        self._records = HEADER.itemsize + len(self.fields) * DESCRIPTOR.itemsize
+        if self._records + self._num_samples * self.dtype.itemsize > self._allocations:
             raise ValueError(f"{self.path}: the metadata table is cut short; build the file again")
-        self.metadata = self.bytes[start:stop].view(dtype)
         self._pointed = [n for n, f in self.fields.items() if f.kind in ALLOCATES]
-        allocations = self.bytes[self._table :]
-        allocations = allocations[: len(allocations) // ALLOCATION.itemsize * ALLOCATION.itemsize]
-        self.allocations = allocations.view(ALLOCATION)
-        if len(self.allocations) < self._num_samples * len(self._pointed):
+        self._allocated = (self.size - self._allocations) // ALLOCATION.itemsize
+        if self._allocated < self._num_samples * len(self._pointed):
             raise ValueError(f"{self.path}: the allocation table is cut short; build the file again")
 
     def check_length(self) -> None:
         """ValueError if the file is shorter than when it was opened; takes half a microsecond."""
         now = os.fstat(self.descriptor).st_size
-        if now < self.bytes.size:
+        if now < self.size:
             raise ValueError(
-                f"{self.path}: was cut short from {self.bytes.size:,} to {now:,} bytes while it was read; "
+                f"{self.path}: was cut short from {self.size:,} to {now:,} bytes while it was read; "
                 "build or copy it again"
             )
+
+    def read(self, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of the byte ranges (N,) int64 in one array of bytes, and where each begins in it."""
+        data = np.empty(int(size.sum()), np.uint8)
+        while (failed := _pread_ranges(self.descriptor, start, size, data)) >= 0:
+            self.check_length()
+            try:  # Python tells the errors, and goes on where there was a signal only
+                os.pread(self.descriptor, int(size[failed]), int(start[failed]))
+            except OSError as error:
+                where = f"{size[failed]} bytes at {start[failed]}"
+                raise OSError(f"{self.path}: {error.strerror}, {where}") from None
+        return data, np.cumsum(size) - size
+
+    def _table(self, dtype: np.dtype, start: int, index: np.ndarray) -> np.ndarray:
+        """Rows `index` (any shape) of the table of `dtype` that begins at `start`."""
+        at = start + index.ravel() * dtype.itemsize
+        data, _ = self.read(at, np.full(len(at), dtype.itemsize))
+        return data.view(dtype).reshape(index.shape)
 
     def _check_header(self, header: np.void) -> None:
         if header["version"] != VERSION:
             raise ValueError(f"{self.path}: not an FFCV file of version {VERSION}")
-        if not 0 < int(header["alloc_table_ptr"]) <= self.bytes.size:
+        if not 0 < int(header["alloc_table_ptr"]) <= self.size:
             raise ValueError(f"{self.path}: unfinished or truncated .beton; build the file again")
 
     def _read_fields(self, count: int) -> dict[str, Field]:
-        start, stop = HEADER.itemsize, HEADER.itemsize + count * DESCRIPTOR.itemsize
-        if stop > self._table:
+        if HEADER.itemsize + count * DESCRIPTOR.itemsize > self._allocations:
             raise ValueError(f"{self.path}: the field descriptors are cut short")
         try:
             return {
                 bytes(d["name"]).split(b"\0")[0].decode("ascii"): Field.parse(
                     int(d["type_id"]), d["arguments"])
-                for d in self.bytes[start:stop].view(DESCRIPTOR)
+                for d in self._table(DESCRIPTOR, HEADER.itemsize, np.arange(count))
             }  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
@@ -196,7 +212,7 @@ class Beton:
         return self._num_samples
 
     def __reduce__(self):
-        return Beton, (self.path,)  # a worker process maps the file anew
+        return Beton, (self.path,)  # a worker process opens the file anew
 
     @cached_property
     def info(self) -> dict:
@@ -221,67 +237,105 @@ class Beton:
                 return kind
         raise ValueError(f"{self.path}: its fields {list(self.fields)} are neither pairs nor triplets")
 
-    # -- pointers -----------------------------------------------------------------------
+    # -- tables -------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> np.ndarray:
+        """The whole metadata table, read anew: a structured array of one record (`dtype`) a sample."""
+        return self._table(self.dtype, self._records, np.arange(len(self)))
+
+    @property
+    def allocations(self) -> np.ndarray:
+        """The whole allocation table, read anew; in sample-major order when our writer made the file."""
+        return self._table(ALLOCATION, self._allocations, np.arange(self._allocated))
+
+    def rows(self, index: np.ndarray) -> Rows:
+        """What the tables say of samples `index` (any shape)."""
+        index = np.asarray(index, np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            asked = f"{index.min()} … {index.max()}"
+            raise IndexError(f"{self.path}: has samples 0 … {len(self) - 1}, not {asked}")
+        pointed = len(self._pointed)
+        return Rows(
+            self,
+            self._table(self.dtype, self._records, index),
+            self._table(ALLOCATION, self._allocations, index[..., None] * pointed + np.arange(pointed)),
+        )
 
     @cached_property
     def _sorted_allocations(self) -> tuple[np.ndarray, np.ndarray]:
         """(ptr, size) in pointer order: the slow path, for files written by stock FFCV."""
-        order = np.argsort(self.allocations["ptr"], kind="stable")
-        return self.allocations["ptr"][order], self.allocations["size"][order]
+        table = self.allocations
+        order = np.argsort(table["ptr"], kind="stable")
+        return table["ptr"][order], table["size"][order]
 
     def spans(self, name: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the stored bytes of a column lie: (offset, size), int64, for sample `index` (any shape).
+        """`Rows.spans` of samples `index`."""
+        return self.rows(index).spans(name)
 
-        Our writer puts the allocations in sample-major order, so a span is one look-up; a file
-        in another order is sorted once.
-        """
-        self.check_length()
-        index = np.asarray(index, np.int64)
-        record = self.metadata[name][index]
-        kind = self.fields[name].kind
-        if kind == IMAGE:
-            ptr = record["data_ptr"]
-        else:
-            ptr = record["ptr"] if kind == BYTES else record
-        row = self.allocations[index * len(self._pointed) + self._pointed.index(name)]
-        size = row["size"]
-        if not (row["ptr"] == ptr).all():
-            ptrs, sizes = self._sorted_allocations
-            at = np.minimum(np.searchsorted(ptrs, ptr), len(ptrs) - 1)
-            if not (ptrs[at] == ptr).all():
-                raise ValueError(f"{self.path}: a pointer of {name} is not in the allocation table")
-            size = sizes[at]
-        ptr, size = ptr.astype(np.int64), size.astype(np.int64)
-        if ptr.size and int((ptr + size).max()) > self._table:
-            raise ValueError(f"{self.path}: data of {name} would lie past the data region")
-        return ptr, size
+    def sizes(self, name: str, index: np.ndarray) -> np.ndarray:
+        """`Rows.sizes` of samples `index`."""
+        return self.rows(index).sizes(name)
 
     # -- values -------------------------------------------------------------------------
 
     def jpeg(self, index: int, name: str = "image") -> np.ndarray:
-        """The stored JPEG of one image, uint8, a view of the map."""
-        if self.metadata[name]["mode"][index] != JPEG_MODE:
+        """The stored JPEG of one image, uint8."""
+        row = self.rows([index])
+        if row.records[name]["mode"][0] != JPEG_MODE:
             raise ValueError(f"{self.path}: {name} of sample {index} is stored raw, not as JPEG")
-        ptr, size = self.spans(name, np.array(index))
-        return self.bytes[int(ptr) : int(ptr) + int(size)]
+        return self.read(*row.spans(name))[0]
 
     def arrays(self, name: str, index: np.ndarray) -> np.ndarray:
-        """An ARRAY column of samples `index` (N,), gathered: (N, *shape)."""
-        field = self.fields[name]
-        ptr, _ = self.spans(name, index)
-        width = field.dtype.itemsize * int(np.prod(field.shape))
-        raw = self.bytes[ptr[:, None] + np.arange(width)]
-        return raw.view(field.dtype).reshape(len(ptr), *field.shape)
+        """An ARRAY column of samples `index` (N,): (N, *shape)."""
+        return self.rows(index).arrays(name)
 
     def text(self, name: str, index: int) -> str:
         """A BYTES column of one sample, as UTF-8."""
-        self.check_length()
-        record = self.metadata[name][index]
-        start = int(record["ptr"])
-        return self.bytes[start : start + int(record["size"])].tobytes().decode("utf-8", "replace")
+        data, _ = self.read(*self.rows([index]).spans(name))
+        return data.tobytes().decode("utf-8", "replace")
 
-    def sizes(self, name: str, index: np.ndarray) -> np.ndarray:
-        """(N, 2) int64: height and width of the images `index`."""
-        self.check_length()
-        record = self.metadata[name][np.asarray(index)]
+
+@dataclass(frozen=True)
+class Rows:
+    """What the tables of a file say of some samples; `index` is their shape."""
+
+    file: Beton
+    records: np.ndarray  # index, `Beton.dtype`
+    allocations: np.ndarray  # (*index, number of columns that lie in a page), ALLOCATION
+
+    def spans(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where the stored bytes of a column lie: (offset, size), int64, of the shape of index.
+
+        Our writer puts the allocations in sample-major order, so a span is one look-up; a file
+        in another order is sorted once.
+        """
+        file, record = self.file, self.records[name]
+        kind = file.fields[name].kind
+        if kind == IMAGE:
+            ptr = record["data_ptr"]
+        else:
+            ptr = record["ptr"] if kind == BYTES else record
+        row = self.allocations[..., file._pointed.index(name)]
+        size = row["size"]
+        if not (row["ptr"] == ptr).all():
+            ptrs, sizes = file._sorted_allocations
+            at = np.minimum(np.searchsorted(ptrs, ptr), len(ptrs) - 1)
+            if not (ptrs[at] == ptr).all():
+                raise ValueError(f"{file.path}: a pointer of {name} is not in the allocation table")
+            size = sizes[at]
+        ptr, size = ptr.astype(np.int64), size.astype(np.int64)
+        if ((ptr < 0) | (size < 0) | (size > file._allocations - ptr)).any():
+            raise ValueError(f"{file.path}: data of {name} would lie past the data region")
+        return ptr, size
+
+    def sizes(self, name: str) -> np.ndarray:
+        """(*index, 2) int64: height and width of the images."""
+        record = self.records[name]
         return np.stack([record["height"], record["width"]], -1).astype(np.int64)
+
+    def arrays(self, name: str) -> np.ndarray:
+        """An ARRAY column: (N, *shape) for index (N,)."""
+        field = self.file.fields[name]
+        data, _ = self.file.read(*self.spans(name))
+        return data.view(field.dtype).reshape(-1, *field.shape)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from pipeline import jpeg_scan, pixels
-from pipeline.stream import Plan, Source, read_ranges
+from pipeline.stream import Plan, Source
 
 _CHUNK = 32  # pictures a thread takes at a time: some 10 ms of work
 _UNSEEN, _SOUND, _DAMAGED = 0, 1, 2
@@ -46,12 +46,12 @@ class Screen:
         return readable
 
     def read(self, plan: Plan) -> Future:
-        """Starts on reading the JPEGs of a batch, view by view; its result is that of `read_ranges`."""
-        return self._pool.submit(read_ranges, self._file, plan.start.T.ravel(), plan.size.T.ravel())
+        """Starts on reading the JPEGs of a batch, view by view; its result is that of `Beton.read`."""
+        return self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
         start, *given = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
-        data, start = read_ranges(self._file, start, given[0])
+        data, start = self._file.read(start, given[0])
         given.insert(0, start)
         sound = jpeg_scan.vouch(data, jpeg_scan.words_of(data), *given)
         rest = np.flatnonzero(~sound)

@@ -3,9 +3,6 @@
 `Source` answers for a file "what is sample t and what is to be done to it"; `StreamLoader` is the
 loaders' common face, whose whole state is `consumed`.
 
-Tables come from the memory map, what they point to by pread: a file that is cut short meanwhile would
-end a process that reads it from the map (SIGBUS), and nearly all of the time is spent reading pictures.
-
 B batch, V images of a sample (1, or 3 of a triplet), S image side.
 """
 
@@ -27,7 +24,7 @@ from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.compiled import compiled
-from pipeline.fields import JPEG_MODE, Beton
+from pipeline.fields import JPEG_MODE, Beton, Rows
 from pipeline.order import Order
 
 log = logging.getLogger(__name__)
@@ -37,7 +34,6 @@ _REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, un
 _fadvise = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
-_pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.int64, types.int64))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -52,33 +48,19 @@ class Plan:
     height: np.ndarray
     width: np.ndarray
     draws: Draws
+    rows: Rows
 
     def decode(
         self, file: Beton, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
     ) -> None:
         """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
         drawn = self.draws
-        data, start = read_ranges(file, self.start[part, view], self.size[part, view])
+        data, start = file.read(self.start[part, view], self.size[part, view])
         pixels.process(
             data, start, self.size[part, view], self.height[part, view],
             self.width[part, view], drawn.box[part, view], drawn.covers, drawn.matrix[part, view],
             drawn.colour[part], drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
         )  # fmt: skip
-
-
-def read_ranges(file: Beton, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the byte ranges (N,) in one array of bytes, and where each begins in it.
-
-    Raises ValueError when the file was cut short, OSError when the disk fails.
-    """
-    data = np.empty(int(size.sum()), np.uint8)
-    while (failed := _pread_ranges(file.descriptor, start, size, data)) >= 0:
-        file.check_length()
-        try:  # Python tells the errors, and goes on where there was a signal only
-            os.pread(file.descriptor, int(size[failed]), int(start[failed]))
-        except OSError as error:
-            raise OSError(f"{file.path}: {error.strerror}, {size[failed]} bytes at {start[failed]}") from None
-    return data, np.cumsum(size) - size
 
 
 class Source:
@@ -99,24 +81,13 @@ class Source:
     def plan(self, t: np.ndarray) -> Plan:
         """Stream positions t (B,) → what to read and what to do to it."""
         epoch, index = self.order.locate(self.seed, len(self.file), t)
-        start, size = np.stack([self.file.spans(v, index) for v in self.views], -1)
-        stored = np.stack([self.file.metadata[v]["mode"][index] == JPEG_MODE for v in self.views], -1)
-        height, width = np.stack([self.file.sizes(v, index) for v in self.views], -1).transpose(1, 0, 2)
-        luma = self._luma(index)
+        rows = self.file.rows(index)
+        start, size = np.stack([rows.spans(v) for v in self.views], -1)
+        stored = np.stack([rows.records[v]["mode"] == JPEG_MODE for v in self.views], -1)
+        height, width = np.stack([rows.sizes(v) for v in self.views], -1).transpose(1, 0, 2)
+        luma = rows.records["luma"][:, None] if len(self.views) == 1 else rows.arrays("luma")
         drawn = draws(self.augment, self.seed, epoch, index, height, width, luma)
-        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, drawn)
-
-    def _luma(self, index: np.ndarray) -> np.ndarray:
-        if len(self.views) == 1:
-            return self.file.metadata["luma"][index][:, None]
-        return self._read_arrays("luma", index)
-
-    def _read_arrays(self, name: str, index: np.ndarray) -> np.ndarray:
-        """`Beton.arrays` by pread."""
-        start, size = self.file.spans(name, index)
-        field = self.file.fields[name]
-        data, _ = read_ranges(self.file, start, size)
-        return data.view(field.dtype).reshape(len(index), *field.shape)
+        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, drawn, rows)
 
     def read_ahead(self, t: np.ndarray) -> None:
         """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
@@ -136,7 +107,8 @@ class Source:
                 self._read(self.order.expand(first, stop))
 
     def _read(self, index: np.ndarray) -> None:
-        spans = (self.file.spans(column, index) for column in self._columns)
+        rows = self.file.rows(index)
+        spans = (rows.spans(column) for column in self._columns)
         start, size = (np.concatenate(x) for x in zip(*spans))
         _advise(self.file.descriptor, *_requests(start, size))
 
@@ -147,13 +119,13 @@ class Source:
         if len(self.views) == 1:
             tokens = torch.from_numpy(self._captions(plan))
             return ImageText(images=images[0], tokens=tokens, index=index, valid=ok)
-        vote = torch.from_numpy(self.file.metadata["vote"][plan.index].astype(np.float32))
+        vote = torch.from_numpy(plan.rows.records["vote"].astype(np.float32))
         ref, left, right = images
         return Triplet(ref=ref, left=left, right=right, vote=vote, index=index, valid=ok)
 
     def _captions(self, plan: Plan) -> np.ndarray:
         """The drawn caption of each sample: (B, 77) int32; rows without a start token are unused."""
-        rows = self._read_arrays("tokens", plan.index)
+        rows = plan.rows.arrays("tokens")
         count = np.maximum((rows[:, :, 0] != 0).sum(1), 1)
         chosen = (plan.draws.choice * count).astype(np.int64)
         return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
@@ -186,20 +158,6 @@ def _advise(file, offset, length):
     """posix_fadvise(WILLNEED) for each (offset, length) of an open file."""
     for n in range(len(offset)):
         _fadvise(file, offset[n], length[n], os.POSIX_FADV_WILLNEED)
-
-
-@compiled
-def _pread_ranges(file, start, size, out):
-    """Reads the byte ranges (N,) of an open file to `out`, one after the other; which one failed, or -1."""
-    to = out.ctypes.data
-    for n in range(len(start)):
-        at, left = start[n], size[n]
-        while left > 0:
-            done = _pread(file, to, left, at)
-            if done <= 0:
-                return n
-            at, to, left = at + done, to + done, left - done
-    return -1
 
 
 class StreamLoader:

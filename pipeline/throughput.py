@@ -124,8 +124,7 @@ def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]
 
 def _read(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     for index in _batches_of_indices(file, settings):
-        start, size = file.spans("image", index)
-        yield [file.bytes[a : a + n].copy() for a, n in zip(start.tolist(), size.tolist())]
+        yield file.read(*file.spans("image", index))
 
 
 def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
@@ -134,9 +133,11 @@ def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     pixels.load_decoder()
     out = np.empty(int(file.sizes("image", np.arange(len(file))).prod(1).max()) * 3, np.uint8)
     for index in _batches_of_indices(file, settings):
-        start, size = file.spans("image", index)
-        for a, n, (h, w) in zip(start.tolist(), size.tolist(), file.sizes("image", index).tolist()):
-            pixels.decode(file.bytes[a : a + n], h, w, out)
+        rows = file.rows(index)
+        start, size = rows.spans("image")
+        data, start = file.read(start, size)
+        for a, n, (h, w) in zip(start.tolist(), size.tolist(), rows.sizes("image").tolist()):
+            pixels.decode(data[a : a + n], h, w, out)
         yield index
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataprep.writer import Jpeg, writing
 from pipeline.augment import draws
-from pipeline.fields import Beton, pairs_schema, triplets_schema
+from pipeline.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -82,6 +82,17 @@ def triplets_file(path: Path, count: int = 12, broken: dict[int, bytes] | None =
                 images["left"] = Jpeg(broken[i], height, width)
             luma = np.array([(p @ LUMA).mean() for p in views], np.float32)
             writer.add(images | {"vote": i / count, "votes": 4, "luma": luma, "key": b"trip-%d" % i})
+    return Beton(path)
+
+
+def with_wrong_pointers(file: Beton, path: Path) -> Beton:
+    """A copy whose pictures are said to lie one byte further on."""
+    records = file.metadata
+    records["image"]["data_ptr"] += np.uint64(1)
+    data = bytearray(file.path.read_bytes())
+    start = HEADER.itemsize + len(file.fields) * DESCRIPTOR.itemsize
+    data[start : start + records.nbytes] = records.tobytes()
+    path.write_bytes(data)
     return Beton(path)
 
 

@@ -475,10 +475,10 @@ def damaged(path: Path, name: str) -> None:
         at = offset("tokens", 1)
         raw[at + 4 * 76 : at + 4 * 77] = b"\1\0\0\0"
     elif name == "luma":
-        at = start + beton.metadata.dtype.fields["luma"][1]
+        at = start + beton.dtype.fields["luma"][1]
         raw[at : at + 8] = np.float64(1).tobytes()
     elif name == "size":
-        at = start + beton.metadata.dtype.fields["image"][1] + 1
+        at = start + beton.dtype.fields["image"][1] + 1
         raw[at : at + 2] = b"\7\0"
     path.write_bytes(raw)
 

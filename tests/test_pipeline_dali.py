@@ -9,7 +9,16 @@ import os
 import numpy as np
 import pytest
 import torch
-from pipeline_kit import damaged_jpegs, drawn, jpeg, pairs_file, picture, pil, triplets_file
+from pipeline_kit import (
+    damaged_jpegs,
+    drawn,
+    jpeg,
+    pairs_file,
+    picture,
+    pil,
+    triplets_file,
+    with_wrong_pointers,
+)
 from test_pipeline_loader import PLAIN, assert_memory_is_flat, assert_same, joined, take
 
 from pipeline import dali_loader, ffcv_loader, pixels
@@ -207,11 +216,8 @@ def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, capl
     assert len(named) == 4 and all(any(f"key key-{i})" in n for n in named) for i in broken)
 
 
-def test_an_exception_while_planning_reaches_the_consumer(pairs):
-    stream = loader(pairs)
-    stream.source.file = type(pairs)(pairs.path)
-    stream.source.file.metadata = pairs.metadata.copy()
-    stream.source.file.metadata["image"]["data_ptr"] += np.uint64(1)
+def test_an_exception_while_planning_reaches_the_consumer(pairs, tmp_path):
+    stream = loader(with_wrong_pointers(pairs, tmp_path / "wrong.beton"))
     with pytest.raises(ValueError, match="pointer of image is not in the allocation table"):
         next(iter(stream))
 

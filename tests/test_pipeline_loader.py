@@ -12,13 +12,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from pipeline_kit import drawn, pairs_file, pil, triplets_file
+from pipeline_kit import drawn, pairs_file, pil, triplets_file, with_wrong_pointers
 
 from pipeline import stream
 from pipeline.augment import AUGMENTS, Augment, apply_reference, draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.ffcv_loader import FFCVLoader, once
-from pipeline.fields import Beton
 from pipeline.order import Order
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -220,13 +219,8 @@ def test_threads_end_with_break_close_and_collection(pairs):
     assert len(workers()) == before
 
 
-def test_an_exception_in_a_thread_reaches_the_consumer(pairs):
-    stream = loader(pairs, workers=2)
-    broken = pairs.path.with_name("cut.beton")
-    broken.write_bytes(pairs.path.read_bytes())
-    stream.source.file = Beton(broken)
-    stream.source.file.metadata = stream.source.file.metadata.copy()
-    stream.source.file.metadata["image"]["data_ptr"] += np.uint64(1)
+def test_an_exception_in_a_thread_reaches_the_consumer(pairs, tmp_path):
+    stream = loader(with_wrong_pointers(pairs, tmp_path / "wrong.beton"), workers=2)
     with pytest.raises(ValueError, match="pointer of image is not in the allocation table"):
         next(iter(stream))
     assert not workers()
@@ -309,13 +303,13 @@ def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     for thread in threading.enumerate():
         if thread.name.endswith("(_read_blocks)"):
             thread.join()
-    reads, covered = np.concatenate(asked), np.zeros(len(file.bytes), int)
+    reads, covered = np.concatenate(asked), np.zeros(file.size, int)
     assert (reads[:, 1] > 0).all() and (reads[:, 1] <= 1000).all()
     for at, length in reads:
         covered[at : at + length] += 1
     index = [order.locate(5, len(file), t)[1]]
     index += [np.arange(*r) for at in t for w in order.windows(5, len(file), at[None]) for r in w]
-    wanted = np.zeros(len(file.bytes), bool)
+    wanted = np.zeros(file.size, bool)
     for column in (*source.views, "tokens" if kind == "pairs" else "luma"):
         for at, length in zip(*file.spans(column, np.concatenate(index))):
             wanted[at : at + length] = True
