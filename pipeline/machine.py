@@ -44,10 +44,10 @@ def _share_cores() -> None:
     """Let OpenMP's threads spin for a moment only before they sleep, unless the user has chosen.
 
     By default they spin 300,000 times, on cores that another run wants.  On two cores, 60 steps of the
-    demo's stage 1 take 15.8 s alone and 171 s beside a second run; with 1,000 turns 14.7 and 31 s, to the
-    same bits.  OMP_WAIT_POLICY=passive (no turn at all) takes 1.2 times as long alone.  With another load
-    of 1 to 3, 12 steps (to the end of two beside each other): by default 40 s (88 s) and 40 (48) s of CPU
-    each, with 1,000 turns 11 s (20 s), passive 12 s (27 s); with these two 13 s of CPU.
+    demo's stage 1 take 171 s beside a second run, with 1,000 turns 31 s; 12 steps beside another load of 1
+    to 3 take 40 s, with 1,000 turns 11 s; all to the same bits.  Alone, stage 2 of the demo takes 5 to 8 %
+    longer so (medians of 12 and 16 pairs of 8 steps, themselves 0.8 to 1.4) and a tenth less CPU time;
+    10,000 and 30,000 turns measure the same as 1,000.  OMP_WAIT_POLICY=passive takes 1.2 times as long alone.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
