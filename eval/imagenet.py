@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval import prompts
@@ -108,6 +109,11 @@ def class_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
             f"of the ids, or {_NAMES_FILES[0]}, lines of an id and its names"
         )
     return tuple(found)
+
+
+def named(loaded: prompts.Prompts, folder: Path) -> prompts.Prompts:
+    """`class_names` for a list beside the data that holds WordNet ids; other names are left as they are."""
+    return replace(loaded, classes=class_names(loaded.classes, folder))
 
 
 # -- the flat validation folder ----------------------------------------------------------------------

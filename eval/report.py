@@ -301,8 +301,11 @@ def _set_about(record: dict) -> str:
         about += f", {sum(map(len, record['captions'])):,} captions"
     if record.get("unreadable"):
         about += f"; {len(record['unreadable'])} unreadable images left out"
-    about += "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
-    return f"{about}<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
+    return about + _notes(record) + f"<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
+
+
+def _notes(record: dict) -> str:
+    return "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
 
 
 def data_section(arms: Sequence[Arm]) -> str:
@@ -311,10 +314,10 @@ def data_section(arms: Sequence[Arm]) -> str:
     if one.get("triplets"):
         record = one["triplets"]
         about = f"{record['metrics']['triplets']:,} triplets {page.votes_label(record['votes'])}"
-        rows.append(("Triplets", f"{about}<br>{span(escape(record['path']), 'quiet')}"))
+        rows.append(("Triplets", f"{about}{_notes(record)}<br>{span(escape(record['path']), 'quiet')}"))
     if one["missing"]:
         names = ", ".join(one["missing"]) if len(one["missing"]) < 31 else "all"
-        rows.append(("Not here", f"Of the paper's 31 sets: {names}"))
+        rows.append(("Not evaluated", f"Of the paper's 31 sets: {names}"))
     return f"<h2>Data</h2>{page.definitions(rows)}"
 
 

@@ -86,6 +86,7 @@ def _triplet_record(outcome: Outcome) -> dict | None:
     return {
         "path": str(result.triplets.path.resolve()),
         "votes": result.triplets.votes_are,
+        "notes": result.triplets.notes,
         "metrics": result.metrics,
         "predictions": f"{PREDICTIONS}/triplets.npz",
         "crops": result.crops,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import catalog, classfolders, prompts, rawsets
+from eval import catalog, classfolders, imagenet, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
 from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
@@ -138,7 +138,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
     entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
-    loaded = prompts.load(entry.prompts, folder, None, profile)
+    loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
     notes = _passed_over(indices, 0)
     return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
@@ -287,6 +287,8 @@ def discover(
     found: dict[str, EvalSet] = {}
     passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
+    if not _caption_files(root) and any(map(_caption_files, folders[1:])):
+        del folders[0]  # its folders hold pictures, but as sets with captions, not as classes
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
@@ -315,7 +317,7 @@ def discover(
             + "; expected clip-benchmark folders (wds_NAME/test/0.tar), torchvision's raw sets, one folder"
             " a class, or Karpathy's caption files"
         )
-    if passed and root not in (one.path for one in found.values()):
+    if passed:
         say(f"no evaluation set that is known here, passed over: {', '.join(passed)}")
     order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
     return sorted(found.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))

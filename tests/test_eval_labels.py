@@ -194,6 +194,27 @@ def test_the_flat_validation_folder(tmp_path, picture, any_count, kind):
     assert one.prompts.classes == tuple(IMAGENET_CLASSNAMES) and "labels from" in one.notes[0]
 
 
+def test_a_list_beside_that_would_turn_labels_round(tmp_path, picture, any_count):
+    """Labels that come by WordNet id, not by the list: one in ILSVRC's order names other classes."""
+    place = _flat(tmp_path / "imagenet1k", picture)
+    _labels_file("tensorflow", place)
+    names = list(prompts.known_classnames("imagenet1k"))
+    (place / "classnames.txt").write_text("\n".join(names))
+    assert sources.read_folder(place).labels.tolist() == [490, 361, 171, 822]
+    (place / "classnames.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(ValueError, match="the field's class names in another order"):
+        sources.read_folder(place)
+
+
+def test_a_list_of_wordnet_ids_gets_names(tmp_path, picture):
+    chosen = ["n02091244", "n01855672"]
+    place = write_webdataset(tmp_path / "wds_mini-imagenet", [picture] * 2, [0, 1], chosen)
+    assert sources.read_folder(place).prompts.classes == tuple(NAME[w] for w in chosen)
+    place = folders(tmp_path / "mini", chosen, picture)
+    (place / "classnames.txt").write_text("\n".join(sorted(chosen)))
+    assert classes(sources.read_folder(place)) == {w: NAME[w] for w in chosen}
+
+
 def test_a_ground_truth_without_its_key_is_refused(tmp_path, picture):
     place = _flat(tmp_path / "imagenet1k", picture)
     _devkit(place / "data")
@@ -317,7 +338,7 @@ def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
         sources.read_folder(place)
     (place / "fox").unlink()
     (place / "cat" / "more").symlink_to("/nowhere")
-    assert sources.read_folder(place).notes == ("1 files that are no pictures not read: 1 links to nowhere",)
+    assert sources.read_folder(place).notes == ("1 files not read: 1 links to nowhere",)
 
 
 def test_names_in_another_encoding(tmp_path, picture):
@@ -449,7 +470,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, picture):
     assert len(one.images) == 4 and one.prompts.classes == ("cat", "dog", "empty")
     assert one.notes == (
         "2 hidden files (names that begin with a dot) passed over",
-        "3 files that are no pictures not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
+        "3 files not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
         "1 folders inside class folders not read: dog/more",
         "1 classes without a picture, still among the answers: empty",
     )
@@ -473,6 +494,14 @@ def test_a_root_of_sets_is_no_set_itself(tmp_path, picture):
     said = []
     assert [s.entry.key for s in sources.discover(tmp_path, say=said.append)] == ["beasts"]
     assert said == ["no evaluation set that is known here, passed over: flat-one, flat-two"]
+
+
+def test_sets_of_captions_are_no_classes_of_their_root(tmp_path, picture):
+    for place in (tmp_path / "here", tmp_path / "there"):
+        folders(tmp_path, [place.name], picture, 2)
+        rows = [{"file": f"{i}.jpg", "captions": [f"picture {i}"]} for i in range(2)]
+        (place / "captions.json").write_text(json.dumps(rows))
+    assert [s.captions for s in sources.discover(tmp_path)] == [[["picture 0"], ["picture 1"]]] * 2
 
 
 def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path, picture):

@@ -168,10 +168,61 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
 def test_triplets_left_out_for_few_votes_are_said(tmp_path):
     folder = nights(tmp_path / "source")
     table = folder / "data.csv"
-    assert perceptual.read(folder).votes_are == "votes as given in data.csv"
+    assert perceptual.read(folder).notes == ()
     lines = table.read_text().splitlines()
-    few = [line.replace(",8,", ",5,") if ",val," in line else line for line in lines]
+    few = [line.replace(",8,", ",5,") if ",val," in line and not line.endswith("1,False") else line
+           for line in lines]  # fmt: skip
     table.write_text("\n".join(few))
     found = perceptual.read(folder)
-    assert len(found.vote) == 3
-    assert found.votes_are == "votes as given in data.csv; 3 triplets of fewer than 6 votes left out"
+    assert len(found.vote) == 4 and found.votes_are == "votes as given in data.csv"
+    assert found.notes == ("2 triplets of fewer than 6 votes left out",)
+    _same(found, _built(folder, tmp_path / "out", "val", "test"))
+    told = _built(folder, tmp_path / "out", "val", "test").notes
+    assert len(told) == 1 and "when triplets-val.beton was built: 2 rows with too few votes" in told[0]
+
+
+def _built(folder: Path, out: Path, *splits: str) -> perceptual.Triplets:
+    command = ["nights", "--source", str(folder), "--out", str(out), "--size", "none", "--splits", *splits]
+    assert build(command) == 0
+    return perceptual.read(out, splits)
+
+
+def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
+    from eval import report
+    from eval.results import Evaluation
+
+    folder = nights(tmp_path / "source")
+    table = folder / "data.csv"
+    table.write_text(table.read_text().replace(",8,", ",5,", 2))
+    arguments = ["--checkpoint", "debug-ViT", "--triplets", folder, "--no-cache", "--out", tmp_path / "run"]
+    run.main([str(a) for a in arguments])
+    note = "1 triplets of fewer than 6 votes left out"
+    assert f"note: triplets: {note}" in capsys.readouterr().out
+    assert Evaluation.read(tmp_path / "run").data["triplets"]["notes"] == [note]
+    assert note in report.data_section(compare.arms([str(tmp_path / "run")]))
+
+
+def test_a_split_of_the_test_set(tmp_path):
+    """NIGHTS' test_imagenet is a part of its test rows; as a folder and as a file it has that name."""
+    folder = nights(tmp_path / "source")
+    table = folder / "data.csv"
+    table.write_text(table.read_text().replace("8,False", "8,True"))
+    for split, count in (("test_imagenet", 1), ("test_no_imagenet", 2)):
+        found = perceptual.read(folder, (split,))
+        assert len(found.vote) == count and {*found.split} == {split}
+        _same(found, _built(folder, tmp_path / "out", split))
+
+
+def test_the_reports_pictures_are_of_the_split_that_was_evaluated(built, tmp_path):
+    from eval.panels import Pictures
+    from eval.results import Evaluation
+
+    for what in ("out", "source"):
+        arguments = ["--checkpoint", "debug-ViT", "--triplets", built / what, "--triplet-splits", "train"]
+        run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]])
+        shown = Pictures(Evaluation.read(tmp_path / what), "triplets")
+        expected = perceptual.read(built / what, ("train",)).images
+        for i in range(len(expected)):
+            picture = expected[i]
+            picture.thumbnail((112, 112))
+            assert shown.thumbnail(i).tobytes() == picture.tobytes()
