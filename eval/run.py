@@ -34,6 +34,8 @@ from eval.models import (
 from pipeline import machine
 
 if TYPE_CHECKING:
+    import torch
+
     from eval.encode import Encoders
     from eval.evalset import EvalSet
     from eval.perceptual import Triplets
@@ -183,6 +185,21 @@ def load(what: str, seed: int = 0) -> Loaded:
     return _from_name(name, weights, seed)
 
 
+def _device(name: str) -> torch.device:
+    import torch
+
+    here = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if here else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {error}") from None
+    if device.type == "cuda" and not here:
+        raise ValueError(f"--device {name}: no such device is found here")
+    return device
+
+
 # -- one evaluation ---------------------------------------------------------------------------------
 
 
@@ -278,8 +295,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     from eval.crops import Cache
 
     options = prepared.options
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if options.device == "auto" else options.device)
+    device = _device(options.device)
     loaded = load(checkpoint, options.seed)
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

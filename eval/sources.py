@@ -37,7 +37,7 @@ NO_CACHE = Cache(None)
 def _shards(folder: Path) -> list[Path]:
     count_file = folder / "test" / "nshards.txt"
     text = prompts.read_text(count_file).strip()
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{count_file}: {text!r} is no number of shards")
     shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
     for shard in shards:

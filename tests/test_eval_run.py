@@ -138,6 +138,10 @@ BAD = [
     (["--checkpoint", MODEL, "--data", "{root}", "--families", "VTAB+"], "--families VTAB\\+: unknown"),
     (["--checkpoint", MODEL, "--data", "{root}", "--families", "VTAB"], "no evaluation set in it among"),
     (["--checkpoint", "{tmp}", "--data", "{root}", "--watch", "0"], "is no run's folder"),
+    (
+        ["--checkpoint", MODEL, "--data", "{root}", "--device", "gpu"],
+        "--device gpu: Expected one of cpu",
+    ),
 ]
 
 
