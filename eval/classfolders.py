@@ -23,7 +23,7 @@ PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS
           "val.X")  # fmt: skip
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation")
-_NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
+_NUMBERED = re.compile(r"(?:n\d{8}[-_ .]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
 

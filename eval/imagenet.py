@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eval import prompts
 
-_WNID = re.compile(r"n\d{8}")
+_WNID = re.compile(r"n\d{8}", re.IGNORECASE)
 _WHOLE = ("imagenet1k", "imagenet_sketch")  # label = place among the 1,000 sorted WordNet ids
 
 

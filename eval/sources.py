@@ -12,6 +12,7 @@ damaged, or whose labels its names do not settle, is an error (ValueError naming
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import hashlib
 import json
@@ -27,7 +28,7 @@ from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
 from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
 from pipeline import captions as caption_files
-from pipeline import tars, utf8
+from pipeline import nights, tars, utf8
 
 NO_CACHE = Cache(None)
 
@@ -214,7 +215,8 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
 def _caption_files(folder: Path) -> list[Path]:
     """What may hold the captions, the one to take first."""
     patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
-    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.name[0] != "."]
+    names = sorted(name for name in os.listdir(folder) if name[0] != ".")
+    return [folder / name for pattern in patterns for name in fnmatch.filter(names, pattern)]
 
 
 def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
@@ -267,7 +269,13 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
         return found
     if files := _caption_files(folder):
         return read_captions(folder, files[0], files[1:])
-    return classfolders.read(folder, profile)
+    return None if _holds_triplets(folder) else classfolders.read(folder, profile)
+
+
+def _holds_triplets(folder: Path) -> bool:
+    """Whether a table of NIGHTS' layout lies here: its folders (ref, distort) are no classes."""
+    tables = [folder / name for name in nights.TABLES if (folder / name).is_file()]
+    return any(b"ref_path" in table.read_bytes().partition(b"\n")[0] for table in tables)
 
 
 def discover(

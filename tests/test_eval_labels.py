@@ -138,8 +138,10 @@ def test_wnids_that_imagenet_has_not(tmp_path, picture):
     assert classes(sources.read_folder(place))["n00004475"] == "organism"
     (place / "classnames.txt").write_text("a being\na goose\n")  # the user's list wins, in the folders' order
     assert classes(sources.read_folder(place)) == {"n00004475": "a being", "n01855672": "a goose"}
-    folders(place, ["spare"], picture)
     (place / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match="2 of 2 classes are WordNet ids that are none of .*N01855672"):
+        sources.read_folder(folders(tmp_path / "capitals", ["N01855672", "N02091244"], picture))
+    folders(place, ["spare"], picture)
     with pytest.raises(ValueError, match="WordNet ids, but spare is none"):
         sources.read_folder(place)
 
@@ -496,6 +498,14 @@ def test_a_root_of_sets_is_no_set_itself(tmp_path, picture):
     assert said == ["no evaluation set that is known here, passed over: flat-one, flat-two"]
 
 
+def test_a_folder_of_triplets_is_no_set_of_classes(tmp_path, picture):
+    folders(tmp_path / "triplets", ["ref", "distort"], picture)
+    folders(tmp_path / "mix", ["cat", "dog"], picture)
+    for place, names in (("triplets", "id,left_vote,right_vote,ref_path,left_path"), ("mix", "file,class")):
+        (tmp_path / place / "data.csv").write_text(names)
+    assert [s.entry.key for s in sources.discover(tmp_path)] == ["mix"]
+
+
 def test_sets_of_captions_are_no_classes_of_their_root(tmp_path, picture):
     for place in (tmp_path / "here", tmp_path / "there"):
         folders(tmp_path, [place.name], picture, 2)
@@ -569,6 +579,7 @@ def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
 @pytest.mark.parametrize(
     "names, expected",
     [
+        (["n02085620.Chihuahua", "n02085782.Maltese"], ("Chihuahua", "Maltese")),
         (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
         (
             ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
