@@ -112,8 +112,11 @@ def class_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def named(loaded: prompts.Prompts, folder: Path) -> prompts.Prompts:
-    """`class_names` for a list beside the data that holds WordNet ids; other names are left as they are."""
-    return replace(loaded, classes=class_names(loaded.classes, folder))
+    """`class_names` for a list beside the data that holds WordNet ids, alone or before names as in
+    synset_words.txt; other names are left as they are."""
+    ids = [(name.split() or [""])[0] for name in loaded.classes]
+    classes = ids if all(map(is_wnid, ids)) else loaded.classes
+    return replace(loaded, classes=class_names(classes, folder))
 
 
 # -- the flat validation folder ----------------------------------------------------------------------

@@ -210,8 +210,10 @@ def test_a_list_beside_that_would_turn_labels_round(tmp_path, picture, any_count
 
 def test_a_list_of_wordnet_ids_gets_names(tmp_path, picture):
     chosen = ["n02091244", "n01855672"]
-    place = write_webdataset(tmp_path / "wds_mini-imagenet", [picture] * 2, [0, 1], chosen)
-    assert sources.read_folder(place).prompts.classes == tuple(NAME[w] for w in chosen)
+    for name, more in (("wds_mini-imagenet", ""), ("wds_synsets", " tench, Tinca tinca")):
+        listed = [f"{w}{more}" for w in chosen]
+        place = write_webdataset(tmp_path / name, [picture] * 2, [0, 1], listed)
+        assert sources.read_folder(place).prompts.classes == tuple(NAME[w] for w in chosen)
     place = folders(tmp_path / "mini", chosen, picture)
     (place / "classnames.txt").write_text("\n".join(sorted(chosen)))
     assert classes(sources.read_folder(place)) == {w: NAME[w] for w in chosen}
