@@ -163,16 +163,20 @@ _BY_NAME = (
 )
 
 
+def _bare(name: str) -> str:
+    """Without what clip-benchmark puts around a set's name: `wds_vtab-dtd_test`, `wds/vtab/dtd`."""
+    return name.removeprefix("wds_").removeprefix("wds/").removesuffix("_test")
+
+
 def find(name: str) -> Entry | None:
-    """The catalog's entry for a key or a folder name (`wds_vtab-dtd`, `wds_vtab-dtd_test`), or None."""
-    name = name.removeprefix("wds_").removeprefix("wds/").removesuffix("_test")
-    return _BY_NAME.get(_plain(name))
+    """The catalog's entry for a key or a folder name, or None."""
+    return _BY_NAME.get(_plain(_bare(name)))
 
 
 def _key(name: str) -> str:
     """The key of the set that a user's or a folder's name means."""
     known = find(name)
-    return known.key if known else name.removeprefix("wds_").removesuffix("_test")
+    return known.key if known else _bare(name)
 
 
 def entry_for(name: str, task: str) -> Entry:
@@ -180,7 +184,7 @@ def entry_for(name: str, task: str) -> Entry:
     known = find(name)
     if known is not None and known.task == task:
         return known
-    key = name.removeprefix("wds_").removesuffix("_test")
+    key = _bare(name)
     metric = "acc1" if task == CLASSIFICATION_TASK else _T2I
     return Entry(key, key, OTHER, main_metric=metric, task=task)
 
@@ -222,7 +226,7 @@ def is_wanted(entry: Entry, wanted: set[str] | None) -> bool:
 
 def near(name: str, root: Path) -> str:
     """In words, the catalog's sets and the folders under `root` whose names are like this one; or nothing."""
-    here = {d.name.removeprefix("wds_") for d in root.iterdir() if d.is_dir()}
+    here = {_bare(d.name) for d in root.iterdir() if d.is_dir()}
     found = difflib.get_close_matches(_key(name), sorted({*_BY_KEY, *here} - {_key(name)}), 3)
     return f" (near it: {', '.join(found)})" if found else ""
 

@@ -23,7 +23,7 @@ PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS
           "val.X")  # fmt: skip
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation")
-_NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
+_NUMBERED = re.compile(r"(?:n\d{8}[-_ .]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
 
@@ -149,10 +149,8 @@ def _nameless(names: Sequence[str]) -> bool:
     return all(_NAMELESS.fullmatch(n) for n in names)
 
 
-def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
+def _own_names(names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
     """What the folders' names say about the classes; None where they name none."""
-    if imagenet.is_v2(entry.key):
-        return prompts.known_classnames("imagenet1k")
     ids = [imagenet.is_wnid(n) for n in names]
     if all(ids):
         return imagenet.class_names(names, folder)
@@ -168,9 +166,10 @@ def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, .
 
 def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None):
     """(prompts, label of each class folder, notes); ValueError where the names do not settle the labels."""
-    known = prompts.known_classnames(entry.prompts)
+    whose = "imagenetv2" if imagenet.is_v2(entry.key) else entry.prompts  # any of its samplings
+    known = prompts.known_classnames(whose)
     listed = (folder / prompts.CLASSNAMES_FILE).is_file() and (profile is None or known is None)
-    own = None if listed or known else _own_names(entry, names, folder)
+    own = None if listed or known else _own_names(names, folder)
     numbered = all(n.isdecimal() for n in names)
     if _nameless(names) and not (listed or known or own):
         raise ValueError(
@@ -180,11 +179,9 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
         )
     shared = imagenet.wnids(entry.key) is not None
     labels = imagenet.labels(entry.key, names, folder) if shared else list(range(len(names)))
-    loaded = prompts.load(entry.prompts, folder, own, profile)
+    loaded = imagenet.named(prompts.load(whose, folder, own, profile, by_list=not shared), folder)
     if len(loaded.classes) != len(names):
         raise ValueError(f"{folder}: {len(names)} class folders but {len(loaded.classes)} class names")
-    if shared:
-        prompts.check_order(loaded.classes, known, folder)
     if shared or loaded.classes == own:
         return loaded, labels, ()
     if numbered:
@@ -223,7 +220,7 @@ def _not_read(found: Sequence[Listing]) -> list[str]:
         out.append(f"{hidden} {HIDDEN}")
     if other:
         kinds = shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
-        out.append(f"{other.total()} files that are no pictures not read: {kinds}")
+        out.append(f"{other.total()} files not read: {kinds}")
     if folders:
         out.append(f"{len(folders)} folders inside class folders not read: {shown(folders)}")
     return out
@@ -231,12 +228,12 @@ def _not_read(found: Sequence[Listing]) -> list[str]:
 
 def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> list[str]:
     """Classes that lie beside a split that lacks them: they are not among the answers."""
-    train = folder / "train"
+    train, here = folder / "train", {f.name for f in found}
     if place == folder or not train.is_dir():
         return []
-    names = {f.name for f in found}
-    more = [f.name for f in Listing.of(train).folders if f.name not in names]
-    if not more or names.isdisjoint(f.name for f in Listing.of(train).folders):
+    there = [f.name for f in Listing.of(train).folders]
+    more = [name for name in there if name not in here]
+    if not more or here.isdisjoint(there):
         return []
     return [
         f"{len(more)} classes of train/ are not in {place.name}/, so not among the answers: {shown(more)}"
@@ -260,12 +257,10 @@ def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile
     around = Listing.of(place)
     if around.broken:
         raise ValueError(f"{around.broken[0]}: a link to nowhere; a class may be missing; mend or remove it")
-    around.folders = []
-    around.other = Counter(
-        {"pictures outside class folders": len(around.pictures)} if around.pictures else {}
-    )
-    notes = [*notes, *_not_read([around, *found.values()])]
-    notes += _only_in_train(folder, place, found)
+    beside = Listing(hidden=around.hidden)
+    if around.pictures:
+        beside.other["pictures outside class folders"] = len(around.pictures)
+    notes = [*notes, *_not_read([beside, *found.values()]), *_only_in_train(folder, place, found)]
     others = [s for s in _SPLITS if place.name in _SPLITS and s != place.name and (folder / s).is_dir()]
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")
@@ -281,12 +276,11 @@ def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None
     own = imagenet.class_names(classes, source.parent)
     loaded = prompts.load(entry.prompts, folder, own, profile)
     number = {wnid: i for i, wnid in enumerate(classes)}
-    foreign = sorted({*ids} - number.keys())
-    if foreign or len(loaded.classes) != len(classes):
+    if foreign := sorted({*ids} - number.keys()):
+        raise ValueError(f"{source}: {foreign[0]} is none of {entry.key}'s classes")
+    if len(loaded.classes) != len(classes):
         raise ValueError(
-            f"{source}: {foreign[0]} is none of {entry.key}'s classes"
-            if foreign
-            else f"{folder}: {len(classes)} classes in {source.name} but {len(loaded.classes)} class names"
+            f"{folder}: {len(classes)} classes in {source.name} but {len(loaded.classes)} class names"
         )
     images = FileImages([(p, 0, -1, p.name) for p in files])
     label = np.array([number[i] for i in ids], np.int64)

@@ -64,7 +64,9 @@ _LABELS = {"pi": "PI", "baseline": "Baseline"}  # the demo's folders
 def read_run(spec: str) -> Run:
     """`[LABEL=]FOLDER`: a training run that was evaluated, or an evaluation's folder.  Raises ValueError."""
     label, mark, rest = spec.partition("=")
-    folder = Path(rest if mark else spec)
+    if not mark or Path(spec).is_dir():  # a folder's own name may have the mark in it
+        label, rest = "", spec
+    folder = Path(rest)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     steps = [p for form in ("step-*", "eval/step-*") for p in sorted(folder.glob(form))]
@@ -79,9 +81,8 @@ def read_run(spec: str) -> Run:
         by_step[one.data["checkpoint"].get("step", -1)] = one
     home = Path(found[0].data["checkpoint"].get("run", folder))
     home = folder if (folder / "metrics.jsonl").is_file() or not home.is_dir() else home
-    return Run(
-        label if mark else _LABELS.get(folder.name, folder.name), home, [by_step[s] for s in sorted(by_step)]
-    )
+    label = label or _LABELS.get(folder.name, folder.name)
+    return Run(label, home, [by_step[s] for s in sorted(by_step)])
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def arms(specs: Sequence[str]) -> list[Arm]:
             if weights[0] is not None and weights[0] == weights[1]:
                 raise ValueError(
                     f"{other.final.folder} and {run.final.folder} are one checkpoint, not two seeds of "
-                    f"{run.label}; name each once, or label them apart: LABEL={spec}"
+                    f"{run.label}; name each once, or label them apart: LABEL=FOLDER"
                 )
         out[run.label].append(run)
     return [Arm(label, sorted(runs, key=_seed)) for label, runs in out.items()]

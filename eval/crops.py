@@ -213,10 +213,8 @@ class Crops:
     def path(self) -> Path | None:
         return None if self.cache.folder is None else self.cache.folder / "crops" / f"{self.key}.npy"
 
-    def stored(self) -> np.ndarray | None:
-        """(N, S, S, 3) uint8 on the memory map, or None; fills `bad`."""
-        if self.path is None or not os.access(self.path, os.R_OK):
-            return None
+    def stored(self) -> np.ndarray:
+        """(N, S, S, 3) uint8 on the memory map; fills `bad`."""
         listed = self.path.with_suffix(".json")
         rows = json.loads(listed.read_text())["unreadable"] if listed.is_file() else []
         self.bad = {int(i): message for i, message in rows}

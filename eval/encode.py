@@ -116,7 +116,6 @@ def image_features(
     """(N, D) float32 unit rows on the CPU, and {index: message} of unreadable images, whose rows are zero."""
     crops = one if isinstance(one, Crops) else crops_of(one, encoders.preprocess, cache)
     key = f"image-{crops.key}-{encoders.identity}-{encoders.precision}"
-    crops.stored()  # fills `bad`, which a cached feature file lacks
     if ranks.gather(cache.has(key))[0]:
         return torch.from_numpy(cache.load(key)), crops.bad
     out = None
@@ -131,7 +130,7 @@ def image_features(
     if crops.bad:
         out[list(crops.bad)] = 0
     check_finite(out, crops.images.name, str(crops.images.name(0)).split(", member")[0])
-    if ranks.rank == 0 and (not crops.bad or crops.path is not None and crops.path.is_file()):
+    if ranks.rank == 0 and not crops.bad:  # a file of features would not say which rows no decoder read
         cache.save(key, out.numpy())
     return out, crops.bad
 

@@ -10,11 +10,12 @@ import csv
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval import prompts
 
-_WNID = re.compile(r"n\d{8}")
+_WNID = re.compile(r"n\d{8}", re.IGNORECASE)
 _WHOLE = ("imagenet1k", "imagenet_sketch")  # label = place among the 1,000 sorted WordNet ids
 
 
@@ -108,6 +109,14 @@ def class_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
             f"of the ids, or {_NAMES_FILES[0]}, lines of an id and its names"
         )
     return tuple(found)
+
+
+def named(loaded: prompts.Prompts, folder: Path) -> prompts.Prompts:
+    """`class_names` for a list beside the data that holds WordNet ids, alone or before names as in
+    synset_words.txt; other names are left as they are."""
+    ids = [(name.split() or [""])[0] for name in loaded.classes]
+    classes = ids if all(map(is_wnid, ids)) else loaded.classes
+    return replace(loaded, classes=class_names(classes, folder))
 
 
 # -- the flat validation folder ----------------------------------------------------------------------

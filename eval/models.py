@@ -5,7 +5,9 @@ Weights from a training run or a file are `eval/run.py`'s business, which hands 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eval.encode import Encoders
 
+CONFIG = "open_clip_config.json"
 NO_MODEL = (RuntimeError, OSError, ValueError, ImportError, KeyError)
-SCHEMAS = ("hf-hub:", "local-dir:")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ def refused(what: str, error: Exception, hint: str = "") -> ValueError:
     return ValueError(f"--checkpoint {what}: {' '.join(str(error).split())[:300]}{hint}")
 
 
+def marked(name: str, place: Path) -> str:
+    """A name with a mark of where the weights lie: there are others of that name elsewhere."""
+    digest = hashlib.blake2b(os.fsencode(place.resolve()), digest_size=4)
+    return f"{name}-{digest.hexdigest()}"
+
+
 def from_tag(name: str, tag: str):
     """open_clip's published weights, with the activation they were trained with whatever the name says."""
     from open_clip import create_model
@@ -52,30 +60,34 @@ def from_schema(what: str, name: str) -> Loaded:
     """
     from open_clip import create_model
 
-    kind = what.partition(":")[0]
+    kind, _, place = what.partition(":")
     try:
         model = create_model(what, require_pretrained=True)
     except NO_MODEL as error:
         hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
         raise refused(what, error, hint) from None
-    about = {"source": what, "model": name, "pretrained": kind}
-    return Loaded(model, name, about, assumed=_untold(what), tokenizer=what)
+    pretrained = marked(kind, Path(place)) if kind == "local-dir" else kind
+    about = {"source": what, "model": name, "pretrained": pretrained}
+    return Loaded(model, name, about, assumed=_untold(kind, place), tokenizer=what)
 
 
-def _untold(what: str) -> tuple[str, ...]:
-    """What a `local-dir:` leaves to open_clip's defaults."""
-    kind, _, folder = what.partition(":")
-    config = json.loads((Path(folder) / "open_clip_config.json").read_text()) if kind == "local-dir" else None
-    if config is None or config.get("preprocess_cfg"):
+def _untold(kind: str, place: str) -> tuple[str, ...]:
+    """What the model's configuration leaves to open_clip's defaults."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    config = Path(place) / CONFIG
+    if kind == "hf-hub":
+        config = Path(download_pretrained_from_hf(place, filename=CONFIG))
+    if json.loads(config.read_text(encoding="utf-8")).get("preprocess_cfg"):
         return ()
-    return ("assumed, since open_clip_config.json does not tell: CLIP's mean, std and resizing",)
+    return (f"assumed, since {CONFIG} does not tell: CLIP's mean, std and resizing",)
 
 
 def open_clip_folder(path: Path) -> Path | None:
     """Where open_clip_config.json lies: the folder itself, or the snapshot of a Hugging Face cache folder."""
     head = path / "refs" / "main"
     places = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
-    return next((p for p in places if (p / "open_clip_config.json").is_file()), None)
+    return next((p for p in places if (p / CONFIG).is_file()), None)
 
 
 def tokenizer_of(name: str) -> Callable:

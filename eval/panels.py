@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -36,19 +37,22 @@ class Pictures:
     _images: object | None = field(default=None, init=False)
     _opened: bool = field(default=False, init=False)
 
+    def _originals(self, path: Path) -> object | None:
+        if self.key == "triplets":
+            splits = dict.fromkeys(self.evaluation.arrays("triplets")["split"].tolist())
+            return perceptual.read(path.parent if path.suffix == ".csv" else path, tuple(splits)).images
+        found = sources.read_folder(path)
+        return None if found is None else found.images
+
     def _open(self) -> object | None:
-        record = (
-            self.evaluation.data["triplets"] if self.key == "triplets" else self.evaluation.datasets[self.key]
-        )
-        path = Path(record["path"])
-        try:
-            if self.key == "triplets":
-                return perceptual.read(path.parent if path.suffix == ".csv" else path).images
-            found = sources.read_folder(path)
-            return None if found is None else found.images
-        except (ValueError, OSError):  # moved or changed since: the crops are what was evaluated
-            crops = record.get("crops")
-            return mapped(Path(crops)) if crops and Path(crops).is_file() else None
+        data = self.evaluation.data
+        record = data["triplets"] if self.key == "triplets" else self.evaluation.datasets[self.key]
+        images, crops = None, Path(record["crops"] or "")
+        with suppress(ValueError, OSError):  # moved or changed since
+            images = self._originals(Path(record["path"]))
+        if images is None and crops.is_file():  # what was evaluated
+            images = mapped(crops)
+        return images
 
     def thumbnail(self, index: int) -> Image.Image | None:
         """None where there is no picture any more."""

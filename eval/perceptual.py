@@ -26,7 +26,8 @@ class Triplets:
     """N triplets over U different images.
 
     images: the U images.  rows (N, 3) int64: reference, left, right in `images`.  vote (N,) float64:
-    share that preferred right.  split (N,) of str.  votes_are: whose votes these are, in words.
+    share that preferred right.  split (N,) of str.  votes_are: whose votes these are, in words.  notes: what
+    was left out, for the user to read.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Triplets:
     vote: np.ndarray
     split: np.ndarray
     votes_are: str
+    notes: tuple[str, ...] = ()
 
 
 def _unique(members: list[tuple]) -> tuple[list[tuple], np.ndarray]:
@@ -64,7 +66,14 @@ def read_beton(path: Path) -> Triplets:
     vote = table.records["vote"].astype(np.float64)
     split = np.full(len(file), beton_split(file))
     votes_are = str(file.info.get("votes", "votes as given in the file"))
-    return Triplets(file.path, images, rows, vote, split, votes_are)
+    return Triplets(file.path, images, rows, vote, split, votes_are, _left_out(file))
+
+
+def _left_out(file: Beton) -> tuple[str, ...]:
+    """What dataprep counted as not taken into the file."""
+    counts = file.info.get("passed_over", {}) | file.info.get("rejected", {})
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return (f"left out when {file.path.name} was built: {told}",) if told else ()
 
 
 def beton_split(file: Beton) -> str:
@@ -76,38 +85,39 @@ def beton_split(file: Beton) -> str:
 def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS) -> Triplets:
     """The splits asked for of a folder of triplets-*.beton, one after the other; ValueError when none is."""
     found = [(path, beton_split(Beton(path))) for path in files]
-    parts = [read_beton(path) for path, split in found if split in splits]
+    parts = [read_beton(path) for asked in dict.fromkeys(splits) for path, split in found if split == asked]
     if not parts:
         here = ", ".join(f"{path.name} ({split})" for path, split in found)
         raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
     images = JoinedImages([p.images for p in parts])
     rows = np.concatenate([p.rows + start for p, start in zip(parts, images.starts)])
     vote, split = (np.concatenate([getattr(p, name) for p in parts]) for name in ("vote", "split"))
-    return Triplets(folder, images, rows, vote, split, "; ".join(dict.fromkeys(p.votes_are for p in parts)))
+    votes_are = "; ".join(dict.fromkeys(p.votes_are for p in parts))
+    return Triplets(folder, images, rows, vote, split, votes_are, tuple(n for p in parts for n in p.notes))
 
 
-def read_nights(folder: Path, min_votes: int | None = None, splits: tuple[str, ...] = SPLITS) -> Triplets:
+def read_nights(folder: Path, splits: Sequence[str] = SPLITS) -> Triplets:
     """A folder laid out as NIGHTS, its table read as dataprep reads it (`pipeline.nights.read`).
 
     A table without a column `split` is taken as a test set.
     Raises ValueError naming the row whose picture is missing or whose votes are no numbers.
     """
     table = nights.table_of(folder)
-    found = nights.read(table, splits, min_votes, unsplit="test")
+    by_split = {split: nights.read(table, (split,), unsplit="test") for split in splits}
+    found = [row for part in by_split.values() for row in part]
     if not found:
-        enough = "" if min_votes is None else f" with at least {min_votes} votes"
-        raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}{enough}")
+        raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}")
     members = [(folder / path, 0, -1, path) for row in found for path in row.paths]
     for number, (picture, *_) in enumerate(members):
         if not picture.is_file():
             raise ValueError(f"{table}, triplet {found[number // 3].key}: {picture} is missing")
     pictures, rows = _unique(members)
-    vote, split = np.array([row.vote for row in found]), np.array([row.split for row in found])
+    vote = np.array([row.vote for row in found])
+    split = np.repeat(list(by_split), [len(part) for part in by_split.values()])
+    fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(found)
+    notes = (f"{fewer} triplets of fewer than {nights.MIN_VOTES} votes left out",) if fewer else ()
     votes_are = f"votes as given in {table.name}"
-    fewer = len(nights.read(table, splits, 0, unsplit="test")) - len(found)
-    if fewer:
-        votes_are += f"; {fewer} triplets of fewer than {min_votes or nights.MIN_VOTES} votes left out"
-    return Triplets(table, PreparedImages(pictures), rows, vote, split, votes_are)
+    return Triplets(table, PreparedImages(pictures), rows, vote, split, votes_are, notes)
 
 
 def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
@@ -116,7 +126,7 @@ def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
         return read_beton(path)
     if files := sorted(path.glob("triplets-*.beton")):
         return read_betons(path, files, splits)
-    return read_nights(path, splits=tuple(splits))
+    return read_nights(path, splits)
 
 
 @dataclass(frozen=True)

@@ -96,21 +96,23 @@ def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...
     return tuple(out)
 
 
-def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: str | None) -> Prompts:
+def load(
+    name: str, folder: Path, own_classes: Sequence[str] | None, profile: str | None, by_list: bool = False
+) -> Prompts:
     """Prompts of the set `name` (catalog `prompts` name) whose data lie in `folder`.
 
     profile None: the files beside the data where they are, else the field's (datacomp's).
     own_classes: what the data set itself calls its classes.
+    by_list: labels are places in the list of names beside the data; else they follow the field's order, or
+    own_classes', and such a list in another order is a ValueError.
     """
-    beside_classes = read_lines(folder / CLASSNAMES_FILE) if profile is None else None
+    listed = read_lines(folder / CLASSNAMES_FILE)
     beside_templates = read_lines(folder / TEMPLATES_FILE) if profile is None else None
     fallback = profile or PROFILES[0]
-    known = known_classnames(name, fallback)
-    classes = beside_classes or known or own_classes
-    if classes is None and profile is not None:  # the profile has no names of its own for this set
-        classes = read_lines(folder / CLASSNAMES_FILE)
-    if profile is not None:
-        check_order(read_lines(folder / CLASSNAMES_FILE), known, folder)
+    field = known_classnames(name, fallback) or own_classes
+    if profile is not None or not by_list:
+        check_order(listed, field, folder)
+    classes = listed or field if profile is None else field or listed
     if not classes:
         raise ValueError(f"{folder}: no class names; {CLASSNAMES_FILE} with one name a line is expected")
     if beside_templates is None:
@@ -120,7 +122,7 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     published = name in packaged()["templates"] or name in packaged()["imagenet_subsets"]
     label = fallback if published or name in _AS_IMAGENET else NO_TEMPLATES
     prompts = Prompts(tuple(classes), templates, label)
-    if beside_classes is None and beside_templates is None:
+    if profile is not None or (listed is None and beside_templates is None):
         return prompts
     return Prompts(prompts.classes, templates, _recognised(name, prompts))
 

@@ -46,10 +46,15 @@ class Report:
 # -- what it comes to -------------------------------------------------------------------------------
 
 
+def _leading(found: Comparison) -> Row | None:
+    """The figure that the verdict is about."""
+    return found.primary or next(iter(found.triplets), None)
+
+
 def verdict(found: Comparison) -> str:
     """What the comparison says, in one sentence that is plain also when it is against us."""
     a, b = escape(found.a.label), escape(found.b.label)
-    row = found.primary or (found.triplets[0] if found.triplets else None)
+    row = _leading(found)
     if row is None:
         return f"{a} and {b} share no classification set; see the tables."
     what = f"mean top-1 over {_sets(row.samples)}" if found.primary else row.name
@@ -79,12 +84,12 @@ def caution(found: Comparison) -> str:
 
 
 def _seeds_caution(found: Comparison) -> str:
-    seeds = found.primary.seeds if found.primary else None
+    row = _leading(found)
+    seeds = row.seeds if row else None
     if seeds is None:
-        return (
-            "There is one training run of each, so the interval covers the choice of test images only: "
-            "with another random seed it may come out the other way."
-        )
+        alone = len(found.a.runs) == len(found.b.runs) == 1
+        covered = "There is one training run of each, so the interval covers" if alone else "Intervals cover"
+        return f"{covered} the choice of test images only: with another seed it may come out the other way."
     text = f"Over {seeds.count} paired seeds the mean difference is {signed(seeds.mean.value)} points"
     if seeds.mean.low is not None:
         text += f", BCa interval {spread(seeds.mean)}"
@@ -301,8 +306,11 @@ def _set_about(record: dict) -> str:
         about += f", {sum(map(len, record['captions'])):,} captions"
     if record.get("unreadable"):
         about += f"; {len(record['unreadable'])} unreadable images left out"
-    about += "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
-    return f"{about}<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
+    return about + _notes(record) + f"<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
+
+
+def _notes(record: dict) -> str:
+    return "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
 
 
 def data_section(arms: Sequence[Arm]) -> str:
@@ -311,10 +319,10 @@ def data_section(arms: Sequence[Arm]) -> str:
     if one.get("triplets"):
         record = one["triplets"]
         about = f"{record['metrics']['triplets']:,} triplets {page.votes_label(record['votes'])}"
-        rows.append(("Triplets", f"{about}<br>{span(escape(record['path']), 'quiet')}"))
+        rows.append(("Triplets", f"{about}{_notes(record)}<br>{span(escape(record['path']), 'quiet')}"))
     if one["missing"]:
         names = ", ".join(one["missing"]) if len(one["missing"]) < 31 else "all"
-        rows.append(("Not here", f"Of the paper's 31 sets: {names}"))
+        rows.append(("Not evaluated", f"Of the paper's 31 sets: {names}"))
     return f"<h2>Data</h2>{page.definitions(rows)}"
 
 

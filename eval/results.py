@@ -86,6 +86,7 @@ def _triplet_record(outcome: Outcome) -> dict | None:
     return {
         "path": str(result.triplets.path.resolve()),
         "votes": result.triplets.votes_are,
+        "notes": result.triplets.notes,
         "metrics": result.metrics,
         "predictions": f"{PREDICTIONS}/triplets.npz",
         "crops": result.crops,
@@ -170,7 +171,7 @@ def _csv_text(row: dict) -> str:
     return text.getvalue()
 
 
-def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dict:
+def write(out: Path, outcome: Outcome, about: dict) -> dict:
     """Write every file; returns the contents of results.json.
 
     about: `checkpoint` (with `model`, `pretrained`), `recipe`, `settings`, `versions`.
@@ -197,7 +198,7 @@ def write(out: Path, outcome: Outcome, about: dict, missing: bool = True) -> dic
         "headline": headline(outcome),
         "datasets": {r.one.entry.key: _set_record(r) for r in outcome.sets},
         "triplets": _triplet_record(outcome),
-        "missing": _missing(outcome) if missing else [],
+        "missing": _missing(outcome),
         "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
     }
     _json(out / RESULTS, contents)

@@ -23,17 +23,19 @@ import tyro
 from eval.jobs import Where
 from eval.models import (
     NO_MODEL,
-    SCHEMAS,
     Loaded,
     encoders_for,
     from_schema,
     from_tag,
+    marked,
     open_clip_folder,
     refused,
 )
 from pipeline import machine
 
 if TYPE_CHECKING:
+    import torch
+
     from eval.encode import Encoders
     from eval.evalset import EvalSet
     from eval.perceptual import Triplets
@@ -52,7 +54,8 @@ class Evaluate:
     triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
     """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the results go; RUN/eval for a run, ./eval-results/NAME-WEIGHTS else."""
+    """Where the results go; RUN/eval for a run, ./eval-results/NAME-WEIGHTS else (weights from a file or a
+    folder: with a mark of where it lies)."""
     triplet_splits: tuple[str, ...] = ("val", "test")
     """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
     datasets: tuple[str, ...] = ()
@@ -121,7 +124,7 @@ def _from_run(path: Path) -> Loaded:
         "step": state["step"],
         "samples": state["samples"],
         "model": recipe["model"],
-        "pretrained": f"{run.name}-{folder.name}",
+        "pretrained": f"{run.absolute().name}-{folder.name}",
     }
     return Loaded(model, recipe["model"], about, recipe, run, assumed=tuple(notes))
 
@@ -158,7 +161,7 @@ def _from_file(name: str, file: Path) -> Loaded:
     except NO_MODEL as error:
         raise refused(f"{name},{file}", error) from None
     preprocess, notes = assumed.notes(name, model, origin.quick_gelu, origin.preprocess)
-    about = {"source": str(file), "model": name, "pretrained": file.stem}
+    about = {"source": str(file), "model": name, "pretrained": marked(file.stem, file)}
     about |= {"told_by": origin.says} if origin.says else {}
     return Loaded(model, name, about, preprocess=preprocess, assumed=tuple(notes))
 
@@ -166,20 +169,35 @@ def _from_file(name: str, file: Path) -> Loaded:
 def load(what: str, seed: int = 0) -> Loaded:
     """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else."""
     path = Path(what)
-    if what.startswith(SCHEMAS):
-        place = what.partition(":")[2].rstrip("/")
-        return from_schema(what, place.replace("/", "-") if what.startswith("hf-hub") else Path(place).name)
+    kind, _, place = what.partition(":")
+    if kind == "hf-hub":
+        return from_schema(what, place.replace("/", "-"))
+    if kind == "local-dir":
+        return from_schema(what, Path(place).resolve().name)
     if path.is_dir():
         folder = open_clip_folder(path)
-        if folder is None:
-            return _from_run(path)
-        return from_schema(f"local-dir:{folder}", path.resolve().name)
+        return from_schema(f"local-dir:{folder}", path.resolve().name) if folder else _from_run(path)
     if path.suffix == ".safetensors" and "," not in what:
         raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
         raise ValueError(f"--checkpoint {what}: no such folder")
     return _from_name(name, weights, seed)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    here = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if here else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {error}") from None
+    if device.type == "cuda" and not here:
+        raise ValueError(f"--device {name}: no such device is found here")
+    return device
 
 
 # -- one evaluation ---------------------------------------------------------------------------------
@@ -212,9 +230,8 @@ def prepare(options: Evaluate) -> Prepared:
     from eval.crops import Cache
 
     began = time.perf_counter()
-    for path, flag in ((options.data, "--data"), (options.triplets, "--triplets")):
-        if path is not None and not path.exists():
-            raise ValueError(f"{flag} {path}: no such {'folder' if flag == '--data' else 'file or folder'}")
+    if options.triplets is not None and not options.triplets.exists():
+        raise ValueError(f"--triplets {options.triplets}: no such file or folder")
     cache = Cache(_cache_folder(options))
     wanted = select(options.datasets, options.families)
     profile = None if options.prompts == "auto" else options.prompts
@@ -233,6 +250,7 @@ def prepare(options: Evaluate) -> Prepared:
             raise ValueError(
                 f"--triplet-splits {absent[0]}: {options.triplets} has no such split, but {here}"
             )
+        notes += [f"triplets: {note}" for note in triplets.notes]
     notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
     return Prepared(options, sets, triplets, began, tuple(notes))
 
@@ -277,8 +295,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     from eval.crops import Cache
 
     options = prepared.options
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if options.device == "auto" else options.device)
+    device = _device(options.device)
     loaded = load(checkpoint, options.seed)
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -307,7 +324,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / usual)
     contents = results.write(out, outcome, _about(loaded, encoders, options, team.world_size))
     if 0 < len(contents["missing"]) < 31:
-        say(f"not under {options.data}, so not evaluated: {', '.join(contents['missing'])}")
+        say(f"of the paper's sets not evaluated: {', '.join(contents['missing'])}")
     say(f"{out / results.RESULTS} ({outcome.seconds['all']:.1f} s)")
 
 

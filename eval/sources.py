@@ -12,6 +12,7 @@ damaged, or whose labels its names do not settle, is an error (ValueError naming
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import hashlib
 import json
@@ -22,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import catalog, classfolders, prompts, rawsets
+from eval import catalog, classfolders, imagenet, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
 from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
 from pipeline import captions as caption_files
-from pipeline import tars, utf8
+from pipeline import nights, tars, utf8
 
 NO_CACHE = Cache(None)
 
@@ -37,7 +38,7 @@ NO_CACHE = Cache(None)
 def _shards(folder: Path) -> list[Path]:
     count_file = folder / "test" / "nshards.txt"
     text = prompts.read_text(count_file).strip()
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{count_file}: {text!r} is no number of shards")
     shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
     for shard in shards:
@@ -138,7 +139,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
     entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
-    loaded = prompts.load(entry.prompts, folder, None, profile)
+    loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
     notes = _passed_over(indices, 0)
     return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
@@ -214,7 +215,8 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
 def _caption_files(folder: Path) -> list[Path]:
     """What may hold the captions, the one to take first."""
     patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
-    return [f for pattern in patterns for f in sorted(folder.glob(pattern)) if f.name[0] != "."]
+    names = sorted(name for name in os.listdir(folder) if name[0] != ".")
+    return [folder / name for pattern in patterns for name in fnmatch.filter(names, pattern)]
 
 
 def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
@@ -267,7 +269,13 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
         return found
     if files := _caption_files(folder):
         return read_captions(folder, files[0], files[1:])
-    return classfolders.read(folder, profile)
+    return None if _holds_triplets(folder) else classfolders.read(folder, profile)
+
+
+def _holds_triplets(folder: Path) -> bool:
+    """Whether a table of NIGHTS' layout lies here: its folders (ref, distort) are no classes."""
+    tables = [folder / name for name in nights.TABLES if (folder / name).is_file()]
+    return any(b"ref_path" in table.read_bytes().partition(b"\n")[0] for table in tables)
 
 
 def discover(
@@ -287,6 +295,8 @@ def discover(
     found: dict[str, EvalSet] = {}
     passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
+    if not _caption_files(root) and any(map(_caption_files, folders[1:])):
+        del folders[0]  # its folders hold pictures, but as sets with captions, not as classes
     for folder in folders:
         if wanted is not None and not _may_be(folder, wanted):
             continue
@@ -315,7 +325,7 @@ def discover(
             + "; expected clip-benchmark folders (wds_NAME/test/0.tar), torchvision's raw sets, one folder"
             " a class, or Karpathy's caption files"
         )
-    if passed and root not in (one.path for one in found.values()):
+    if passed:
         say(f"no evaluation set that is known here, passed over: {', '.join(passed)}")
     order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
     return sorted(found.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from eval.cli import say
 from eval.jobs import Where
 from eval.results import RESULTS
 from pipeline.slurm import SameDevices, check_path, submitting
@@ -61,7 +62,7 @@ def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], pol
             except (ValueError, OSError):
                 if folder.is_dir():
                     raise
-                print(f"{folder.name}: removed by the trainer before it could be read", flush=True)
+                say(f"{folder.name}: removed by the trainer before it could be read")
             done, last = done + 1, time.monotonic()
         if time.monotonic() - last >= patience or (has_ended(run) and not pending(run)):
             return done
@@ -69,7 +70,7 @@ def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], pol
 
 
 def submitted(
-    cluster: str, run: Path, function: Callable, options: object, where: Where | None = None
+    cluster: str, run: Path, function: Callable, options: object, where: Where
 ) -> Callable[[str, Path], None]:
     """An `evaluate` for `watch` that runs function(options, checkpoint, out) as a submitit job and waits.
 
@@ -78,7 +79,6 @@ def submitted(
     """
     import submitit
 
-    where = where or Where()
     check_path(run, "--checkpoint")
     with submitting():
         if cluster == "slurm":
@@ -92,7 +92,7 @@ def submitted(
     def evaluate(checkpoint: str, out: Path) -> None:
         with submitting():
             job = executor.submit(task, options, checkpoint, out)
-        print(f"{Path(checkpoint).name}: {cluster} job {job.job_id}", flush=True)
+        say(f"{Path(checkpoint).name}: {cluster} job {job.job_id}")
         try:
             job.result()
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:

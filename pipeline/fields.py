@@ -224,7 +224,7 @@ class Beton:
             info = json.loads(beside.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{beside}: damaged: {error}; build {self.path.name} again") from None
-        parts = ("captions", "rejected", "source", "settings")
+        parts = ("captions", "rejected", "passed_over", "source", "settings")
         if not isinstance(info, dict) or not all(isinstance(info.get(n, {}), dict) for n in parts):
             raise ValueError(f"{beside}: not what the build writes; move it away, or build again")
         return info

@@ -138,8 +138,10 @@ def test_wnids_that_imagenet_has_not(tmp_path, picture):
     assert classes(sources.read_folder(place))["n00004475"] == "organism"
     (place / "classnames.txt").write_text("a being\na goose\n")  # the user's list wins, in the folders' order
     assert classes(sources.read_folder(place)) == {"n00004475": "a being", "n01855672": "a goose"}
-    folders(place, ["spare"], picture)
     (place / "classnames.txt").unlink()
+    with pytest.raises(ValueError, match="2 of 2 classes are WordNet ids that are none of .*N01855672"):
+        sources.read_folder(folders(tmp_path / "capitals", ["N01855672", "N02091244"], picture))
+    folders(place, ["spare"], picture)
     with pytest.raises(ValueError, match="WordNet ids, but spare is none"):
         sources.read_folder(place)
 
@@ -192,6 +194,29 @@ def test_the_flat_validation_folder(tmp_path, picture, any_count, kind):
     assert one.entry.key == "imagenet1k"
     assert one.labels.tolist() == [490, 361, 171, 822]
     assert one.prompts.classes == tuple(IMAGENET_CLASSNAMES) and "labels from" in one.notes[0]
+
+
+def test_a_list_beside_that_would_turn_labels_round(tmp_path, picture, any_count):
+    """Labels that come by WordNet id, not by the list: one in ILSVRC's order names other classes."""
+    place = _flat(tmp_path / "imagenet1k", picture)
+    _labels_file("tensorflow", place)
+    names = list(prompts.known_classnames("imagenet1k"))
+    (place / "classnames.txt").write_text("\n".join(names))
+    assert sources.read_folder(place).labels.tolist() == [490, 361, 171, 822]
+    (place / "classnames.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(ValueError, match="the field's class names in another order"):
+        sources.read_folder(place)
+
+
+def test_a_list_of_wordnet_ids_gets_names(tmp_path, picture):
+    chosen = ["n02091244", "n01855672"]
+    for name, more in (("wds_mini-imagenet", ""), ("wds_synsets", " tench, Tinca tinca")):
+        listed = [f"{w}{more}" for w in chosen]
+        place = write_webdataset(tmp_path / name, [picture] * 2, [0, 1], listed)
+        assert sources.read_folder(place).prompts.classes == tuple(NAME[w] for w in chosen)
+    place = folders(tmp_path / "mini", chosen, picture)
+    (place / "classnames.txt").write_text("\n".join(sorted(chosen)))
+    assert classes(sources.read_folder(place)) == {w: NAME[w] for w in chosen}
 
 
 def test_a_ground_truth_without_its_key_is_refused(tmp_path, picture):
@@ -317,7 +342,7 @@ def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
         sources.read_folder(place)
     (place / "fox").unlink()
     (place / "cat" / "more").symlink_to("/nowhere")
-    assert sources.read_folder(place).notes == ("1 files that are no pictures not read: 1 links to nowhere",)
+    assert sources.read_folder(place).notes == ("1 files not read: 1 links to nowhere",)
 
 
 def test_names_in_another_encoding(tmp_path, picture):
@@ -449,7 +474,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, picture):
     assert len(one.images) == 4 and one.prompts.classes == ("cat", "dog", "empty")
     assert one.notes == (
         "2 hidden files (names that begin with a dot) passed over",
-        "3 files that are no pictures not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
+        "3 files not read: 1 .heic, 1 .txt, 1 pictures outside class folders",
         "1 folders inside class folders not read: dog/more",
         "1 classes without a picture, still among the answers: empty",
     )
@@ -473,6 +498,22 @@ def test_a_root_of_sets_is_no_set_itself(tmp_path, picture):
     said = []
     assert [s.entry.key for s in sources.discover(tmp_path, say=said.append)] == ["beasts"]
     assert said == ["no evaluation set that is known here, passed over: flat-one, flat-two"]
+
+
+def test_a_folder_of_triplets_is_no_set_of_classes(tmp_path, picture):
+    folders(tmp_path / "triplets", ["ref", "distort"], picture)
+    folders(tmp_path / "mix", ["cat", "dog"], picture)
+    for place, names in (("triplets", "id,left_vote,right_vote,ref_path,left_path"), ("mix", "file,class")):
+        (tmp_path / place / "data.csv").write_text(names)
+    assert [s.entry.key for s in sources.discover(tmp_path)] == ["mix"]
+
+
+def test_sets_of_captions_are_no_classes_of_their_root(tmp_path, picture):
+    for place in (tmp_path / "here", tmp_path / "there"):
+        folders(tmp_path, [place.name], picture, 2)
+        rows = [{"file": f"{i}.jpg", "captions": [f"picture {i}"]} for i in range(2)]
+        (place / "captions.json").write_text(json.dumps(rows))
+    assert [s.captions for s in sources.discover(tmp_path)] == [[["picture 0"], ["picture 1"]]] * 2
 
 
 def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path, picture):
@@ -540,6 +581,7 @@ def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
 @pytest.mark.parametrize(
     "names, expected",
     [
+        (["n02085620.Chihuahua", "n02085782.Maltese"], ("Chihuahua", "Maltese")),
         (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
         (
             ["001.Black_footed_Albatross", "002.Laysan_Albatross"],

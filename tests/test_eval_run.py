@@ -13,6 +13,7 @@ from eval_kit import encoded, pictures, write_webdataset
 
 from eval import run, watch
 from eval.cli import command
+from eval.jobs import Where
 from eval.results import Evaluation
 from train import checkpoint
 from train.model import create
@@ -137,6 +138,10 @@ BAD = [
     (["--checkpoint", MODEL, "--data", "{root}", "--families", "VTAB+"], "--families VTAB\\+: unknown"),
     (["--checkpoint", MODEL, "--data", "{root}", "--families", "VTAB"], "no evaluation set in it among"),
     (["--checkpoint", "{tmp}", "--data", "{root}", "--watch", "0"], "is no run's folder"),
+    (
+        ["--checkpoint", MODEL, "--data", "{root}", "--device", "gpu"],
+        "--device gpu: Expected one of cpu",
+    ),
 ]
 
 
@@ -289,7 +294,7 @@ def test_submitted_jobs(tmp_path):
         out.write_text(step)
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    watch.submitted("local", tmp_path / "run", evaluate, "good")("step-1", tmp_path / "said")
+    watch.submitted("local", tmp_path / "run", evaluate, "good", Where())("step-1", tmp_path / "said")
     assert (tmp_path / "said").read_text() == "step-1"
     with pytest.raises(ValueError, match="job .* for step-2 failed: no such option"):
-        watch.submitted("local", tmp_path / "run", evaluate, "bad")("step-2", tmp_path / "said")
+        watch.submitted("local", tmp_path / "run", evaluate, "bad", Where())("step-2", tmp_path / "said")

@@ -241,6 +241,12 @@ def test_idx(tmp_path):
     one = sources.read_folder(folder)
     assert one.labels.tolist() == [0, 1, 2, 1, 0] and one.images[3].mode == "RGB"
     assert (np.asarray(one.images[3])[..., 0] == array[3]).all()
+    digits = folder.rename(tmp_path / "fashion-mnist")
+    names = prompts.known_classnames("fashion-mnist")
+    (digits / "classnames.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(ValueError, match="the field's class names in another order"):
+        sources.read_folder(digits)
+    folder = digits.rename(folder)
     _idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1], np.uint8))
     with pytest.raises(ValueError, match="5 images but 2 labels"):
         sources.read_folder(folder)

@@ -16,7 +16,7 @@ from eval import compare, perceptual, run
 from train.distributed import World
 
 
-def nights(folder: Path, votes=(0, 1), mark: bytes = b"") -> Path:
+def nights(folder: Path) -> Path:
     """A folder in NIGHTS' layout with three triplets a split, jpegs that dataprep keeps byte for byte."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -25,10 +25,9 @@ def nights(folder: Path, votes=(0, 1), mark: bytes = b"") -> Path:
         names = [f"{i}-{side}.jpg" for side in "rlx"]
         for name in names:
             (folder / name).write_bytes(kit._picture(rng, 32).data)
-        left, right = votes[i % len(votes)], 1 - votes[i % len(votes)]
         split = ("train", "val", "test")[i % 3]
-        rows.append(f"{left},{right},8,{','.join(names)},{split},{i},False")
-    (folder / "data.csv").write_bytes(mark + "\n".join(rows).encode())
+        rows.append(f"{i % 2},{1 - i % 2},8,{','.join(names)},{split},{i},False")
+    (folder / "data.csv").write_text("\n".join(rows))
     return folder
 
 
@@ -56,21 +55,8 @@ def test_a_file_knows_its_split(built, split):
 @pytest.mark.parametrize("splits", [("val",), ("val", "test"), ("train",)])
 def test_a_folder_of_betons_is_the_folder_it_was_made_of(built, splits):
     ours, theirs = perceptual.read(built / "out", splits), perceptual.read(built / "source", splits)
-    assert sorted(ours.split) == sorted(theirs.split) and len(ours.vote) == 3 * len(splits)
-    for split in splits:
-        _same(_only(ours, split), _only(theirs, split))
-
-
-def _only(triplets: perceptual.Triplets, split: str) -> perceptual.Triplets:
-    chosen = triplets.split == split
-    return perceptual.Triplets(
-        triplets.path,
-        triplets.images,
-        triplets.rows[chosen],
-        triplets.vote[chosen],
-        triplets.split[chosen],
-        "",
-    )
+    assert len(ours.vote) == 3 * len(splits)
+    _same(ours, theirs)
 
 
 def test_a_split_that_is_not_there_is_refused(built, tmp_path):
@@ -104,11 +90,6 @@ def test_a_file_without_a_word_goes_by_its_name(tmp_path):
         assert set(perceptual.read(file).split) == {split}
     file.with_suffix(".json").write_text(json.dumps({"source": {"split": None}}))
     assert set(perceptual.read(file).split) == {"test"}
-
-
-def test_a_byte_order_mark(tmp_path):
-    plain, marked = nights(tmp_path / "a"), nights(tmp_path / "b", mark=b"\xef\xbb\xbf")
-    _same(perceptual.read(plain), perceptual.read(marked))
 
 
 # -- majority and share of people ---------------------------------------------------------
@@ -168,10 +149,61 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
 def test_triplets_left_out_for_few_votes_are_said(tmp_path):
     folder = nights(tmp_path / "source")
     table = folder / "data.csv"
-    assert perceptual.read(folder).votes_are == "votes as given in data.csv"
+    assert perceptual.read(folder).notes == ()
     lines = table.read_text().splitlines()
-    few = [line.replace(",8,", ",5,") if ",val," in line else line for line in lines]
+    few = [line.replace(",8,", ",5,") if ",val," in line and not line.endswith("1,False") else line
+           for line in lines]  # fmt: skip
     table.write_text("\n".join(few))
     found = perceptual.read(folder)
-    assert len(found.vote) == 3
-    assert found.votes_are == "votes as given in data.csv; 3 triplets of fewer than 6 votes left out"
+    assert len(found.vote) == 4 and found.votes_are == "votes as given in data.csv"
+    assert found.notes == ("2 triplets of fewer than 6 votes left out",)
+    _same(found, _built(folder, tmp_path / "out", "val", "test"))
+    told = _built(folder, tmp_path / "out", "val", "test").notes
+    assert len(told) == 1 and "when triplets-val.beton was built: 2 rows with too few votes" in told[0]
+
+
+def _built(folder: Path, out: Path, *splits: str) -> perceptual.Triplets:
+    command = ["nights", "--source", str(folder), "--out", str(out), "--size", "none", "--splits", *splits]
+    assert build(command) == 0
+    return perceptual.read(out, splits)
+
+
+def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
+    from eval import report
+    from eval.results import Evaluation
+
+    folder = nights(tmp_path / "source")
+    table = folder / "data.csv"
+    table.write_text(table.read_text().replace(",8,", ",5,", 2))
+    arguments = ["--checkpoint", "debug-ViT", "--triplets", folder, "--no-cache", "--out", tmp_path / "run"]
+    run.main([str(a) for a in arguments])
+    note = "1 triplets of fewer than 6 votes left out"
+    assert f"note: triplets: {note}" in capsys.readouterr().out
+    assert Evaluation.read(tmp_path / "run").data["triplets"]["notes"] == [note]
+    assert note in report.data_section(compare.arms([str(tmp_path / "run")]))
+
+
+def test_a_split_of_the_test_set(tmp_path):
+    """NIGHTS' test_imagenet is a part of its test rows; as a folder and as a file it has that name."""
+    folder = nights(tmp_path / "source")
+    table = folder / "data.csv"
+    table.write_text(table.read_text().replace("8,False", "8,True"))
+    for split, count in (("test_imagenet", 1), ("test_no_imagenet", 2)):
+        found = perceptual.read(folder, (split,))
+        assert len(found.vote) == count and {*found.split} == {split}
+        _same(found, _built(folder, tmp_path / "out", split))
+
+
+def test_the_reports_pictures_are_of_the_split_that_was_evaluated(built, tmp_path):
+    from eval.panels import Pictures
+    from eval.results import Evaluation
+
+    for what in ("out", "source"):
+        arguments = ["--checkpoint", "debug-ViT", "--triplets", built / what, "--triplet-splits", "train"]
+        run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]])
+        shown = Pictures(Evaluation.read(tmp_path / what), "triplets")
+        expected = perceptual.read(built / what, ("train",)).images
+        for i in range(len(expected)):
+            picture = expected[i]
+            picture.thumbnail((112, 112))
+            assert shown.thumbnail(i).tobytes() == picture.tobytes()

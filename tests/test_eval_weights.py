@@ -240,6 +240,35 @@ def test_a_folder_that_leaves_pixels_to_defaults_is_said(root, tensors, tmp_path
     assert "CLIP's mean, std and resizing" in data["checkpoint"]["assumed"][0]
 
 
+def test_a_hub_model_that_leaves_pixels_to_defaults_is_said(tensors, tmp_path, monkeypatch):
+    place = open_clip_folder(tmp_path / "tiny", tensors)
+    told = json.loads((place / "open_clip_config.json").read_text())
+
+    def downloaded(repo_id, filename, **_):
+        assert repo_id == "org/tiny"
+        if not (place / filename).is_file():
+            raise OSError("no such file")
+        return str(place / filename)
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", downloaded)
+    assert run.load("hf-hub:org/tiny").assumed == ()
+    del told["preprocess_cfg"]
+    (place / "open_clip_config.json").write_text(json.dumps(told))
+    assert "CLIP's mean, std and resizing" in run.load("hf-hub:org/tiny").assumed[0]
+
+
+def test_results_of_weights_with_one_name_do_not_meet(root, tensors, tmp_path, monkeypatch):
+    """Neither in the folder they go to by default nor in what other tools tell models apart by."""
+    what = [open_clip_folder(tmp_path / name / "tiny", tensors) for name in "ab"]
+    files = [f"{MODEL},{place / 'open_clip_model.safetensors'}" for place in what]
+    monkeypatch.chdir(tmp_path)
+    for one in (*what, *files, files[0]):
+        run.main(["--checkpoint", str(one), "--data", str(root), "--no-cache"])
+    found = [Evaluation.read(p).data["checkpoint"] for p in sorted((tmp_path / "eval-results").iterdir())]
+    assert len({(one["model"], one["pretrained"]) for one in found}) == len(found) == 4
+    assert {one["model"] for one in found} == {"tiny", MODEL}
+
+
 def test_names_that_cannot_be_had_are_refused_in_words(root, tensors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -291,7 +320,7 @@ def test_notes_reach_the_results(tmp_path, capsys):
         (tmp_path / "mix" / name / "a.png").write_bytes(encoded(pictures(1)[0]))
     (tmp_path / "mix" / "cat" / "a.heic").write_text("x")
     data = evaluate(MODEL, tmp_path, tmp_path / "out")
-    assert data["datasets"]["mix"]["notes"] == ["1 files that are no pictures not read: 1 .heic"]
+    assert data["datasets"]["mix"]["notes"] == ["1 files not read: 1 .heic"]
     assert "acc5" not in data["datasets"]["mix"]["metrics"]  # two classes
     assert "note: mix: 1 files" in capsys.readouterr().out
 
