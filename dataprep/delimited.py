@@ -46,8 +46,7 @@ def head(path: Path) -> Head:
     """Column names and delimiter.  Raises ValueError naming what is wrong with the file as a whole."""
     with open(path, "rb") as file:
         first = file.readline(_LONG)
-    if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    utf8.check(first, str(path))
     if b"\r" in first.rstrip(b"\r\n"):
         raise ValueError(f"{path}: its lines end as on old Macs, in CR alone; tr '\\r' '\\n' mends that")
     text = first.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")

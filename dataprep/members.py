@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.shard import Left
+from dataprep.shard import Left, Pair, Source
 from pipeline import utf8
 
 TEXTS = ("txt", "text", "caption", "captions")  # parts that are a caption
@@ -74,6 +76,14 @@ class Reading:
             return lines, []
         several = [Left("further lines of captions, kept as one caption (--caption-lines: one each)")]
         return [said], several if len(lines) > 1 else []
+
+
+@cache
+def most_captions(source: Source) -> int:
+    """The most captions of an image among the first samples."""
+    raws = islice(source.read(source.tasks()[0]), 200)
+    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
+    return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
 
 
 def never_downloaded(stats: Path) -> list[Left]:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading, never_downloaded
+from dataprep.members import TEXTS, Reading, most_captions, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES
 
@@ -69,7 +69,7 @@ class Sidecars:
 
     @property
     def captions(self) -> int:
-        return self.wanted or _most_captions(self)
+        return self.wanted or most_captions(self)
 
     def tasks(self) -> list[Task]:
         return list(_plan(self.path))
@@ -124,11 +124,3 @@ def _plan(path: Path) -> tuple[Task, ...]:
     if not tasks:
         raise ValueError(f"{path}: no images with texts of the same name")
     return tuple(tasks)
-
-
-@cache
-def _most_captions(source: Sidecars) -> int:
-    """The most captions among the first samples."""
-    raws = islice(source.read(source.tasks()[0]), 200)
-    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
-    return min(max(counts, default=1) or 1, columns.MOST_CAPTIONS)

@@ -59,45 +59,43 @@ def read(
     rows: list[dict] = []
     try:
         names = lines.fieldnames or ()
-        _check_columns(table, names, splits, min_votes, unsplit)
+        _check_columns(names, splits, min_votes, unsplit)
         rows.extend(lines)
-        _check_quotes(rows, len(names))
+        for number, row in enumerate(rows, 2):
+            _check_fields(row, number, len(names))
         numbered = enumerate(rows, 2)
         out = [_row(row, n, unsplit) for n, row in numbered if _wanted(row, n, splits, unsplit)]
     except csv.Error as error:
-        raise ValueError(
-            f"{table}: row {len(rows) + 2}: its quotation marks do not pair up ({error})"
-        ) from None
+        told = f"row {len(rows) + 2}: its quotation marks do not pair up ({error})"
+        raise ValueError(f"{table}: {told}") from None
     except ValueError as error:
-        told = str(error) if str(table) in str(error) else f"{table}: {error}"
-        raise ValueError(told) from None
+        raise ValueError(f"{table}: {error}") from None
     if min_votes is None:
         min_votes = MIN_VOTES if any(_count(row) >= MIN_VOTES for row in rows) else 0
     return tuple(row for row in out if row.votes >= min_votes)
 
 
-def _check_quotes(rows: Sequence[dict], columns: int) -> None:
-    """ValueError for a field in quotation marks that holds rows: they would be gone without a word."""
-    for number, row in enumerate(rows, 2):
-        for field in filter(None, row.values()):
-            lines = field.splitlines() if isinstance(field, str) and "\n" in field else ()
-            if any(line.count(",") >= columns - 1 for line in lines):
-                raise ValueError(
-                    f"row {number}: a quotation mark opens here and closes after what looks like rows"
-                )
+def _check_fields(row: dict, number: int, columns: int) -> None:
+    """ValueError for a row whose fields are not the columns', or that has swallowed others."""
+    if any(row.pop(None, ())):  # those past the header's
+        raise ValueError(f"row {number}: more fields than the header has; a comma in one without quotes?")
+    for field in filter(None, row.values()):
+        if "\n" in field and any(line.count(",") >= columns - 1 for line in field.splitlines()):
+            told = "a quotation mark opens here and closes after what looks like rows"
+            raise ValueError(f"row {number}: {told}")
 
 
-def _check_columns(table, names, splits, min_votes, unsplit) -> None:
+def _check_columns(names, splits, min_votes, unsplit) -> None:
     needed = _NEEDED + (("votes",) if min_votes else ())
     if splits is not None:
         needed += () if unsplit else ("split",)
         needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
     twice = [name for name in needed if list(names).count(name) > 1]
     if twice:
-        raise ValueError(f"{table}: more than one column is called {', '.join(twice)}")
+        raise ValueError(f"more than one column is called {', '.join(twice)}")
     missing = [name for name in needed if name not in names]
     if missing:
-        raise ValueError(f"{table}: no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
+        raise ValueError(f"no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
 
 
 def _wanted(row: dict, number: int, splits: tuple[str, ...] | None, unsplit: str) -> bool:

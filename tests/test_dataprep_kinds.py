@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep import sidecars, space
-from dataprep.build import Job, RunSettings, build
+from dataprep.build import RunSettings, build
 from dataprep.columns import Choice
 from dataprep.members import Reading
 from dataprep.pairs import named, open_pairs
@@ -141,6 +141,18 @@ def test_parquet_captions_that_are_no_text(tmp_path, capsys):
     assert kit.make(path, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
     assert kit.taken(tmp_path / "o.beton") == [("2/0", ["red"]), ("2/2", ["blue"])]
     assert [row["detail"] for row in kit.rejects(tmp_path / "o.beton")] == ["not UTF-8 text"]
+
+
+def test_parquet_files_that_are_not_alike(tmp_path, capsys):
+    """Lists of captions in one file, none in the other."""
+    said = [["a"], ["b", "c"], [], ["d"]]
+    whole = pa.table({"jpg": [kit.jpeg(n) for n in range(4)], "caption": said})
+    pq.write_table(whole, tmp_path / "a.parquet", row_group_size=1)
+    assert kit.make(tmp_path, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert [captions for _, captions in kit.taken(tmp_path / "o.beton")] == [["a"], ["b", "c"], ["d"]]
+    pq.write_table(pa.table({"jpg": [kit.jpeg(0)]}), tmp_path / "b.parquet")
+    assert kit.make(tmp_path, tmp_path / "p.beton") == 2
+    assert f"{tmp_path / 'b.parquet'}: no caption column" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
@@ -278,8 +290,9 @@ def test_a_shard_of_which_only_the_statistics_are_there_is_told(tmp_path, capsys
     for number in ("00001", "00002"):
         (folder / f"{number}_stats.json").write_text('{"successes": 9}')
         tar_of(folder / f"{number}.tar", (number, {"jpg": kit.jpeg(0), "txt": "x"}))
-    assert kit.make(folder, tmp_path / "whole.beton") == 0
-    assert "without their tar" not in capsys.readouterr().out
+    for source in (folder, folder / "00000.tar"):
+        assert kit.make(source, tmp_path / f"{source.stem}.beton") == 0
+        assert "without their tar" not in capsys.readouterr().out
     (folder / "00001.tar").unlink()
     assert kit.make(folder, tmp_path / "o.beton") == 0
     assert "passed over 1: shards without their tar, 00001 the first" in capsys.readouterr().out
@@ -383,8 +396,7 @@ def test_the_estimate_of_space_is_near_what_is_written(tmp_path):
     path = kit.write_csv(tmp_path / "c.csv", rows, ("filepath", *"abcde"))
     source = open_pairs(path, choice=Choice(captions=tuple("abcde")))
     settings_ = SampleSettings()
-    job = Job(source, tmp_path / "out.beton", settings_, RunSettings(workers=1))
-    told = space.needed(job, [0])
+    told = space.needed(source, settings_, 1)
     build(source, tmp_path / "out.beton", settings_, RunSettings(workers=1))
     beton = Beton(tmp_path / "out.beton")
     index = np.arange(300)

@@ -128,6 +128,12 @@ def test_a_txt_that_is_a_csv_and_empty_rows(tmp_path):
     assert Beton(tmp_path / "out.beton").info["rejected"] == {}
 
 
+def test_each_row_without_an_image_is_a_reject(tmp_path):
+    table = kit.table_of(tmp_path / "c.csv", "filepath,title\n1.jpg,a\n,b\n,c\n2.jpg,d\n")
+    assert kit.make(table, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
+    assert [row["key"] for row in kit.rejects(tmp_path / "out.beton")] == ["line 3", "line 4"]
+
+
 def test_rows_of_an_image_that_do_not_follow_each_other_are_told(tmp_path, capsys):
     body = "filepath,caption\n1.jpg,a\n2.jpg,b\n1.jpg,c\n2.jpg,d\n2.jpg,e\n"
     assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
@@ -211,6 +217,11 @@ def test_what_names_no_image_is_no_name(tmp_path):
             ),
             "2 images, but 1 ids",
         ),
+        (
+            "c.json",
+            b'{"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 2, "caption": ""}]}',
+            "a caption of image 2, which is not among its images",
+        ),
     ],
 )
 def test_tables_that_could_be_read_in_two_ways_are_refused(tmp_path, capsys, name, body, told):
@@ -241,9 +252,14 @@ def twice(lines: list[str]) -> None:
     lines[0] = lines[0].replace("prompt", "left_vote")
 
 
+def comma(lines: list[str]) -> None:
+    lines[3] = lines[3].replace(",", ",3,", 1)
+
+
 @pytest.mark.parametrize(
     "change, told",
     [
+        (comma, "row 4: more fields than the header has"),
         (swallow, "row 4: a quotation mark opens here and closes after what looks like rows"),
         (open_mark, "row 4: its quotation marks do not pair up"),
         (twice, "more than one column is called left_vote"),
