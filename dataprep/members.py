@@ -18,6 +18,7 @@ from dataprep.shard import Left, Pair, Source
 from pipeline import utf8
 
 TEXTS = ("txt", "text", "caption", "captions")  # parts that are a caption
+SAID = {*TEXTS, "json"}  # parts that may hold one
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,8 @@ class Reading:
     def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
         """(captions, what is passed over of them).  Raises ValueError naming the part that is wrong."""
         captions, left = self._captions(key, texts)
-        try:
-            for said in captions:
-                said.encode()
-        except UnicodeEncodeError as error:  # JSON can write it, UTF-8 cannot
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise ValueError(f"{key}.json: half a character ({half} without its other half)") from None
+        if told := columns.half_character(captions):
+            raise ValueError(f"{key}.json: {told}")
         return captions, left
 
     def _captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:

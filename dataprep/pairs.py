@@ -83,7 +83,7 @@ def named(source: str) -> list[Path]:
         if not found:
             raise ValueError(f"{one}: no such file or folder" + (f" (of {source})" if one != source else ""))
         out += map(Path, found)
-    return list(dict.fromkeys(out))
+    return out
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _files(paths: list[Path], endings: tuple[str, ...]) -> tuple[Path, ...]:
         if not found:
             raise ValueError(f"{path}: no {endings[0]} files")
         files += found
-    return tuple(files)
+    return tuple(dict.fromkeys(files))
 
 
 def _tables(folder: Path) -> list[Path]:

@@ -143,7 +143,7 @@ class TableFile:
         captions = [text for name in names for text in columns.strings(row[name])]
         fault = "" if isinstance(image, str | int | None) else f"no name of an image: {image!r:.80}"
         name = "" if image is None else str(image)
-        return Record(offset, number, name, captions, fault or _not_utf8(captions))
+        return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
         for number, row in enumerate(self._items()[start:stop], start):
@@ -205,8 +205,10 @@ def _parsed(line: bytes) -> dict:
     return row if isinstance(row, dict) else {}
 
 
-def _document(path: Path, data: dict) -> list[dict] | None:
-    """Rows of one JSON object; None where it is a row itself."""
+def _document(path: Path, data: object) -> list[dict] | None:
+    """Rows of one JSON object; None where it is a row itself, or no object."""
+    if not isinstance(data, dict):
+        return None
     if isinstance(data.get("images"), list):
         try:
             found = from_coco(data)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading, most_captions, never_downloaded
+from dataprep.members import SAID, Reading, most_captions, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import ENDINGS, PICTURES, UNSORTED, Fault, Sample, Tar, compression, split
 
-_SAID = {*TEXTS, "json"}
-_READ = {*PICTURES, *_SAID}
+_READ = {*PICTURES, *SAID}
 _MIXED = "samples of this name stand mixed, so it cannot be told which text is whose"
 
 
@@ -69,7 +68,7 @@ class Tars:
                     continue
                 if item.key == mixed and isinstance(raw, Pair):
                     raw, left = Bad(item.key, "repeated key", _MIXED), []
-                half = not item.pictures or _SAID.isdisjoint(item.parts)
+                half = not item.pictures or SAID.isdisjoint(item.parts)
                 mixed = item.key if half or item.key == mixed else ""
                 yield from left
                 yield raw

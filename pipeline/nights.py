@@ -22,6 +22,7 @@ PARTS = ("train", "val", "test")  # what the column `split` may hold
 SPLITS = (*PARTS, "test_imagenet", "test_no_imagenet")
 TABLES = ("data.csv", "triplets.csv")
 COLUMNS = ("left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path")
+_READ = {*COLUMNS, "split", "is_imagenet", "id"}
 _NEEDED = tuple(name for name in COLUMNS if name != "votes")
 
 
@@ -45,9 +46,9 @@ def table_of(folder: Path) -> Path:
 
 
 def read(
-    table: Path, splits: Sequence[str] | None, min_votes: int | None = None, *, unsplit: str = ""
+    table: Path, splits: Sequence[str], min_votes: int | None = None, *, unsplit: str = ""
 ) -> tuple[Row, ...]:
-    """Rows of the splits (of SPLITS; None takes all), in the table's order.
+    """Rows of the splits (of SPLITS), in the table's order.
 
     min_votes: rows with fewer votes are left out.  None leaves out those with fewer than 6 as NIGHTS does,
     but takes a table whole that has no row with as many.
@@ -62,7 +63,7 @@ def read(
         _check_columns(names, splits, min_votes, unsplit)
         rows.extend(lines)
         for number, row in enumerate(rows, 2):
-            _check_fields(row, number, len(names))
+            _check_fields(row, number, names)
         numbered = enumerate(rows, 2)
         out = [_row(row, n, unsplit) for n, row in numbered if _wanted(row, n, splits, unsplit)]
     except csv.Error as error:
@@ -75,21 +76,20 @@ def read(
     return tuple(row for row in out if row.votes >= min_votes)
 
 
-def _check_fields(row: dict, number: int, columns: int) -> None:
-    """ValueError for a row whose fields are not the columns', or that has swallowed others."""
-    if any(row.pop(None, ())):  # those past the header's
+def _check_fields(row: dict, number: int, names: Sequence[str]) -> None:
+    """ValueError for a row whose fields are shifted, or that has swallowed others."""
+    more = row.pop(None, ())  # fields past the header's; after a text that nobody reads they shift nothing
+    if any(more) and names[-1] in _READ:
         raise ValueError(f"row {number}: more fields than the header has; a comma in one without quotes?")
     for field in filter(None, row.values()):
-        if "\n" in field and any(line.count(",") >= columns - 1 for line in field.splitlines()):
+        if "\n" in field and any(line.count(",") >= len(names) - 1 for line in field.splitlines()):
             told = "a quotation mark opens here and closes after what looks like rows"
             raise ValueError(f"row {number}: {told}")
 
 
 def _check_columns(names, splits, min_votes, unsplit) -> None:
-    needed = _NEEDED + (("votes",) if min_votes else ())
-    if splits is not None:
-        needed += () if unsplit else ("split",)
-        needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
+    needed = _NEEDED + (("votes",) if min_votes else ()) + (() if unsplit else ("split",))
+    needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
     twice = [name for name in needed if list(names).count(name) > 1]
     if twice:
         raise ValueError(f"more than one column is called {', '.join(twice)}")
@@ -98,9 +98,7 @@ def _check_columns(names, splits, min_votes, unsplit) -> None:
         raise ValueError(f"no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
 
 
-def _wanted(row: dict, number: int, splits: tuple[str, ...] | None, unsplit: str) -> bool:
-    if splits is None:
-        return True
+def _wanted(row: dict, number: int, splits: Sequence[str], unsplit: str) -> bool:
     part = row.get("split", unsplit)
     if part not in PARTS:  # else its rows would be in no split, and nobody would know
         raise ValueError(f"row {number}: split is {part!r}, {', '.join(PARTS)} are expected")

@@ -506,7 +506,7 @@ def damaged(path: Path, name: str) -> None:
         ("image", "sample 2: image: not a baseline RGB JPEG"),
         ("tokens", "sample 1: tokens: not start"),
         ("luma", "sample 0: image: stored mean luma is wrong"),
-        ("size", "sample 0: image: its size is not the one"),
+        ("size", "sample 0: image: engines refuse it: it has 56×40 pixels, the table says"),
     ],
 )
 def test_verify_finds_damage(tmp_path, capsys, name, message):

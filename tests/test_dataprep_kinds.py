@@ -338,13 +338,15 @@ def test_texts_beside_images(tmp_path):
         (folder / f"{name}.txt").write_text(f"words {n}")
     (folder / "._a.jpg").write_bytes(b"x")
     (folder / "alone.txt").write_text("no image")
+    (folder / "a.jpg").write_bytes(kit.jpeg(3))  # beside a.JPG
     assert kit.make(folder, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
     assert kit.taken(tmp_path / "out.beton") == [
         ("a", ["words 1"]),
         ("b.1", ["words 0"]),
         ("sub/c", ["words 2"]),
     ]
-    assert [(r["key"], r["reason"]) for r in kit.rejects(tmp_path / "out.beton")] == [("alone", "no image")]
+    rejects = {row["key"]: row["reason"] for row in kit.rejects(tmp_path / "out.beton")}
+    assert rejects == {"a.jpg": "empty caption", "alone": "no image"}
 
 
 # -- names of sources -----------------------------------------------------------------------------

@@ -110,6 +110,11 @@ def test_one_line_of_json_is_a_table_too(tmp_path):
     assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["x", "y"])]
 
 
+def test_json_that_is_no_object_is_a_bad_row(tmp_path, capsys):
+    assert kit.make(kit.table_of(tmp_path / "c.json", '"1.jpg"'), tmp_path / "out.beton") == 1
+    assert "line 1: bad row: not a JSON object" in capsys.readouterr().err
+
+
 def test_column_names_in_other_letters_and_words_that_look_like_nothing(tmp_path):
     body = "Image, Caption\n1.jpg,None\n2.jpg,NA\n3.jpg,null\n"
     assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
@@ -195,10 +200,11 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
 
 
 def test_what_names_no_image_is_no_name(tmp_path):
-    rows = [{"image": image, "caption": "x"} for image in ("0.jpg", None, {"path": "1.jpg"}, ["2.jpg"])]
+    images = ("0.jpg", None, {"path": "1.jpg"}, ["2.jpg"], "\ud83d.jpg")
+    rows = [{"image": image, "caption": "x"} for image in images]
     table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
     assert kit.make(table, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
-    assert [row["key"] for row in kit.rejects(tmp_path / "o.beton")] == ["line 2", "line 3", "line 4"]
+    assert [row["key"] for row in kit.rejects(tmp_path / "o.beton")] == [f"line {n}" for n in (2, 3, 4, 5)]
     assert {row["reason"] for row in kit.rejects(tmp_path / "o.beton")} == {"bad row"}
 
 
@@ -253,6 +259,7 @@ def twice(lines: list[str]) -> None:
 
 
 def comma(lines: list[str]) -> None:
+    lines[:] = [line.rpartition(",")[0] for line in lines]  # without the prompt
     lines[3] = lines[3].replace(",", ",3,", 1)
 
 
