@@ -236,9 +236,6 @@ class Job:
                 f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
                 f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
             )
-        if at_end and not total.samples:
-            shutil.rmtree(self.parts)
-            raise ValueError(f"no sample could be taken; the first: {first}")
 
     def _first_reject(self) -> str:
         for path in sorted(self.parts.glob("*.rejects.jsonl")):
@@ -254,10 +251,10 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            over = "; ".join(f"{count:,} {what}" for what, count in total.passed_over.items())
-            raise ValueError(
-                f"{self.source.describe()['path']}: it has no samples" + (f", only {over}" if over else "")
-            )
+            why = [f"the first: {self._first_reject()}"] if total.rejected else []
+            why += [f"{count:,} {what}" for what, count in total.passed_over.items()]
+            shutil.rmtree(self.parts)
+            raise ValueError("; ".join([f"{self.source.describe()['path']}: no sample could be taken", *why]))
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
         keep = _first_copies(shards) if self.settings.dedup else []

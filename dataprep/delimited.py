@@ -135,9 +135,9 @@ def _csv(file: BinaryIO, text: str, delimiter: str) -> tuple[list[str], list[byt
 
 
 def _like_row(raw: bytes, fields: list[str], table: Head, image: int) -> bool:
-    """Whether a line inside quotation marks is a row: as many fields, and an image like the row's own."""
+    """Whether a line inside quotation marks is a row: no fewer fields, and an image like the row's own."""
     inside = raw.decode("utf-8", "surrogateescape").rstrip("\r\n").split(table.delimiter)
-    if len(inside) != len(table.names) or len(fields) <= image:
+    if len(inside) < len(table.names) or len(fields) <= image:
         return False
     kind = _kind(fields[image])
     return bool(kind) and _kind(inside[image].strip('"')) == kind

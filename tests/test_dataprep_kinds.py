@@ -223,7 +223,7 @@ def test_retrieval_tars_are_lines_of_captions(tmp_path, place):
     assert kit.taken(tmp_path / "one.beton") == [("0", ["one two three"])]
     assert "further lines of captions" in str(Beton(tmp_path / "one.beton").info["passed_over"])
     assert kit.make(folder / place, tmp_path / "lines.beton", "--caption-lines") == 0
-    (folder / "dataset_type.txt").write_text("retrieval\n")
+    (folder / "dataset_type.txt").write_text("\ufeffretrieval\r\n")
     assert kit.make(folder / place, tmp_path / "told.beton") == 0
     for name in ("lines", "told"):
         assert kit.taken(tmp_path / f"{name}.beton") == [("0", ["one", "two", "three"])]
@@ -306,6 +306,14 @@ def test_a_parquet_row_without_image_and_status_is_a_reject_and_null_is_no_text(
     assert kit.make(tmp_path / "x.parquet", tmp_path / "out.beton", "--max-rejects", "0.9") == 0
     assert kit.taken(tmp_path / "out.beton") == [("x/0", ["na"])]
     assert [row["reason"] for row in kit.rejects(tmp_path / "out.beton")] == ["no image", "empty caption"]
+
+
+def test_a_source_of_which_nothing_was_downloaded(tmp_path, capsys):
+    rows = {"jpg": pa.array([None], pa.binary()), "caption": ["x"], "status": ["failed_to_download"]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    assert kit.make(tmp_path / "x.parquet", tmp_path / "out.beton") == 2
+    assert "no sample could be taken; 1 rows never downloaded (failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_text_written_anew_is_read_anew(tmp_path, capsys):

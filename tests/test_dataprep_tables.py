@@ -60,6 +60,13 @@ def test_a_bad_row_costs_itself_and_is_named_by_its_line(
     assert row["key"] == f"line {line}" and detail in row["detail"], row
 
 
+def test_a_bad_row_is_not_swallowed_either(tmp_path):
+    body = 'filepath,title\n1.jpg,one\n2.jpg,"unclosed\n3.jpg,three, 6"\n4.jpg,x\n'
+    table = kit.table_of(tmp_path / "c.csv", body)
+    assert kit.make(table, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
+    assert [row["key"] for row in kit.rejects(tmp_path / "out.beton")] == ["line 3", "line 4"]
+
+
 @pytest.mark.parametrize(
     "name, body, message",
     [
