@@ -52,10 +52,10 @@ class Bapps:
                 raise ValueError(f"{self.root()}: no subset {name}; it has {', '.join(there) or 'none'}")
         chosen = self.subsets or there
         for name in chosen:
-            counts = {part: len(_names(self.root() / name / part)) for part in _PARTS}
-            if len(set(counts.values())) > 1:
-                told = ", ".join(f"{count} in {part}" for part, count in counts.items())
-                raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
+            stems = [[Path(file).stem for file in _names(self.root() / name / part)] for part in _PARTS]
+            if any(own != stems[0] for own in stems):
+                told = ", ".join(f"{len(own)} in {part}" for part, own in zip(_PARTS, stems))
+                raise ValueError(f"{self.root() / name}: its folders hold other numbers or names: {told}")
         return chosen
 
     def tasks(self) -> list[Task]:

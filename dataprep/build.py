@@ -16,10 +16,8 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -86,9 +84,33 @@ def build(
     with job.lock():
         left = job.unfinished()
         if how.disk_check:
-            space.check(job, left)
+            space.check(job.parts.parent, source, settings, len(left))
         (runner or run_here)(job, left)
         return job.finish()
+
+
+def check_out(out: Path) -> None:
+    """ValueError if a .beton cannot be written as `out`, or its JSON would take the place of another file."""
+    if out.suffix != ".beton":
+        raise ValueError(f"{out}: the name of the file to write must end in .beton")
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder lies there, where a file is to be written; choose another --out")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above}: a file lies there, where --out needs a folder")
+    beside = out.with_suffix(".json")
+    if beside.exists() and not _is_ours(beside):
+        raise ValueError(
+            f"{beside}: the build writes its own JSON there, and this is another; "
+            "move it away, or choose another --out"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return "fingerprint" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def run_here(job: Job, left: list[int]) -> None:
@@ -103,8 +125,7 @@ class Job:
     """One build: the source, where it goes, and which of its shards are finished."""
 
     def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
-        if out.suffix != ".beton":
-            raise ValueError(f"{out}: the name of the file to write must end in .beton")
+        check_out(out)
         if settings.dedup and source.kind != "pairs":
             raise ValueError("dedup compares the images of pairs; triplets share images by nature")
         self.source, self.out, self.settings, self.how = source, out, settings, how
@@ -113,9 +134,6 @@ class Job:
         self.parts = out.with_name(out.name + ".parts")
         known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
         self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-
-    def __getstate__(self):
-        return vars(self) | {"_lock": None}
 
     @property
     def limit(self) -> float:
@@ -139,9 +157,9 @@ class Job:
         if self.how.restart or not self.out.is_file():
             return None
         with contextlib.suppress(OSError, ValueError):
-            info = json.loads(self.out.with_suffix(".json").read_text())
-            if info["fingerprint"] == self.fingerprint and info["bytes"] == self.out.stat().st_size:
-                return info
+            beton = Beton(self.out)
+            if beton.info.get("fingerprint") == self.fingerprint and beton.info.get("bytes") == beton.size:
+                return beton.info
         return None
 
     @contextlib.contextmanager
@@ -211,16 +229,13 @@ class Job:
             return
         first = self._first_reject()
         if self.limit == 0 and self.how.max_rejects is None:
-            shutil.rmtree(self.parts)
+            shutil.rmtree(self.parts, ignore_errors=True)  # other processes may still write there
             raise ValueError(f"{first}; mend it, or skip such samples with --max-rejects 0.05")
         if rejected / total.seen > self.limit:
             raise TooManyRejects(
                 f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
                 f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
             )
-        if at_end and not total.samples:
-            shutil.rmtree(self.parts)
-            raise ValueError(f"no sample could be taken; the first: {first}")
 
     def _first_reject(self) -> str:
         for path in sorted(self.parts.glob("*.rejects.jsonl")):
@@ -236,28 +251,20 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            over = "; ".join(f"{count:,} {what}" for what, count in total.passed_over.items())
-            raise ValueError(
-                f"{self.source.describe()['path']}: it has no samples" + (f", only {over}" if over else "")
-            )
+            why = [f"the first: {self._first_reject()}"] if total.rejected else []
+            why += [f"{count:,} {what}" for what, count in total.passed_over.items()]
+            shutil.rmtree(self.parts)
+            raise ValueError("; ".join([f"{self.source.describe()['path']}: no sample could be taken", *why]))
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
-        keep, duplicates = _first_copies(shards) if self.settings.dedup else ([], [])
-        with replacing(self.out.with_suffix(".rejects.jsonl")) as name, open(name, "wb") as file:
-            for stem in stems:
-                with open(stem.with_suffix(".rejects.jsonl"), "rb") as part:
-                    shutil.copyfileobj(part, file)
-            for key, shard in duplicates:
-                row = {
-                    "source": self.tasks[int(shard.stem)].path,
-                    "key": key,
-                    "reason": "duplicate",
-                    "detail": "",
-                }
-                file.write((json.dumps(row) + "\n").encode())
-        if duplicates:
-            total.rejected["duplicate"] = len(duplicates)
-        if len(shards) == 1 and not duplicates:
+        keep = _first_copies(shards) if self.settings.dedup else []
+        self._collect(".rejects.jsonl", stems, self._left_out(shards, keep))
+        if total.warned:
+            self._collect(".warnings.jsonl", stems)
+        else:
+            self.out.with_suffix(".warnings.jsonl").unlink(missing_ok=True)
+        if len(shards) == 1 and not total.rejected["duplicate"]:
+            shards[0].with_suffix(".json").unlink()  # killed from here on, the build writes this shard again
             os.replace(shards[0], self.out)
         else:
             join(shards, self.out, keep)
@@ -267,6 +274,27 @@ class Job:
         shutil.rmtree(self.parts)
         _report(self.out, info)
         return info
+
+    def _left_out(self, shards: list[Path], keep: list[np.ndarray]) -> list[dict]:
+        """Rows of rejects for the samples that are not kept; their captions are taken out of the counts."""
+        rows = []
+        for shard, kept in zip(shards, keep):
+            beton, gone = Beton(shard), np.flatnonzero(~kept)
+            self.total.count_captions(beton.arrays("tokens", gone), -1)
+            path = self.tasks[int(shard.stem)].path
+            keys = (beton.text("key", i) for i in gone)
+            rows += [{"source": path, "key": key, "reason": "duplicate", "detail": ""} for key in keys]
+        if rows:
+            self.total.rejected["duplicate"] = len(rows)
+        return rows
+
+    def _collect(self, ending: str, stems: list[Path], more: Iterable[dict] = ()) -> None:
+        """Write beside the file what all shards have in their files with this ending, and `more` rows."""
+        with replacing(self.out.with_suffix(ending)) as name, open(name, "wb") as file:
+            for stem in stems:
+                with open(stem.with_suffix(ending), "rb") as part:
+                    shutil.copyfileobj(part, file)
+            file.writelines((json.dumps(row) + "\n").encode() for row in more)
 
     def _info(self, total: Tally) -> dict:
         """The JSON beside the file: the same for the same source, settings and versions."""
@@ -280,7 +308,7 @@ class Job:
             "images_kept_byte_for_byte": total.passed,
             "rejected": dict(sorted(total.rejected.items())),
             "passed_over": dict(sorted(total.passed_over.items())),
-            "warned": _write_warnings(self.out.with_suffix(".warnings.jsonl"), total.warned),
+            "warned": dict(sorted(total.warned.items())),
             "settings": asdict(self.settings),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "fingerprint": self.fingerprint,
@@ -299,8 +327,8 @@ class Job:
         return info
 
 
-def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str, Path]]]:
-    """Which samples of each shard are the first with their bytes; (key, shard) of the others."""
+def _first_copies(shards: list[Path]) -> list[np.ndarray]:
+    """Which samples of each shard are the first with their bytes."""
     hashes = [np.load(shard.with_suffix(".hashes.npy")) for shard in shards]
     borders = np.cumsum([len(h) for h in hashes])
     everything = np.concatenate(hashes)
@@ -308,23 +336,7 @@ def _first_copies(shards: list[Path]) -> tuple[list[np.ndarray], list[tuple[str,
     repeated = (everything[order[1:]] == everything[order[:-1]]).all(1)
     first = np.ones(len(everything), bool)
     first[order[1:][repeated]] = False
-    keep = np.split(first, borders[:-1])
-    duplicates = []
-    for shard, kept in zip(shards, keep):
-        beton = Beton(shard)
-        duplicates += [(beton.text("key", i), shard) for i in np.flatnonzero(~kept)]
-    return keep, duplicates
-
-
-def _write_warnings(path: Path, warned: list[list[str]]) -> dict[str, int]:
-    """A line for each thing said of a picture that was taken; how often each was, numbers left out."""
-    if not warned:
-        path.unlink(missing_ok=True)
-        return {}
-    with replacing(path) as name, open(name, "w") as file:
-        for source, key, line in sorted(warned):
-            file.write(json.dumps({"source": source, "key": key, "warning": line}) + "\n")
-    return dict(sorted(Counter(re.sub(r"\d+", "N", line) for *_, line in warned).items()))
+    return np.split(first, borders[:-1])
 
 
 def _report(out: Path, info: dict) -> None:

@@ -25,7 +25,7 @@ import tyro
 from dataprep import build as building
 from dataprep import checks, emoji, nights
 from dataprep.bapps import Bapps
-from dataprep.build import RunSettings, build
+from dataprep.build import RunSettings, build, check_out
 from dataprep.cluster import ClusterSettings
 from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
@@ -89,6 +89,7 @@ class NightsCommand:
             raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(SPLITS)}")
         if (self.source is None) == (self.download is None):
             raise ValueError("nights: give --source FOLDER or --download FOLDER")
+        check_splits(self)
         if self.download is not None:
             fetch_nights(self.download, self.url)
         folder = self.source or self.download
@@ -113,6 +114,7 @@ class BappsCommand:
     where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
+        check_splits(self)
         build_splits({split: Bapps(self.source, split, self.subsets) for split in self.splits}, self)
 
 
@@ -137,6 +139,7 @@ class ThingsCommand:
     where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
+        check_out(self.out)
         if (self.answers is None) == (self.embedding is None):
             raise ValueError("things: give --answers FILE or --embedding FILE")
         if self.ids is not None and not self.ids.is_file():
@@ -146,6 +149,12 @@ class ThingsCommand:
         else:
             source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
         build(source, self.out, self.settings, self.how, self.where.runner())
+
+
+def check_splits(command: NightsCommand | BappsCommand) -> None:
+    """ValueError if one of the files cannot be written: before anything is fetched or read."""
+    for split in command.splits:
+        check_out(command.out / f"triplets-{split}.beton")
 
 
 def build_splits(sources: dict, command: NightsCommand | BappsCommand) -> None:
@@ -182,6 +191,7 @@ class Pairs:
     where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
+        check_out(self.out)
         source = open_pairs(
             self.source,
             layout=self.layout,

@@ -6,7 +6,7 @@ Not here: reading tables (`tables.py`, `parquet.py`, `tars.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,16 @@ def strings(value: object) -> list[str]:
     if isinstance(value, list | tuple):
         return [item for item in value if isinstance(item, str)]
     return []
+
+
+def half_character(texts: Iterable[str]) -> str:
+    """What is wrong with texts of JSON, which can write half a character, as UTF-8 cannot; else empty."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"half a character (\\u{ord(text[error.start]):04x} without its other half)"
+    return ""
 
 
 def state_of(files: Sequence[Path]) -> str:

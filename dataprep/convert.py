@@ -177,8 +177,7 @@ def _encoder() -> Callable[[np.ndarray, int, str], bytes]:
     factors = {"444": 0x111111, "422": 0x211111, "420": 0x221111}
 
     def encode_with_cv2(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
-        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-        options += [factor, factors[subsampling]]
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality, factor, factors[subsampling]]
         good, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
         assert good
         return data.tobytes()

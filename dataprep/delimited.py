@@ -46,8 +46,7 @@ def head(path: Path) -> Head:
     """Column names and delimiter.  Raises ValueError naming what is wrong with the file as a whole."""
     with open(path, "rb") as file:
         first = file.readline(_LONG)
-    if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    utf8.check(first, str(path))
     if b"\r" in first.rstrip(b"\r\n"):
         raise ValueError(f"{path}: its lines end as on old Macs, in CR alone; tr '\\r' '\\n' mends that")
     text = first.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
@@ -136,9 +135,9 @@ def _csv(file: BinaryIO, text: str, delimiter: str) -> tuple[list[str], list[byt
 
 
 def _like_row(raw: bytes, fields: list[str], table: Head, image: int) -> bool:
-    """Whether a line inside quotation marks is a row: as many fields, and an image like the row's own."""
+    """Whether a line inside quotation marks is a row: no fewer fields, and an image like the row's own."""
     inside = raw.decode("utf-8", "surrogateescape").rstrip("\r\n").split(table.delimiter)
-    if len(inside) != len(table.names) or len(fields) <= image:
+    if len(inside) < len(table.names) or len(fields) <= image:
         return False
     kind = _kind(fields[image])
     return bool(kind) and _kind(inside[image].strip('"')) == kind

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.shard import Left
+from dataprep.shard import Left, Pair, Source
 from pipeline import utf8
 
 TEXTS = ("txt", "text", "caption", "captions")  # parts that are a caption
+SAID = {*TEXTS, "json"}  # parts that may hold one
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,8 @@ class Reading:
     def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
         """(captions, what is passed over of them).  Raises ValueError naming the part that is wrong."""
         captions, left = self._captions(key, texts)
-        try:
-            for said in captions:
-                said.encode()
-        except UnicodeEncodeError as error:  # JSON can write it, UTF-8 cannot
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise ValueError(f"{key}.json: half a character ({half} without its other half)") from None
+        if told := columns.half_character(captions):
+            raise ValueError(f"{key}.json: {told}")
         return captions, left
 
     def _captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
@@ -74,6 +73,14 @@ class Reading:
             return lines, []
         several = [Left("further lines of captions, kept as one caption (--caption-lines: one each)")]
         return [said], several if len(lines) > 1 else []
+
+
+@cache
+def most_captions(source: Source) -> int:
+    """The most captions of an image among the first samples."""
+    raws = islice(source.read(source.tasks()[0]), 200)
+    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
+    return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
 
 
 def never_downloaded(stats: Path) -> list[Left]:

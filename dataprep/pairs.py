@@ -21,7 +21,7 @@ from dataprep.shard import Source
 from dataprep.sidecars import Sidecars, folders, has_pairs
 from dataprep.tables import ENDINGS, Table, TableFile, Zips
 from dataprep.tars import Tars
-from pipeline import tars
+from pipeline import tars, utf8
 
 Layout = Literal["auto", "tars", "parquet", "table", "zips", "files"]
 ZIP_INDEX = ("index", "photo_index", "id", "photoid")  # columns with SLIP's photo number
@@ -83,7 +83,7 @@ def named(source: str) -> list[Path]:
         if not found:
             raise ValueError(f"{one}: no such file or folder" + (f" (of {source})" if one != source else ""))
         out += map(Path, found)
-    return list(dict.fromkeys(out))
+    return out
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -132,7 +132,8 @@ def recognise(path: Path, images: Path | None) -> Layout:
 def _is_retrieval(path: Path) -> bool:
     """Whether this is (part of) a retrieval set of clip-benchmark's, whose .txt are lines of captions."""
     told = [place / "dataset_type.txt" for place in (path, path.parent, path.parent.parent)]
-    return any(file.is_file() and file.read_text().strip().lower() == "retrieval" for file in told)
+    texts = (utf8.text(file.read_bytes(), str(file)) for file in told if file.is_file())
+    return any(text.strip().lower() == "retrieval" for text in texts)
 
 
 def _inside(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
@@ -159,7 +160,7 @@ def _files(paths: list[Path], endings: tuple[str, ...]) -> tuple[Path, ...]:
         if not found:
             raise ValueError(f"{path}: no {endings[0]} files")
         files += found
-    return tuple(files)
+    return tuple(dict.fromkeys(files))
 
 
 def _tables(folder: Path) -> list[Path]:

@@ -7,8 +7,10 @@ those are taken as they are, after a check.  Row groups, some thousand rows toge
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +113,6 @@ class Parquet:
         path = Path(task.path)
         found = shape(path, self.choice)
         file = _open(path)
-        told = self.choice.beside([n for n in file.schema_arrow.names if n != found.image], str(path))
         first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
         for group in range(task.start, task.stop):
             rows, number = file.metadata.row_group(group).num_rows, 0
@@ -126,7 +127,8 @@ class Parquet:
                 for row in range(first + number, first + rows):
                     yield Bad(f"{path.stem}/{row}", "damaged parquet", f"row group {group}: {error}")
             first += rows
-        if told:
+        others = [name for name in file.schema_arrow.names if name != found.image]
+        if told := self.choice.beside(others, str(path)):
             yield Left(told, task.weight)
 
     def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
@@ -212,21 +214,27 @@ def _plan(source: Parquet) -> tuple[Task, ...]:
 @cache
 def _most_captions(source: Parquet) -> int:
     """The most captions of an image: read from the captions' columns, without the images."""
-    found = shape(source.files[0], source.choice)
-    if found.tokens:
-        rows = next(_open(source.files[0]).iter_batches(batch_size=64, columns=[found.captions[0]]))
-        return max(1, *(len(_flat(row)) // CONTEXT_LENGTH for row in rows.column(0).to_pylist()))
+    import pyarrow as arrow
+
     most = 1
     for path in source.files:
-        file = _open(path)
-        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in found.captions):
-            most = max(most, len(found.captions))
+        found, file = shape(path, source.choice), _open(path)
+        names = list(found.captions)
+        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in names):
+            most = max(most, len(names))
             continue
-        for batch in file.iter_batches(columns=list(found.captions)):
-            counts = [[len(columns.strings(v)) for v in column.to_pylist()] for column in batch.columns]
-            most = max(most, int(np.sum(counts, 0).max(initial=1)))
+        groups, batches = range(file.num_row_groups), None
+        if found.tokens:  # every row of a file has as many
+            groups, batches = groups[:1], 1
+        for group in groups:
+            with suppress(arrow.ArrowException, OSError, ValueError):  # told of its rows when they are read
+                read = file.iter_batches(batch_size=1024, row_groups=[group], columns=names)
+                for batch in islice(read, batches):
+                    counts = [[_count(value) for value in _values(column)] for column in batch.columns]
+                    most = max(most, int(np.sum(counts, 0).max(initial=1)))
     return most
 
 
-def _flat(value) -> np.ndarray:
-    return np.asarray(value if value is not None else []).reshape(-1)
+def _count(value) -> int:
+    """How many captions a cell holds, as texts or as token ids."""
+    return len(columns.strings(value)) or (np.size(value) // CONTEXT_LENGTH if isinstance(value, list) else 0)

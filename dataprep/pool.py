@@ -20,10 +20,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 
 _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
-_HINTS = {
-    signal.SIGKILL: " (out of memory? use fewer --workers)",
-    signal.SIGBUS: " (a file became shorter while it was read, or its disk failed)",
-}
 _LINE_EVERY = 30.0  # seconds between lines in a log
 
 
@@ -167,7 +163,7 @@ class _Pool:
         if process.exitcode:
             code = process.exitcode
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
-            hint = _HINTS.get(-code, "")
+            hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
             raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
         del self.pipes[number], self.processes[number]
 

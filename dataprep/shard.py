@@ -1,8 +1,8 @@
 """What a source delivers, and how one task of it becomes one shard.
 
-A shard is three or four files in the folder of parts, each renamed into place whole:
-N.beton (absent if nothing was taken), N.rejects.jsonl, with `dedup` N.hashes.npy, and last N.json,
-which tells that the shard is finished.
+A shard is some files in the folder of parts, each renamed into place whole: N.beton (absent if nothing
+was taken), N.rejects.jsonl, N.warnings.jsonl, with `dedup` N.hashes.npy, and last N.json, which tells that
+the shard is finished.
 
 Not here: which tasks there are (the sources), in which process they run (`pool.py`).
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -124,28 +125,27 @@ class Tally:
     passed_over: Counter = field(default_factory=Counter)  # what no sample was
     caption_lengths: np.ndarray = field(default_factory=lambda: np.zeros(CONTEXT_LENGTH + 1, np.int64))
     captions_left_out: int = 0
-    bytes: int = 0
-    warned: list = field(default_factory=list)  # [source, key, what Pillow said of a picture that was taken]
+    warned: Counter = field(default_factory=Counter)  # what was said of pictures that were taken all the same
 
     def __iadd__(self, other: Tally) -> Tally:
-        for name in ("samples", "seen", "passed", "captions_left_out", "bytes"):
+        for name in vars(self):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.warned.extend(other.warned)
-        self.rejected += other.rejected
-        self.passed_over += other.passed_over
-        self.caption_lengths = self.caption_lengths + other.caption_lengths
         return self
+
+    def count_captions(self, tokens: np.ndarray, times: int = 1) -> None:
+        """Count the captions among (N, K, 77) token ids, or take them out again (times -1)."""
+        lengths = text.lengths(tokens[tokens[..., 0] != 0])
+        self.caption_lengths += times * np.bincount(lengths, minlength=CONTEXT_LENGTH + 1)
 
     def to_json(self) -> dict:
         """Plain values, for `from_json`."""
-        counts = {"rejected": dict(self.rejected), "passed_over": dict(self.passed_over)}
-        return vars(self) | counts | {"caption_lengths": self.caption_lengths.tolist()}
+        return vars(self) | {"caption_lengths": self.caption_lengths.tolist()}
 
     @classmethod
     def from_json(cls, value: dict) -> Tally:
         """The inverse of `to_json`."""
         lengths = np.array(value["caption_lengths"], np.int64)
-        counts = {name: Counter(value[name]) for name in ("rejected", "passed_over")}
+        counts = {name: Counter(value[name]) for name in ("rejected", "passed_over", "warned")}
         return cls(**value | counts | {"caption_lengths": lengths})
 
 
@@ -174,7 +174,7 @@ class _Shard:
 
     def __init__(self, source, task, stem, settings, step):
         self.source, self.task, self.stem, self.settings, self.step = source, task, stem, settings, step
-        self.tally, self.hashes, self.rejects = Tally(), [], None
+        self.tally, self.hashes, self.rejects, self.warnings = Tally(), [], None, []
         self.cache: dict[bytes | Path, Converted] = {}
         self.cached = 0
 
@@ -190,7 +190,8 @@ class _Shard:
                     for sample in samples:
                         writer.add(sample)
                     tally.samples = writer.samples
-                tally.bytes = beton.stat().st_size
+        with replacing(self.stem.with_suffix(".warnings.jsonl")) as name:
+            name.write_text("".join(self.warnings))
         self.step(tally.seen % 64)
         if self.settings.dedup:
             with replacing(self.stem.with_suffix(".hashes.npy")) as name, open(name, "wb") as file:
@@ -220,7 +221,10 @@ class _Shard:
     def _convert(self, data: bytes, name: str) -> Converted:
         """The converted image; what Pillow warned of is noted under its name."""
         image = convert(data, self.settings.images)
-        self.tally.warned += ([self.task.path, name, line] for line in image.warned)
+        for line in image.warned:
+            self.tally.warned[re.sub(r"\d+", "N", line)] += 1
+            row = {"source": self.task.path, "key": name, "warning": line}
+            self.warnings.append(json.dumps(row) + "\n")
         return image
 
     # -- pairs ------------------------------------------------------------------------------
@@ -241,9 +245,7 @@ class _Shard:
                 if self.settings.dedup:
                     self.hashes.append(hashlib.blake2b(data, digest_size=16).digest())
             if ready:
-                stored = np.concatenate([tokens for _, _, tokens in ready])
-                lengths = text.lengths(stored[stored[:, 0] != 0])
-                self.tally.caption_lengths += np.bincount(lengths, minlength=CONTEXT_LENGTH + 1)
+                self.tally.count_captions(np.stack([tokens for _, _, tokens in ready]))
             for key, image, tokens in ready:
                 self.tally.passed += image.passed
                 name = key.encode("utf-8", "surrogateescape")

@@ -13,18 +13,17 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading, never_downloaded
+from dataprep.members import SAID, Reading, most_captions, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES
 
 SHARD = 4_000  # samples a shard
-_TEXTS = {*TEXTS, "json"}
 
 
 def has_pairs(folder: Path) -> bool:
     """Whether an image with a text of its name lies in the folder, or in one of the first folders in it."""
     return any(
-        set(PICTURES) & set(parts) and _TEXTS & set(parts)
+        set(PICTURES) & set(parts) and SAID & set(parts)
         for place in islice(folders(folder), 32)
         for parts in _samples(place).values()
     )
@@ -37,8 +36,9 @@ def _samples(folder: str) -> dict[str, dict[str, str]]:
     for name in sorted(os.listdir(folder)):
         stem, dot, ending = name.rpartition(".")
         ending = ending.lower()
-        if stem and name[0] != "." and not name.endswith("_stats.json") and ending in {*PICTURES, *_TEXTS}:
-            out.setdefault(stem, {}).setdefault(ending, name)
+        if stem and name[0] != "." and not name.endswith("_stats.json") and ending in {*PICTURES, *SAID}:
+            stem = name if ending in out.get(stem, {}) else stem  # A.JPG beside A.jpg: one of its own
+            out.setdefault(stem, {})[ending] = name
     return out
 
 
@@ -69,7 +69,7 @@ class Sidecars:
 
     @property
     def captions(self) -> int:
-        return self.wanted or _most_captions(self)
+        return self.wanted or most_captions(self)
 
     def tasks(self) -> list[Task]:
         return list(_plan(self.path))
@@ -91,7 +91,7 @@ class Sidecars:
             yield Bad(key, "no image", f"it has {', '.join(names)}")
             return
         try:
-            texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in _TEXTS}
+            texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in SAID}
             captions, left = self.reading.captions(key, texts)
         except (ValueError, OSError) as error:
             yield Bad(key, "bad caption", str(error))
@@ -124,11 +124,3 @@ def _plan(path: Path) -> tuple[Task, ...]:
     if not tasks:
         raise ValueError(f"{path}: no images with texts of the same name")
     return tuple(tasks)
-
-
-@cache
-def _most_captions(source: Sidecars) -> int:
-    """The most captions among the first samples."""
-    raws = islice(source.read(source.tasks()[0]), 200)
-    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
-    return min(max(counts, default=1) or 1, columns.MOST_CAPTIONS)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ SHARD = 4_000  # images a shard
 
 _LOOKED_AT = 1_000_000  # images of which it is seen whether they come again
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
 _URL = re.compile(r"(https?|s3|gs|ftp)://")
 
 
@@ -93,9 +95,8 @@ class TableFile:
         items = self._items()
         if items is None:
             with open(self.path, "rb") as file:
-                line = next(filter(bytes.strip, file), b"{}")
-            items = [json.loads(line)] if _is_object(line) else []
-        return items[0] if items and isinstance(items[0], dict) else {}
+                return _parsed(next(filter(bytes.strip, file), b""))
+        return items[0] if isinstance(items[0], dict) else {}
 
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
         table = delimited.head(self.path)
@@ -142,7 +143,7 @@ class TableFile:
         captions = [text for name in names for text in columns.strings(row[name])]
         fault = "" if isinstance(image, str | int | None) else f"no name of an image: {image!r:.80}"
         name = "" if image is None else str(image)
-        return Record(offset, number, name, captions, fault or _not_utf8(captions))
+        return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
         for number, row in enumerate(self._items()[start:stop], start):
@@ -154,7 +155,7 @@ class TableFile:
         """Records with the captions of following records of the same image taken in."""
         held = None
         for record in self.records(start, stop, line):
-            if held and not held.fault and not record.fault and record.image == held.image:
+            if held and record.image and record.image == held.image and not (held.fault or record.fault):
                 held.captions.extend(record.captions)
                 continue
             if held:
@@ -181,31 +182,33 @@ def _items(path: Path) -> list | None:
         while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
             first = file.readline()
         more = file.readline()
-    if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    utf8.check(first, str(path))
     if path.suffix != ".json":
         return None
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"[") and more.strip() and _is_object(first):
+    if more.strip() and _parsed(first):
         return None
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        if start.startswith(b"["):
+        if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             raise ValueError(f"{path}: not JSON: {error}") from None
         return None  # its lines tell what is wrong with them
     return data if isinstance(data, list) else _document(path, data)
 
 
-def _is_object(line: bytes) -> bool:
+def _parsed(line: bytes) -> dict:
+    """The JSON object in a line; empty where it is none."""
     try:
-        return isinstance(json.loads(line), dict)
+        row = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
-def _document(path: Path, data: dict) -> list[dict] | None:
-    """Rows of one JSON object; None where it is a row itself."""
+def _document(path: Path, data: object) -> list[dict] | None:
+    """Rows of one JSON object; None where it is a row itself, or no object."""
+    if not isinstance(data, dict):
+        return None
     if isinstance(data.get("images"), list):
         try:
             found = from_coco(data)
@@ -235,23 +238,12 @@ def index(table: TableFile) -> Index:
         count += 1
         counts[-1] += 1
         most = max(most, len(record.captions))
-        if count <= _LOOKED_AT and not record.fault:
+        if count <= _LOOKED_AT and record.image and not record.fault:
             images.append(hash(record.image))
     if not count:
         raise ValueError(f"{table.path}: no rows")
     again = int((np.diff(np.sort(np.array(images, np.int64))) == 0).sum())
     return Index(tuple(starts), tuple(lines), tuple(counts), table.end(), most, again)
-
-
-def _tasks(table: TableFile) -> list[Task]:
-    found = index(table)
-    stops = (*found.starts[1:], found.end)
-    rows = zip(found.starts, stops, found.counts, found.lines)
-    return [Task(str(table.path), start, stop, count, count, line) for start, stop, count, line in rows]
-
-
-def _captions(table: TableFile, wanted: int) -> int:
-    return wanted or min(index(table).most, columns.MOST_CAPTIONS)
 
 
 @dataclass(frozen=True)
@@ -265,10 +257,13 @@ class _Rows:
 
     @property
     def captions(self) -> int:
-        return _captions(self.table, self.wanted)
+        return self.wanted or min(index(self.table).most, columns.MOST_CAPTIONS)
 
     def tasks(self) -> list[Task]:
-        return _tasks(self.table)
+        path, found = str(self.table.path), index(self.table)
+        stops = (*found.starts[1:], found.end)
+        rows = zip(found.starts, stops, found.counts, found.lines)
+        return [Task(path, start, stop, count, count, line) for start, stop, count, line in rows]
 
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
@@ -277,10 +272,19 @@ class _Rows:
         told = self.table.beside()
         return [Left(told, task.weight)] if told else []
 
+    def describe(self) -> dict:
+        path, again = self.table.path, index(self.table).again
+        return ({"images_again": again} if again else {}) | {
+            "name": "pairs", "layout": self.layout, "path": str(path), "images": str(self.folder),
+            "captions": self.captions, "columns": vars(self.table.choice), "state": columns.state_of([path]),
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Table(_Rows):
     """Images as files that the table names."""
+
+    layout = "table"
 
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
         for record in self.table.groups(task.start, task.stop, task.line):
@@ -294,15 +298,13 @@ class Table(_Rows):
                 yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
         yield from self._beside(task)
 
-    def describe(self) -> dict:
-        return {"layout": "table"} | _described(self)
-
 
 @dataclass(frozen=True)
 class Zips(_Rows):
     """SLIP's layout: photo 12345678 is 678.jpg in 12/345.zip; titles and descriptions in a table."""
 
     max_bytes: int
+    layout = "zips"
 
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
         opened: dict[Path, zipfile.ZipFile | None] = {}
@@ -336,26 +338,8 @@ class Zips(_Rows):
             return Bad(digits, "missing file", str(path))
         except KeyError:
             return Bad(digits, "missing file", f"{path}: no {digits[5:]}.jpg in it")
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            EOFError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except _ZIP_FAULTS as error:
             return Bad(digits, "unreadable zip", f"{path}: {error}")
-
-    def describe(self) -> dict:
-        return {"layout": "zips"} | _described(self)
-
-
-def _described(source: Table | Zips) -> dict:
-    path, again = source.table.path, index(source.table).again
-    return ({"images_again": again} if again else {}) | {
-        "name": "pairs", "path": str(path), "images": str(source.folder), "captions": source.captions,
-        "columns": vars(source.table.choice), "state": columns.state_of([path]),
-    }  # fmt: skip
 
 
 def _close(files: Iterable[zipfile.ZipFile | None]) -> None:

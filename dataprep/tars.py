@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import TEXTS, Reading, never_downloaded
+from dataprep.members import SAID, Reading, most_captions, never_downloaded
 from dataprep.shard import Bad, Left, Pair, Task
-from pipeline.tars import PICTURES, UNSORTED, Fault, Sample, Tar, compression
+from pipeline.tars import ENDINGS, PICTURES, UNSORTED, Fault, Sample, Tar, compression, split
 
-_SAID = {*TEXTS, "json"}
-_READ = {*PICTURES, *_SAID}
+_READ = {*PICTURES, *SAID}
 _MIXED = "samples of this name stand mixed, so it cannot be told which text is whose"
 
 
@@ -34,7 +31,7 @@ class Tars:
 
     @property
     def captions(self) -> int:
-        return self.wanted or _most_captions(self)
+        return self.wanted or most_captions(self)
 
     def tasks(self) -> list[Task]:
         tasks = []
@@ -46,7 +43,7 @@ class Tars:
         return tasks
 
     def most(self, task: Task) -> int:
-        """As many samples at the most, for a task that does not say so; unpacks the tar."""
+        """As many samples at the most in a packed tar; unpacks it."""
         with Tar(task.path) as tar:
             return 1 + sum(1 for _ in tar.members())
 
@@ -71,7 +68,7 @@ class Tars:
                     continue
                 if item.key == mixed and isinstance(raw, Pair):
                     raw, left = Bad(item.key, "repeated key", _MIXED), []
-                half = not item.pictures or _SAID.isdisjoint(item.parts)
+                half = not item.pictures or SAID.isdisjoint(item.parts)
                 mixed = item.key if half or item.key == mixed else ""
                 yield from left
                 yield raw
@@ -79,18 +76,16 @@ class Tars:
                 yield Left("hidden members", tar.hidden)
         if task.path == str(self.files[0]):
             yield from self._without_tar()
-        path = Path(task.path)
-        yield from never_downloaded(path.with_name(f"{path.stem}_stats.json"))
+        yield from never_downloaded(Path(f"{split(task.path)[0]}_stats.json"))
 
     def _without_tar(self) -> list[Left]:
         """Shards of img2dataset's of which the statistics are there, and not the tar."""
-        there = {path.with_suffix("") for path in self.files}
-        folders = {path.parent for path in self.files}
-        stats = {
-            p.with_name(p.name.removesuffix("_stats.json")) for f in folders for p in f.glob("*_stats.json")
-        }
-        lost = sorted(path.name for path in stats - there if path.name.isdecimal())
-        return [Left(f"shards without their tar, {lost[0]} the first", len(lost))] if lost else []
+        lost = []
+        for folder in {path.parent for path in self.files}:
+            there = {split(path.name)[0] for path in folder.iterdir() if path.name.lower().endswith(ENDINGS)}
+            stats = {path.name.removesuffix("_stats.json") for path in folder.glob("*_stats.json")}
+            lost += [name for name in stats - there if name.isdecimal()]
+        return [Left(f"shards without their tar, {min(lost)} the first", len(lost))] if lost else []
 
     def _takes(self, ending: str, size: int) -> bool:
         return ending in _READ and size <= self.max_bytes
@@ -121,13 +116,3 @@ class Tars:
             "captions": self.captions, "columns": vars(self.reading.choice),
             "state": columns.state_of(self.files),
         }  # fmt: skip
-
-
-@cache
-def _most_captions(source: Tars) -> int:
-    """The most captions among the first samples."""
-    counts = [1]
-    for raw in islice(source.read(source.tasks()[0]), 200):
-        if isinstance(raw, Pair):
-            counts.append(len(raw.captions))
-    return min(max(counts), columns.MOST_CAPTIONS)

@@ -22,8 +22,7 @@ from dataprep.columns import state_of
 from dataprep.nights import plan
 from dataprep.shard import Task, Triplet
 from pipeline import utf8
-
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+from pipeline.tars import PICTURES
 
 
 @cache
@@ -34,20 +33,21 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    if ids is None:
-        there = [p for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in _ENDINGS]
-        names = tuple(sorted({p.name if p.is_dir() else p.stem for p in there if p.name[0] != "."}))
-    else:
-        names = tuple(utf8.text(ids.read_bytes(), str(ids)).split())
-    return names, tuple(_image(folder, name) for name in names)
+    there = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    folders = (path for path in there if path.is_dir())
+    files = {path.name: min(filter(_is_image, path.iterdir()), default=None) for path in folders}
+    files |= {path.stem: path for path in reversed(there) if _is_image(path)}
+    names = sorted(files) if ids is None else utf8.text(ids.read_bytes(), str(ids)).split()
+    # A file that is missing is told when it is read.
+    return tuple(names), tuple(files.get(name) or folder / f"{name}.jpg" for name in names)
 
 
-def _image(folder: Path, name: str) -> Path:
-    for ending in _ENDINGS:
-        if (folder / (name + ending)).is_file():
-            return folder / (name + ending)
-    inside = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in _ENDINGS)
-    return inside[0] if inside else folder / f"{name}.jpg"  # a missing file is told when it is read
+def _is_image(path: Path) -> bool:
+    return path.name[0] != "." and _has_ending(path.name) and path.is_file()
+
+
+def _has_ending(name: str) -> bool:
+    return Path(name).suffix[1:].lower() in PICTURES
 
 
 @cache
@@ -77,7 +77,7 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
     numbers = {name: number for number, name in enumerate(names)}
     rows = []
     for line, words in enumerate(utf8.text(path.read_bytes(), str(path)).replace(",", " ").splitlines(), 1):
-        stems = [Path(word).stem if word.lower().endswith(_ENDINGS) else word for word in words.split()]
+        stems = [Path(word).stem if _has_ending(word) else word for word in words.split()]
         if len(stems) != 3:
             raise ValueError(f"{path}: line {line}: three objects expected, {len(stems)} found")
         unknown = [stem for stem in stems if stem not in numbers]
@@ -143,7 +143,7 @@ class Spose:
     def vectors(self) -> np.ndarray:
         """(objects, dimensions)."""
         try:
-            vectors = np.loadtxt(self.embedding, ndmin=2)
+            vectors = np.loadtxt(self.embedding, ndmin=2, encoding="utf-8-sig")
         except OSError:
             raise ValueError(f"{self.embedding}: no such file") from None
         except ValueError as error:

@@ -354,13 +354,10 @@ def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> 
 
 def _data_from(file: int, low: int, high: int) -> tuple[int, int]:
     """The first stretch within [low, high) that is no hole; all of it on a file system without holes."""
-    try:
+    with contextlib.suppress(OSError):
         low = os.lseek(file, low, os.SEEK_DATA)
         return low, min(os.lseek(file, low, os.SEEK_HOLE), high)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # no data up to the file's end
-            raise
-        return low, high
+    return low, high
 
 
 def _copy_some(source: int, target: int, low: int, offset: int, size: int) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Container
 def from_coco(data: dict) -> list[tuple[str, list[str]]]:
     """(file name, captions) of every image of `captions_*.json`, by image id.
 
-    Raises KeyError or TypeError where it is something else, ValueError where two images share an id.
+    Raises KeyError or TypeError where it is something else, ValueError where the ids do not settle which
+    caption is whose.
     """
     names = {image["id"]: image["file_name"] for image in data["images"]}
     if len(names) < len(data["images"]):
@@ -17,7 +18,9 @@ def from_coco(data: dict) -> list[tuple[str, list[str]]]:
         raise ValueError(f"{told} (files joined?), so it cannot be told which caption is whose")
     captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
     for annotation in data["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
+        if (image := annotation["image_id"]) not in captions:
+            raise ValueError(f"a caption of image {image}, which is not among its images")
+        captions[image].append(annotation["caption"])
     return [(names[i], own) for i, own in captions.items()]
 
 

@@ -224,8 +224,7 @@ class Beton:
             info = json.loads(beside.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{beside}: damaged: {error}; build {self.path.name} again") from None
-        parts = ("captions", "rejected", "passed_over", "source", "settings")
-        if not isinstance(info, dict) or not all(isinstance(info.get(n, {}), dict) for n in parts):
+        if not _as_built(info):
             raise ValueError(f"{beside}: not what the build writes; move it away, or build again")
         return info
 
@@ -294,6 +293,17 @@ class Beton:
         """A BYTES column of one sample, as UTF-8."""
         data, _ = self.read(*self.rows([index]).spans(name))
         return data.tobytes().decode("utf-8", "replace")
+
+
+def _as_built(info) -> bool:
+    """Whether what is read of the JSON beside a file has the types that the build writes."""
+    try:
+        source, captions = (info.get(name, {}) for name in ("source", "captions"))
+        counts = [n for name in ("rejected", "passed_over") for n in info.get(name, {}).values()]
+        numbers = [captions.get("mean_tokens", 0), *captions.get("lengths", []), *counts]
+    except (AttributeError, TypeError):
+        return False
+    return isinstance(source, dict) and all(isinstance(number, int | float) for number in numbers)
 
 
 @dataclass(frozen=True)

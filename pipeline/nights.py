@@ -22,6 +22,7 @@ PARTS = ("train", "val", "test")  # what the column `split` may hold
 SPLITS = (*PARTS, "test_imagenet", "test_no_imagenet")
 TABLES = ("data.csv", "triplets.csv")
 COLUMNS = ("left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path")
+_READ = {*COLUMNS, "split", "is_imagenet", "id"}
 _NEEDED = tuple(name for name in COLUMNS if name != "votes")
 
 
@@ -45,9 +46,9 @@ def table_of(folder: Path) -> Path:
 
 
 def read(
-    table: Path, splits: Sequence[str] | None, min_votes: int | None = None, *, unsplit: str = ""
+    table: Path, splits: Sequence[str], min_votes: int | None = None, *, unsplit: str = ""
 ) -> tuple[Row, ...]:
-    """Rows of the splits (of SPLITS; None takes all), in the table's order.
+    """Rows of the splits (of SPLITS), in the table's order.
 
     min_votes: rows with fewer votes are left out.  None leaves out those with fewer than 6 as NIGHTS does,
     but takes a table whole that has no row with as many.
@@ -59,50 +60,45 @@ def read(
     rows: list[dict] = []
     try:
         names = lines.fieldnames or ()
-        _check_columns(table, names, splits, min_votes, unsplit)
+        _check_columns(names, splits, min_votes, unsplit)
         rows.extend(lines)
-        _check_quotes(rows, len(names))
+        for number, row in enumerate(rows, 2):
+            _check_fields(row, number, names)
         numbered = enumerate(rows, 2)
         out = [_row(row, n, unsplit) for n, row in numbered if _wanted(row, n, splits, unsplit)]
     except csv.Error as error:
-        raise ValueError(
-            f"{table}: row {len(rows) + 2}: its quotation marks do not pair up ({error})"
-        ) from None
+        told = f"row {len(rows) + 2}: its quotation marks do not pair up ({error})"
+        raise ValueError(f"{table}: {told}") from None
     except ValueError as error:
-        told = str(error) if str(table) in str(error) else f"{table}: {error}"
-        raise ValueError(told) from None
+        raise ValueError(f"{table}: {error}") from None
     if min_votes is None:
         min_votes = MIN_VOTES if any(_count(row) >= MIN_VOTES for row in rows) else 0
     return tuple(row for row in out if row.votes >= min_votes)
 
 
-def _check_quotes(rows: Sequence[dict], columns: int) -> None:
-    """ValueError for a field in quotation marks that holds rows: they would be gone without a word."""
-    for number, row in enumerate(rows, 2):
-        for field in filter(None, row.values()):
-            lines = field.splitlines() if isinstance(field, str) and "\n" in field else ()
-            if any(line.count(",") >= columns - 1 for line in lines):
-                raise ValueError(
-                    f"row {number}: a quotation mark opens here and closes after what looks like rows"
-                )
+def _check_fields(row: dict, number: int, names: Sequence[str]) -> None:
+    """ValueError for a row whose fields are shifted, or that has swallowed others."""
+    more = row.pop(None, ())  # fields past the header's; after a text that nobody reads they shift nothing
+    if any(more) and names[-1] in _READ:
+        raise ValueError(f"row {number}: more fields than the header has; a comma in one without quotes?")
+    for field in filter(None, row.values()):
+        if "\n" in field and any(line.count(",") >= len(names) - 1 for line in field.splitlines()):
+            told = "a quotation mark opens here and closes after what looks like rows"
+            raise ValueError(f"row {number}: {told}")
 
 
-def _check_columns(table, names, splits, min_votes, unsplit) -> None:
-    needed = _NEEDED + (("votes",) if min_votes else ())
-    if splits is not None:
-        needed += () if unsplit else ("split",)
-        needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
+def _check_columns(names, splits, min_votes, unsplit) -> None:
+    needed = _NEEDED + (("votes",) if min_votes else ()) + (() if unsplit else ("split",))
+    needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
     twice = [name for name in needed if list(names).count(name) > 1]
     if twice:
-        raise ValueError(f"{table}: more than one column is called {', '.join(twice)}")
+        raise ValueError(f"more than one column is called {', '.join(twice)}")
     missing = [name for name in needed if name not in names]
     if missing:
-        raise ValueError(f"{table}: no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
+        raise ValueError(f"no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
 
 
-def _wanted(row: dict, number: int, splits: tuple[str, ...] | None, unsplit: str) -> bool:
-    if splits is None:
-        return True
+def _wanted(row: dict, number: int, splits: Sequence[str], unsplit: str) -> bool:
     part = row.get("split", unsplit)
     if part not in PARTS:  # else its rows would be in no split, and nobody would know
         raise ValueError(f"row {number}: split is {part!r}, {', '.join(PARTS)} are expected")

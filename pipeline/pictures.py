@@ -17,7 +17,6 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -299,8 +298,6 @@ def _unidentified(data: bytes) -> Rejected:
             return Rejected("cannot decode", f"begins as {name} does, but Pillow cannot open it")
         if told:
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=["PCD", "SPIDER", "IMT"]) as image:
-        return Rejected("format not taken", f"{image.format}; convert it to JPEG or PNG first")
     name = next((name for first, name in _OTHERS.items() if start.startswith(first.lower())), None)
     name = "a video" if data[4:8] == b"ftyp" else name
     return Rejected("not an image", f"{name + ', ' if name else ''}starts with {data[:8]!r}")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
-
-def foreign(data: bytes) -> str:
-    """The other encoding that the first bytes of a file tell of; empty where they tell of none."""
-    if data[:2] in _MARKS:
-        return _MARKS[data[:2]]
-    return "UTF-16 without a mark" if b"\0" in data[:64] else ""
+def check(start: bytes, where: str) -> None:
+    """ValueError naming `where` if the first bytes of a file tell of another encoding."""
+    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if marked or b"\0" in start[:64]:
+        told = "UTF-16" if marked else "UTF-16 without a mark"
+        raise ValueError(f"{where}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
 def text(data: bytes, where: str) -> str:
     """The text without its mark.  Raises ValueError naming `where`, the line and the byte that are wrong."""
-    told = foreign(data)
-    if told:
-        raise ValueError(f"{where}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    check(data, where)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

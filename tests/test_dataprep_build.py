@@ -144,7 +144,8 @@ def test_duplicates_keep_the_first(tmp_path, small_shards):
     info = build(source, tmp_path / "out.beton", SampleSettings(dedup=True), ONE)
     beton = Beton(tmp_path / "out.beton")
     assert kit.keys(beton) == [rows[n][0] for n in range(12) if n not in (7, 8, 11)]
-    assert info["rejected"] == {"duplicate": 3} and info["samples"] == 9
+    assert info["rejected"] == {"duplicate": 3} and info["samples"] == info["captions"]["count"] == 9
+    assert info["captions"]["mean_tokens"] == pytest.approx((kit.tokens(beton) != 0).sum(-1).mean(), abs=1e-3)
     assert [r["key"] for r in kit.rejects(beton.path)] == [rows[n][0] for n in (7, 8, 11)]
     assert main(["verify", str(beton.path), "--workers", "1"]) == 0
 
@@ -209,9 +210,12 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
     (nights / "ref/000/001.png").unlink()
     votes = kit.nights_folder(folder / "votes", 8)
     (votes / "data.csv").write_text((votes / "data.csv").read_text().replace("1,1,0,8", "1,yes,0,8", 1))
+    (folder / "folder.beton").mkdir()
     no_columns = folder / "no_columns"
     no_columns.mkdir()
     kit.write_csv(no_columns / "data.csv", [("a", 1)], ("id", "votes"))
+    (folder / "coco.json").write_text('{"images": [], "annotations": []}')
+    found = ["pairs", "--source", str(folder / "coco.json")]
     pairs = ["pairs", "--out", str(folder / "out.beton"), "--source"]
     triplets = ["nights", "--out", str(folder / "out"), "--source"]
     return {
@@ -224,6 +228,11 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "broken parquet": ([*pairs, str(folder / "broken.parquet")], "not a readable parquet"),
         "images": ([*pairs, str(table), "--images", str(folder / "nowhere")], "no such folder of images"),
         "name": (["pairs", "--source", str(table), "--out", str(folder / "out.bin")], "end in .beton"),
+        "out is a folder": ([*found, "--out", str(folder / "folder.beton")], "a folder lies there"),
+        "out in a file": ([*found, "--out", str(other / "out.beton")], "other.csv: a file lies there"),
+        "out is a file": (
+            ["nights", "--source", str(nights), "--out", str(other)], "where --out needs a folder"),
+        "the source's JSON": ([*found, "--out", str(folder / "coco.beton")], "and this is another"),
         "nothing left": ([*pairs, str(folder / "hopeless.csv"), "--max-rejects", "1"], "no sample could"),
         "nights file": ([*triplets, str(nights)], "000/001.png"),
         "nights votes": ([*triplets, str(votes)], "row 3: a vote is not a number"),
@@ -341,6 +350,14 @@ def alive_in(folder: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def test_a_build_of_one_shard_killed_before_its_last_step_goes_on(tmp_path, monkeypatch):
+    source = open_pairs(table_of(tmp_path / "in", 3))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Job, "_info", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        build(source, tmp_path / "out.beton", SampleSettings(), ONE)
+    assert build(source, tmp_path / "out.beton", SampleSettings(), ONE)["samples"] == 3
 
 
 def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
@@ -489,7 +506,7 @@ def damaged(path: Path, name: str) -> None:
         ("image", "sample 2: image: not a baseline RGB JPEG"),
         ("tokens", "sample 1: tokens: not start"),
         ("luma", "sample 0: image: stored mean luma is wrong"),
-        ("size", "sample 0: image: its size is not the one"),
+        ("size", "sample 0: image: engines refuse it: it has 56×40 pixels, the table says"),
     ],
 )
 def test_verify_finds_damage(tmp_path, capsys, name, message):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep import sidecars, space
-from dataprep.build import Job, RunSettings, build
+from dataprep.build import RunSettings, build
 from dataprep.columns import Choice
 from dataprep.members import Reading
 from dataprep.pairs import named, open_pairs
@@ -143,6 +143,18 @@ def test_parquet_captions_that_are_no_text(tmp_path, capsys):
     assert [row["detail"] for row in kit.rejects(tmp_path / "o.beton")] == ["not UTF-8 text"]
 
 
+def test_parquet_files_that_are_not_alike(tmp_path, capsys):
+    """Lists of captions in one file, none in the other."""
+    said = [["a"], ["b", "c"], [], ["d"]]
+    whole = pa.table({"jpg": [kit.jpeg(n) for n in range(4)], "caption": said})
+    pq.write_table(whole, tmp_path / "a.parquet", row_group_size=1)
+    assert kit.make(tmp_path, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
+    assert [captions for _, captions in kit.taken(tmp_path / "o.beton")] == [["a"], ["b", "c"], ["d"]]
+    pq.write_table(pa.table({"jpg": [kit.jpeg(0)]}), tmp_path / "b.parquet")
+    assert kit.make(tmp_path, tmp_path / "p.beton") == 2
+    assert f"{tmp_path / 'b.parquet'}: no caption column" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
 def test_captions_in_further_columns_are_told(tmp_path, form, capsys):
     row = {"file_name": "0.jpg", "text": "one", "caption": "two"}
@@ -211,7 +223,7 @@ def test_retrieval_tars_are_lines_of_captions(tmp_path, place):
     assert kit.taken(tmp_path / "one.beton") == [("0", ["one two three"])]
     assert "further lines of captions" in str(Beton(tmp_path / "one.beton").info["passed_over"])
     assert kit.make(folder / place, tmp_path / "lines.beton", "--caption-lines") == 0
-    (folder / "dataset_type.txt").write_text("retrieval\n")
+    (folder / "dataset_type.txt").write_text("\ufeffretrieval\r\n")
     assert kit.make(folder / place, tmp_path / "told.beton") == 0
     for name in ("lines", "told"):
         assert kit.taken(tmp_path / f"{name}.beton") == [("0", ["one", "two", "three"])]
@@ -278,8 +290,9 @@ def test_a_shard_of_which_only_the_statistics_are_there_is_told(tmp_path, capsys
     for number in ("00001", "00002"):
         (folder / f"{number}_stats.json").write_text('{"successes": 9}')
         tar_of(folder / f"{number}.tar", (number, {"jpg": kit.jpeg(0), "txt": "x"}))
-    assert kit.make(folder, tmp_path / "whole.beton") == 0
-    assert "without their tar" not in capsys.readouterr().out
+    for source in (folder, folder / "00000.tar"):
+        assert kit.make(source, tmp_path / f"{source.stem}.beton") == 0
+        assert "without their tar" not in capsys.readouterr().out
     (folder / "00001.tar").unlink()
     assert kit.make(folder, tmp_path / "o.beton") == 0
     assert "passed over 1: shards without their tar, 00001 the first" in capsys.readouterr().out
@@ -293,6 +306,14 @@ def test_a_parquet_row_without_image_and_status_is_a_reject_and_null_is_no_text(
     assert kit.make(tmp_path / "x.parquet", tmp_path / "out.beton", "--max-rejects", "0.9") == 0
     assert kit.taken(tmp_path / "out.beton") == [("x/0", ["na"])]
     assert [row["reason"] for row in kit.rejects(tmp_path / "out.beton")] == ["no image", "empty caption"]
+
+
+def test_a_source_of_which_nothing_was_downloaded(tmp_path, capsys):
+    rows = {"jpg": pa.array([None], pa.binary()), "caption": ["x"], "status": ["failed_to_download"]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    assert kit.make(tmp_path / "x.parquet", tmp_path / "out.beton") == 2
+    assert "no sample could be taken; 1 rows never downloaded (failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_text_written_anew_is_read_anew(tmp_path, capsys):
@@ -325,13 +346,15 @@ def test_texts_beside_images(tmp_path):
         (folder / f"{name}.txt").write_text(f"words {n}")
     (folder / "._a.jpg").write_bytes(b"x")
     (folder / "alone.txt").write_text("no image")
+    (folder / "a.jpg").write_bytes(kit.jpeg(3))  # beside a.JPG
     assert kit.make(folder, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
     assert kit.taken(tmp_path / "out.beton") == [
         ("a", ["words 1"]),
         ("b.1", ["words 0"]),
         ("sub/c", ["words 2"]),
     ]
-    assert [(r["key"], r["reason"]) for r in kit.rejects(tmp_path / "out.beton")] == [("alone", "no image")]
+    rejects = {row["key"]: row["reason"] for row in kit.rejects(tmp_path / "out.beton")}
+    assert rejects == {"a.jpg": "empty caption", "alone": "no image"}
 
 
 # -- names of sources -----------------------------------------------------------------------------
@@ -383,8 +406,7 @@ def test_the_estimate_of_space_is_near_what_is_written(tmp_path):
     path = kit.write_csv(tmp_path / "c.csv", rows, ("filepath", *"abcde"))
     source = open_pairs(path, choice=Choice(captions=tuple("abcde")))
     settings_ = SampleSettings()
-    job = Job(source, tmp_path / "out.beton", settings_, RunSettings(workers=1))
-    told = space.needed(job, [0])
+    told = space.needed(source, settings_, 1)
     build(source, tmp_path / "out.beton", settings_, RunSettings(workers=1))
     beton = Beton(tmp_path / "out.beton")
     index = np.arange(300)

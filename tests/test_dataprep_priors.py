@@ -66,6 +66,11 @@ def test_bapps_mistakes(tmp_path, capsys):
     bapps._names.cache_clear()
     assert main(run) == 2
     assert "3 in ref, 3 in p0, 3 in p1, 2 in judge" in capsys.readouterr().err
+    (source / "2afc/train/cnn/ref/000002.png").rename(source / "2afc/train/cnn/ref/000003.png")
+    np.save(source / "2afc/train/cnn/judge/000001.npy", np.array([1.0]))
+    bapps._names.cache_clear()
+    assert main(run) == 2  # as many, but the third would be of another triplet
+    assert "other numbers or names: 3 in ref" in capsys.readouterr().err
 
 
 def test_bapps_never_unpickles(tmp_path, capsys):
@@ -83,10 +88,11 @@ OBJECTS = ["aardvark", "abacus", "accordion", "acorn", "airplane"]
 def things_folder(folder: Path) -> Path:
     """Some objects as NAME.jpg, some as folders of several images."""
     for n, name in enumerate(OBJECTS):
-        path = folder / "images" / (f"{name}.jpg" if n % 2 else f"{name}/{name}_01b.jpg")
+        path = folder / "images" / (f"{name}.JPG" if n % 2 else f"{name}/{name}_01b.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(kit.jpeg(n))
     (folder / "images/abacus.txt").write_text("no image")
+    (folder / "images/accordion/._accordion_01b.jpg").write_bytes(b"from a Mac")
     (folder / "unique_id.txt").write_text("\n".join(OBJECTS) + "\n")
     np.savetxt(folder / "trainset.txt", [[0, 1, 2], [4, 3, 0]], fmt="%d")
     return folder

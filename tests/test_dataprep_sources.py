@@ -245,13 +245,6 @@ def test_declip_json_lines(tmp_path, monkeypatch):
     assert beton.info["rejected"] == {"bad row": 1, "empty caption": 1}
 
 
-def test_json_array_with_several_captions(tmp_path):
-    rows = kit.folder_of_images(tmp_path, 2)
-    told = [{"file": rows[n][0], "captions": ["a", "b"]} for n in range(2)]
-    (tmp_path / "captions.json").write_text(json.dumps(told))
-    check(built(open_pairs(tmp_path), tmp_path), [0, 1], [["a", "b"]] * 2)
-
-
 def test_following_rows_of_one_image_are_its_captions(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "SHARD", 1)
     rows = kit.folder_of_images(tmp_path, 3)

@@ -60,6 +60,13 @@ def test_a_bad_row_costs_itself_and_is_named_by_its_line(
     assert row["key"] == f"line {line}" and detail in row["detail"], row
 
 
+def test_a_bad_row_is_not_swallowed_either(tmp_path):
+    body = 'filepath,title\n1.jpg,one\n2.jpg,"unclosed\n3.jpg,three, 6"\n4.jpg,x\n'
+    table = kit.table_of(tmp_path / "c.csv", body)
+    assert kit.make(table, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
+    assert [row["key"] for row in kit.rejects(tmp_path / "out.beton")] == ["line 3", "line 4"]
+
+
 @pytest.mark.parametrize(
     "name, body, message",
     [
@@ -110,6 +117,11 @@ def test_one_line_of_json_is_a_table_too(tmp_path):
     assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["x", "y"])]
 
 
+def test_json_that_is_no_object_is_a_bad_row(tmp_path, capsys):
+    assert kit.make(kit.table_of(tmp_path / "c.json", '"1.jpg"'), tmp_path / "out.beton") == 1
+    assert "line 1: bad row: not a JSON object" in capsys.readouterr().err
+
+
 def test_column_names_in_other_letters_and_words_that_look_like_nothing(tmp_path):
     body = "Image, Caption\n1.jpg,None\n2.jpg,NA\n3.jpg,null\n"
     assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
@@ -126,6 +138,12 @@ def test_a_txt_that_is_a_csv_and_empty_rows(tmp_path):
     assert kit.make(kit.table_of(tmp_path / "captions.txt", body), tmp_path / "out.beton") == 0
     assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a dog .", "a cat"]), ("2.jpg", ["x"])]
     assert Beton(tmp_path / "out.beton").info["rejected"] == {}
+
+
+def test_each_row_without_an_image_is_a_reject(tmp_path):
+    table = kit.table_of(tmp_path / "c.csv", "filepath,title\n1.jpg,a\n,b\n,c\n2.jpg,d\n")
+    assert kit.make(table, tmp_path / "out.beton", "--max-rejects", "0.5") == 0
+    assert [row["key"] for row in kit.rejects(tmp_path / "out.beton")] == ["line 3", "line 4"]
 
 
 def test_rows_of_an_image_that_do_not_follow_each_other_are_told(tmp_path, capsys):
@@ -189,10 +207,11 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
 
 
 def test_what_names_no_image_is_no_name(tmp_path):
-    rows = [{"image": image, "caption": "x"} for image in ("0.jpg", None, {"path": "1.jpg"}, ["2.jpg"])]
+    images = ("0.jpg", None, {"path": "1.jpg"}, ["2.jpg"], "\ud83d.jpg")
+    rows = [{"image": image, "caption": "x"} for image in images]
     table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
     assert kit.make(table, tmp_path / "o.beton", "--max-rejects", "0.9") == 0
-    assert [row["key"] for row in kit.rejects(tmp_path / "o.beton")] == ["line 2", "line 3", "line 4"]
+    assert [row["key"] for row in kit.rejects(tmp_path / "o.beton")] == [f"line {n}" for n in (2, 3, 4, 5)]
     assert {row["reason"] for row in kit.rejects(tmp_path / "o.beton")} == {"bad row"}
 
 
@@ -210,6 +229,11 @@ def test_what_names_no_image_is_no_name(tmp_path):
                 }
             ),
             "2 images, but 1 ids",
+        ),
+        (
+            "c.json",
+            b'{"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 2, "caption": ""}]}',
+            "a caption of image 2, which is not among its images",
         ),
     ],
 )
@@ -241,9 +265,15 @@ def twice(lines: list[str]) -> None:
     lines[0] = lines[0].replace("prompt", "left_vote")
 
 
+def comma(lines: list[str]) -> None:
+    lines[:] = [line.rpartition(",")[0] for line in lines]  # without the prompt
+    lines[3] = lines[3].replace(",", ",3,", 1)
+
+
 @pytest.mark.parametrize(
     "change, told",
     [
+        (comma, "row 4: more fields than the header has"),
         (swallow, "row 4: a quotation mark opens here and closes after what looks like rows"),
         (open_mark, "row 4: its quotation marks do not pair up"),
         (twice, "more than one column is called left_vote"),

@@ -78,7 +78,16 @@ def test_dali_decodes_the_same_bytes(beton):
         assert np.abs(np.asarray(images[i]).astype(int) - ours).max() <= 4
 
 
-@pytest.mark.parametrize("held", [b"{", b"[1]", b"null", b'{"captions": null}', b"\xff\xfe", b"[" * 100_000])
+DAMAGED = [b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"captions": null}', b'{"source": "x"}']
+DAMAGED += [
+    b'{"rejected": {"no image": [1]}}',
+    b'{"captions": {"lengths": 3}}',
+    b'{"captions": {"lengths": [""]}}',
+]
+DAMAGED += [b'{"captions": {"mean_tokens": {}}}']
+
+
+@pytest.mark.parametrize("held", DAMAGED)
 def test_a_damaged_json_beside_is_named(beton, tmp_path, held):
     (tmp_path / "x.beton").write_bytes(beton.path.read_bytes())
     assert Beton(tmp_path / "x.beton").info == {}
