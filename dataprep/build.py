@@ -234,7 +234,8 @@ class Job:
         if rejected / total.seen > self.limit:
             raise TooManyRejects(
                 f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
-                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
+                f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; "
+                "a larger --max-rejects goes on, and where you mended them, --restart reads them again"
             )
 
     def _first_reject(self) -> str:
