@@ -26,7 +26,7 @@ def settle() -> None:
 
     Call it before torch is imported: OpenMP reads its variables when it is loaded.
     """
-    if not faulthandler.is_enabled():  # a fault in compiled code (a disk that fails under a map) says where
+    if not faulthandler.is_enabled():  # a fault in compiled code says where
         with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # no real stderr
             faulthandler.enable()
     _share_cores()
@@ -45,9 +45,7 @@ def _share_cores() -> None:
 
     By default they spin 300,000 times, on cores that another run wants.  On two cores, 60 steps of the
     demo's stage 1 take 15.8 s alone and 171 s beside a second run; with 1,000 turns 14.7 and 31 s, to the
-    same bits.  OMP_WAIT_POLICY=passive (no turn at all) takes 1.2 times as long alone.  With another load
-    of 1 to 3, 12 steps (to the end of two beside each other): by default 40 s (88 s) and 40 (48) s of CPU
-    each, with 1,000 turns 11 s (20 s), passive 12 s (27 s); with these two 13 s of CPU.
+    same bits.  OMP_WAIT_POLICY=passive (no turn at all) takes 1.2 times as long alone.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

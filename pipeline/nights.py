@@ -59,7 +59,7 @@ def read(
     rows: list[dict] = []
     try:
         names = lines.fieldnames or ()
-        _check_columns(table, names, splits, min_votes, unsplit)
+        _check_columns(names, splits, min_votes, unsplit)
         rows.extend(lines)
         _check_quotes(rows, len(names))
         numbered = enumerate(rows, 2)
@@ -69,8 +69,7 @@ def read(
             f"{table}: row {len(rows) + 2}: its quotation marks do not pair up ({error})"
         ) from None
     except ValueError as error:
-        told = str(error) if str(table) in str(error) else f"{table}: {error}"
-        raise ValueError(told) from None
+        raise ValueError(f"{table}: {error}") from None
     if min_votes is None:
         min_votes = MIN_VOTES if any(_count(row) >= MIN_VOTES for row in rows) else 0
     return tuple(row for row in out if row.votes >= min_votes)
@@ -87,17 +86,19 @@ def _check_quotes(rows: Sequence[dict], columns: int) -> None:
                 )
 
 
-def _check_columns(table, names, splits, min_votes, unsplit) -> None:
+def _check_columns(
+    names: Sequence[str], splits: Sequence[str] | None, min_votes: int | None, unsplit: str
+) -> None:
     needed = _NEEDED + (("votes",) if min_votes else ())
     if splits is not None:
         needed += () if unsplit else ("split",)
         needed += ("is_imagenet",) if any("imagenet" in split for split in splits) else ()
     twice = [name for name in needed if list(names).count(name) > 1]
     if twice:
-        raise ValueError(f"{table}: more than one column is called {', '.join(twice)}")
+        raise ValueError(f"more than one column is called {', '.join(twice)}")
     missing = [name for name in needed if name not in names]
     if missing:
-        raise ValueError(f"{table}: no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
+        raise ValueError(f"no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")
 
 
 def _wanted(row: dict, number: int, splits: tuple[str, ...] | None, unsplit: str) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-
 
 def foreign(data: bytes) -> str:
     """The other encoding that the first bytes of a file tell of; empty where they tell of none."""
-    if data[:2] in _MARKS:
-        return _MARKS[data[:2]]
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "UTF-16"
     return "UTF-16 without a mark" if b"\0" in data[:64] else ""
 
 
