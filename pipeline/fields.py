@@ -158,15 +158,17 @@ class Beton:
 
     def read(self, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the byte ranges (N,) int64 in one array of bytes, and where each begins in it."""
-        place, data = np.cumsum(size) - size, np.empty(int(size.sum()), np.uint8)
-        heads = np.flatnonzero(start != np.append(-1, start + size)[:-1])  # neighbours are read at once
-        begin, to, done = start[heads], np.append(place[heads], len(data)), 0
-        if len(heads) > _FEW:
+        to, done = np.append(0, np.cumsum(size)), 0
+        place, data = to[:-1], np.empty(to[-1], np.uint8)
+        if len(start) > _FEW:  # neighbours are read at once
+            heads = np.flatnonzero(start != np.append(-1, start + size)[:-1])
+            start, to = start[heads], np.append(place[heads], len(data))
+        if len(start) > _FEW:
             from pipeline.ranges import pread_ranges
 
-            done = pread_ranges(self.descriptor, begin, to, data)
-        for n in range(done, len(heads)):  # few; or one that failed, and those after it
-            self._read(int(begin[n]), memoryview(data)[to[n] : to[n + 1]])
+            done = pread_ranges(self.descriptor, start, to, data)
+        for n in range(done, len(start)):  # few; or one that failed, and those after it
+            self._read(int(start[n]), memoryview(data)[to[n] : to[n + 1]])
         return data, place
 
     def _read(self, at: int, out: memoryview) -> None:

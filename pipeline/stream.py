@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline import pixels, ranges
+from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.fields import JPEG_MODE, Beton, Rows
 from pipeline.order import Order
+from pipeline.ranges import advise
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Source:
         rows = self.file.rows(index)
         spans = (rows.spans(column) for column in self._columns)
         start, size = (np.concatenate(x) for x in zip(*spans))
-        ranges.advise(self.file.descriptor, *_requests(start, size))
+        advise(self.file.descriptor, *_requests(start, size))
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
