@@ -4,7 +4,8 @@ The container is FFCV 1.0's (header version 2): header, field descriptors, one m
 record a sample, data pages, allocation table.  Stock FFCV reads every file written with
 these fields.  `Beton` reads such files by pread, tables too, so opening costs no memory per
 sample.  Not by a memory map: a file that is cut short meanwhile would end the process (SIGBUS),
-and some mounts and memory limits do not allow one.
+and some mounts and memory limits do not allow one.  numba is loaded by what reads many samples at
+once, not by what opens or writes a file.
 
 Writing is dataprep's business (`dataprep/writer.py`).
 """
@@ -12,6 +13,7 @@ Writing is dataprep's business (`dataprep/writer.py`).
 from __future__ import annotations
 
 import json
+import math
 import os
 import weakref
 from dataclasses import dataclass
@@ -19,9 +21,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numba import types
-
-from pipeline.compiled import compiled
 
 VERSION = 2
 HEADER = np.dtype(
@@ -45,6 +44,7 @@ METADATA = {
 ALLOCATES = (IMAGE, BYTES, ARRAY)  # kinds whose value lies in a page, found by pointer
 
 CONTEXT_LENGTH = 77
+_FEW = 8  # ranges that are read without compiled code: numba takes a second and 100 MB
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,14 @@ class Field:
             return cls(kind)
         header = arguments[: ARRAY_ARGUMENTS.itemsize].view(ARRAY_ARGUMENTS)[0]
         end = ARRAY_ARGUMENTS.itemsize + int(header["type_length"])
-        descr = json.loads(arguments[ARRAY_ARGUMENTS.itemsize : end].tobytes())
-        shape = tuple(int(n) for n in header["shape"] if n)
-        return cls(ARRAY, np.dtype([tuple(d) for d in descr])["f0"], shape)
+        described = arguments[ARRAY_ARGUMENTS.itemsize : end].tobytes()
+        try:
+            dtype = np.dtype([tuple(d) for d in json.loads(described)])["f0"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(f"{described[:40]!r} is no element type of an array") from None
+        if dtype.kind not in "biuf":
+            raise ValueError(f"an array of {dtype} holds no plain numbers")
+        return cls(ARRAY, dtype, tuple(int(n) for n in header["shape"] if n))
 
 
 def pairs_schema(captions: int = 1) -> dict[str, Field]:
@@ -109,27 +114,6 @@ def metadata_dtype(fields: dict[str, Field]) -> np.dtype:
     return np.dtype([(name, METADATA[f.kind]) for name, f in fields.items()], align=True)
 
 
-_pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.int64, types.int64))
-
-
-@compiled
-def _pread_ranges(file, start, size, out):
-    """Reads the byte ranges (N,) of an open file to `out`, neighbours at once; which one failed, or -1."""
-    to, n = out.ctypes.data, 0
-    while n < len(start):
-        first, at, left = n, start[n], size[n]
-        n += 1
-        while n < len(start) and start[n] == at + left:
-            left += size[n]
-            n += 1
-        while left > 0:
-            done = _pread(file, to, left, at)
-            if done <= 0:
-                return first
-            at, to, left = at + done, to + done, left - done
-    return -1
-
-
 class Beton:
     """A finished .beton, open for reading.
 
@@ -148,18 +132,18 @@ class Beton:
         self.size = os.fstat(self.descriptor).st_size
         if self.size < HEADER.itemsize:
             raise ValueError(f"{self.path}: too short for a .beton header")
-        header = self._table(HEADER, 0, np.array(0))
+        (header,) = self._table(HEADER, 0, 1)
         self._check_header(header)
         self._num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
-        self._allocations = int(header["alloc_table_ptr"])
+        self._allocations_at = int(header["alloc_table_ptr"])
         self.fields = self._read_fields(int(header["num_fields"]))
         self.dtype = metadata_dtype(self.fields)
-        self._records = HEADER.itemsize + len(self.fields) * DESCRIPTOR.itemsize
-        if self._records + self._num_samples * self.dtype.itemsize > self._allocations:
+        self._metadata_at = HEADER.itemsize + len(self.fields) * DESCRIPTOR.itemsize
+        if self._metadata_at + self._num_samples * self.dtype.itemsize > self._allocations_at:
             raise ValueError(f"{self.path}: the metadata table is cut short; build the file again")
         self._pointed = [n for n, f in self.fields.items() if f.kind in ALLOCATES]
-        self._allocated = (self.size - self._allocations) // ALLOCATION.itemsize
+        self._allocated = (self.size - self._allocations_at) // ALLOCATION.itemsize
         if self._allocated < self._num_samples * len(self._pointed):
             raise ValueError(f"{self.path}: the allocation table is cut short; build the file again")
 
@@ -174,21 +158,40 @@ class Beton:
 
     def read(self, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the byte ranges (N,) int64 in one array of bytes, and where each begins in it."""
-        data = np.empty(int(size.sum()), np.uint8)
-        while (failed := _pread_ranges(self.descriptor, start, size, data)) >= 0:
-            self.check_length()
-            try:  # Python tells the errors, and goes on where there was a signal only
-                os.pread(self.descriptor, int(size[failed]), int(start[failed]))
-            except OSError as error:
-                where = f"{size[failed]} bytes at {start[failed]}"
-                raise OSError(f"{self.path}: {error.strerror}, {where}") from None
-        return data, np.cumsum(size) - size
+        to, done = np.append(0, np.cumsum(size)), 0
+        place, data = to[:-1], np.empty(to[-1], np.uint8)
+        if len(start) > _FEW:  # neighbours are read at once
+            heads = np.flatnonzero(start != np.append(-1, start + size)[:-1])
+            start, to = start[heads], np.append(place[heads], len(data))
+        if len(start) > _FEW:
+            from pipeline.ranges import pread_ranges
 
-    def _table(self, dtype: np.dtype, start: int, index: np.ndarray) -> np.ndarray:
-        """Rows `index` (any shape) of the table of `dtype` that begins at `start`."""
-        at = start + index.ravel() * dtype.itemsize
-        data, _ = self.read(at, np.full(len(at), dtype.itemsize))
-        return data.view(dtype).reshape(index.shape)
+            done = pread_ranges(self.descriptor, start, to, data)
+        for n in range(done, len(start)):  # few; or one that failed, and those after it
+            self._read(int(start[n]), memoryview(data)[to[n] : to[n + 1]])
+        return data, place
+
+    def _read(self, at: int, out: memoryview) -> None:
+        """Fills `out` with what lies from `at` on."""
+        while len(out):
+            try:
+                done = os.preadv(self.descriptor, [out], at)
+            except OSError as error:
+                raise OSError(f"{self.path}: {error.strerror}, {len(out)} bytes at {at}") from None
+            if not done:
+                self.check_length()
+                raise ValueError(f"{self.path}: ends before byte {at:,}, where something should lie")
+            at, out = at + done, out[done:]
+
+    def _table(self, dtype: np.dtype, start: int, count: int) -> np.ndarray:
+        """The table of `count` rows of `dtype` that begins at `start`."""
+        return self.read(np.array([start]), np.array([count * dtype.itemsize]))[0].view(dtype)
+
+    def _rows(self, dtype: np.dtype, start: int, index: np.ndarray, each: int) -> np.ndarray:
+        """(*index, each): of the table of `dtype` that begins at `start`, whose samples have `each` rows."""
+        width = each * dtype.itemsize
+        at = start + index.ravel() * width
+        return self.read(at, np.full_like(at, width))[0].view(dtype).reshape(*index.shape, each)
 
     def _check_header(self, header: np.void) -> None:
         if header["version"] != VERSION:
@@ -197,13 +200,13 @@ class Beton:
             raise ValueError(f"{self.path}: unfinished or truncated .beton; build the file again")
 
     def _read_fields(self, count: int) -> dict[str, Field]:
-        if HEADER.itemsize + count * DESCRIPTOR.itemsize > self._allocations:
+        if HEADER.itemsize + count * DESCRIPTOR.itemsize > self._allocations_at:
             raise ValueError(f"{self.path}: the field descriptors are cut short")
         try:
             return {
                 bytes(d["name"]).split(b"\0")[0].decode("ascii"): Field.parse(
                     int(d["type_id"]), d["arguments"])
-                for d in self._table(DESCRIPTOR, HEADER.itemsize, np.arange(count))
+                for d in self._table(DESCRIPTOR, HEADER.itemsize, count)
             }  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
@@ -241,12 +244,12 @@ class Beton:
     @property
     def metadata(self) -> np.ndarray:
         """The whole metadata table, read anew: a structured array of one record (`dtype`) a sample."""
-        return self._table(self.dtype, self._records, np.arange(len(self)))
+        return self._table(self.dtype, self._metadata_at, len(self))
 
     @property
     def allocations(self) -> np.ndarray:
         """The whole allocation table, read anew; in sample-major order when our writer made the file."""
-        return self._table(ALLOCATION, self._allocations, np.arange(self._allocated))
+        return self._table(ALLOCATION, self._allocations_at, self._allocated)
 
     def rows(self, index: np.ndarray) -> Rows:
         """What the tables say of samples `index` (any shape)."""
@@ -254,11 +257,10 @@ class Beton:
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             asked = f"{index.min()} … {index.max()}"
             raise IndexError(f"{self.path}: has samples 0 … {len(self) - 1}, not {asked}")
-        pointed = len(self._pointed)
         return Rows(
             self,
-            self._table(self.dtype, self._records, index),
-            self._table(ALLOCATION, self._allocations, index[..., None] * pointed + np.arange(pointed)),
+            self._rows(self.dtype, self._metadata_at, index, 1)[..., 0],
+            self._rows(ALLOCATION, self._allocations_at, index, len(self._pointed)),
         )
 
     @cached_property
@@ -335,7 +337,7 @@ class Rows:
                 raise ValueError(f"{file.path}: a pointer of {name} is not in the allocation table")
             size = sizes[at]
         ptr, size = ptr.astype(np.int64), size.astype(np.int64)
-        if ((ptr < 0) | (size < 0) | (size > file._allocations - ptr)).any():
+        if ((ptr < 0) | (size < 0) | (size > file._allocations_at - ptr)).any():
             raise ValueError(f"{file.path}: data of {name} would lie past the data region")
         return ptr, size
 
@@ -346,6 +348,8 @@ class Rows:
 
     def arrays(self, name: str) -> np.ndarray:
         """An ARRAY column: (N, *shape) for index (N,)."""
-        field = self.file.fields[name]
-        data, _ = self.file.read(*self.spans(name))
-        return data.view(field.dtype).reshape(-1, *field.shape)
+        field, (start, size) = self.file.fields[name], self.spans(name)
+        width = field.dtype.itemsize * math.prod(field.shape)
+        if (size != width).any():
+            raise ValueError(f"{self.file.path}: a value of {name} does not have its {width} bytes")
+        return self.file.read(start, size)[0].view(field.dtype).reshape(-1, *field.shape)

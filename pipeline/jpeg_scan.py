@@ -49,7 +49,7 @@ def words_of(data: bytes | np.ndarray) -> np.ndarray:
 
 @compiled
 def vouch(data, words, start, size, height, width):
-    """Which of the JPEGs (N,) in a file's bytes are sound and of the size they should be; (N,) bool."""
+    """Which of the JPEGs (N,) in `data` are sound and of the size they should be; (N,) bool."""
     sound = np.zeros(len(start), np.bool_)
     for n in range(len(start)):
         if size[n] >= 16:

@@ -121,7 +121,7 @@ def dali(
         yield torch.from_dlpack(out.as_tensor())
 
 
-def _jpegs(file: Beton, batch: int) -> Iterator[tuple[list[np.ndarray]]]:
+def jpegs(file: Beton, batch: int) -> Iterator[tuple[list[np.ndarray]]]:
     rng = np.random.default_rng(0)
     while True:
         data, start = file.read(*file.spans("image", rng.integers(0, len(file), batch)))
@@ -140,7 +140,7 @@ def _dali_pipeline(file: Beton, augment: Augment, side: int, batch: int, workers
     )  # fmt: skip
     def pipeline():
         (jpeg,) = fn.external_source(
-            _jpegs(file, batch), num_outputs=1, dtype=types.UINT8, ndim=1, no_copy=True
+            jpegs(file, batch), num_outputs=1, dtype=types.UINT8, ndim=1, no_copy=True
         )
         image = fn.decoders.image_random_crop(
             jpeg, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,

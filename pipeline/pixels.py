@@ -101,7 +101,7 @@ def decode(data, height, width, out):
 
 @compiled
 def decodable(data, start, size, height, width):
-    """Which of the stored JPEGs (N,) `decode` without complaint; (N,) bool."""
+    """Which of the JPEGs (N,) in `data` `decode` takes without complaint; (N,) bool."""
     ok = np.zeros(len(start), np.bool_)
     for n in range(len(start)):
         out = np.empty(height[n] * width[n] * 3, np.uint8)
@@ -361,9 +361,9 @@ def normalise(image, flip, table, out):
 
 @compiled
 def process(data, start, size, height, width, box, covers, matrix, colour, sigma, flip, table, out, valid):
-    """Samples from the file's bytes to normalised images.
+    """Samples from their stored bytes to normalised images.
 
-    data: the whole file, uint8.  start, size, height, width: (N,) int64 of the stored JPEGs.
+    data: uint8.  start, size: (N,) int64, where in it the JPEGs lie.  height, width: (N,) int64, theirs.
     box (N, 4) int32, covers, matrix (N, 3, 4), colour (N,), sigma (N,), flip (N,): see `augment.Draws`.
     table (3, 256) and out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that
     does not decode becomes zeros, the mean colour.

@@ -50,9 +50,9 @@ class Screen:
         return self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
-        start, *given = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
-        data, start = self._file.read(start, given[0])
-        given.insert(0, start)
+        start, size, *shape = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
+        data, start = self._file.read(start, size)
+        given = (start, size, *shape)
         sound = jpeg_scan.vouch(data, jpeg_scan.words_of(data), *given)
         rest = np.flatnonzero(~sound)
         if len(rest):

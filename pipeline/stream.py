@@ -18,22 +18,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import types
 
 from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
-from pipeline.compiled import compiled
 from pipeline.fields import JPEG_MODE, Beton, Rows
 from pipeline.order import Order
+from pipeline.ranges import advise
 
 log = logging.getLogger(__name__)
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
 _REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, unless a disk is set otherwise
-_fadvise = types.ExternalFunction(
-    "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
-)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -92,7 +88,7 @@ class Source:
     def read_ahead(self, t: np.ndarray) -> None:
         """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
 
-        Page faults would have it read one picture after the other, and much around each of them.
+        Else it would read one picture after the other, each when it is wanted.
         """
         self._read(self.order.locate(self.seed, len(self.file), t)[1])
         windows = self.order.windows(self.seed, len(self.file), t)
@@ -102,7 +98,7 @@ class Source:
             threading.Thread(target=self._read_blocks, args=(new,), daemon=True).start()
 
     def _read_blocks(self, ranges: list[tuple[int, int]]) -> None:
-        with suppress(ValueError):  # a bad pointer: the consumer meets it, too
+        with suppress(ValueError, OSError):  # a bad pointer, a bad disk: the consumer meets it, too
             for first, stop in ranges:
                 self._read(self.order.expand(first, stop))
 
@@ -110,7 +106,7 @@ class Source:
         rows = self.file.rows(index)
         spans = (rows.spans(column) for column in self._columns)
         start, size = (np.concatenate(x) for x in zip(*spans))
-        _advise(self.file.descriptor, *_requests(start, size))
+        advise(self.file.descriptor, *_requests(start, size))
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
@@ -151,13 +147,6 @@ def _requests(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     at = np.repeat(begin, pieces) + number * _REQUEST
     return at, np.minimum(np.repeat(end, pieces) - at, _REQUEST)
-
-
-@compiled
-def _advise(file, offset, length):
-    """posix_fadvise(WILLNEED) for each (offset, length) of an open file."""
-    for n in range(len(offset)):
-        _fadvise(file, offset[n], length[n], os.POSIX_FADV_WILLNEED)
 
 
 class StreamLoader:

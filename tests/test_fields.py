@@ -1,4 +1,4 @@
-"""Reading a .beton with numpy: schema round trip, and files that are not whole."""
+"""Reading a .beton: schema round trip, and files that are not whole."""
 
 from __future__ import annotations
 
@@ -57,6 +57,24 @@ def test_other_files_are_refused(tmp_path):
         Beton(tmp_path / "x.beton")
     with pytest.raises(ValueError, match="no such file"):
         Beton(tmp_path / "none.beton")
+
+
+@pytest.mark.parametrize("told", [b"[", b"7", b'[["","|O"]]', b'[["x","<i4"]]', b'[["","<zz"]]', b"[[]]"])
+def test_a_damaged_element_type_is_named(beton, tmp_path, told):
+    whole = b'[["", "<i4"]]'
+    assert whole in beton.path.read_bytes()
+    (tmp_path / "x.beton").write_bytes(beton.path.read_bytes().replace(whole, told.ljust(len(whole))))
+    with pytest.raises(ValueError, match="x.beton: .*array"):
+        Beton(tmp_path / "x.beton")
+
+
+def test_values_of_another_length_are_refused(beton, tmp_path):
+    """Also where the lengths make up for each other: rows would hold their neighbours' tokens."""
+    table = beton.allocations
+    table["size"][[1, 4]] += np.array([-8, 8]).astype(np.uint64)  # tokens of samples 0 and 1
+    (tmp_path / "x.beton").write_bytes(beton.path.read_bytes()[: -table.nbytes] + table.tobytes())
+    with pytest.raises(ValueError, match="x.beton: a value of tokens does not have its 308 bytes"):
+        Beton(tmp_path / "x.beton").arrays("tokens", np.arange(5))
 
 
 def test_dali_decodes_the_same_bytes(beton):

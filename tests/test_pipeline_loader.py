@@ -297,7 +297,7 @@ def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     """And little else, in requests that the kernel serves: it cuts off what is longer."""
     file, asked, t = request.getfixturevalue(kind), [], np.arange(6)
     monkeypatch.setattr(stream, "_REQUEST", 1000)
-    monkeypatch.setattr(stream, "_advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
+    monkeypatch.setattr(stream, "advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
     source = stream.Source(file, AUGMENTS["none"], 5, order)
     source.read_ahead(t)
     for thread in threading.enumerate():
