@@ -99,19 +99,9 @@ def test_a_big_recipe_without_a_gpu_is_refused_before_anything_is_written(
 ):
     drive(monkeypatch, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    args = [
-        "--stage",
-        "2",
-        "--recipe",
-        "strong",
-        "--batch",
-        "16",
-        "--warmup-steps",
-        "1",
-        "--data",
-        str(split),
-    ]
-    args += ["--run", str(tmp_path / "run"), "--model", "debug-ViT", "--cluster", "local"]
+    args = ["--stage", "2", "--recipe", "strong", "--batch", "16", "--warmup-steps", "1"]
+    args += ["--data", str(split), "--run", str(tmp_path / "run")]
+    args += ["--model", "debug-ViT", "--cluster", "local"]
     assert launch.main(args) == 2
     assert "error: --recipe strong: no GPU found (CUDA_VISIBLE_DEVICES=0)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -230,8 +220,8 @@ def test_a_model_that_cannot_read_the_captions_is_refused(
 def test_few_long_captions_are_told_and_a_missing_file_does_not_hide_the_model(split, tmp_path, capsys):
     file = recipes.open_split(split, 2)
     file.info = {"captions": {"lengths": [0] * 7 + [995] + [0] * 69 + [5]}}
-    assert recipes._long_captions("--model M", 76, file).startswith("note: 5 of 1,000 captions of ")
-    assert recipes._long_captions("--model M", 77, file) is None
+    assert recipes.check_lengths("M", 76, file).startswith("note: 5 of 1,000 captions of ")
+    assert recipes.check_lengths("M", 77, file) is None
     args = ["--stage", "2", "--recipe", "debug", "--data", str(tmp_path / "none.beton"), "--dry-run"]
     assert launch.main([*args, "--cluster", "local", "--model", "ViT-B-16-SigLIP"]) == 2
     assert "tokenizer" in capsys.readouterr().err
