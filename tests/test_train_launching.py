@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from eval import watch
 from pipeline import machine
-from train import checkpoint, gpus, launch, recipes
+from train import checkpoint, gpus, job, launch, loop, recipes
 from train.config import Compute, Data, Optim, Stage1, Stage2
 from train.metrics import Metrics
 
@@ -150,6 +151,27 @@ def test_a_limit_of_threads_is_a_line(split, tmp_path, monkeypatch, capsys, erro
     said = capsys.readouterr().err
     assert "error: no more threads or processes may be started here (ulimit -u" in said, said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("g++ died"), OSError("No space left on device")])
+def test_what_ctrl_c_breaks_is_no_failure(split, tmp_path, monkeypatch, error):
+    """A terminal sends it to a compiler of the first step too, whose end is then an error of the step."""
+
+    def fail(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise error
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    monkeypatch.setattr(loop, "update", fail)
+    with pytest.raises((KeyboardInterrupt, OSError)) as raised:
+        job.run(kit.debug(2, split, tmp_path / "run"))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    said = job.describe(raised.value)
+    if isinstance(error, OSError):
+        assert said == f"error: {error}"
+    else:
+        assert job.exit_code(raised.value) == 130 and said.startswith("interrupted")
 
 
 @pytest.mark.parametrize("held", ["{", "[]", "null"])

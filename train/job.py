@@ -36,8 +36,8 @@ _LACKS = {
     "can't start new thread": _LIMIT,
     "Failed to find C compiler": "Triton, whose kernels a GPU runs, finds no C compiler: install gcc, or "
     "name a compiler with CC",
-    "'-shared', '-fPIC'": "the C compiler that Triton calls failed (its own words are above, or in the run's "
-    "jobs folder); it needs the headers of C and of Python (python3-dev)",
+    "'-fPIC', '-Wno-psabi'": "the C compiler that Triton calls failed (its own words are above, or in the "
+    "run's jobs folder); it needs the headers of C and of Python (python3-dev)",
 }
 
 
@@ -81,7 +81,7 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
     checkpoint is written; the others wait to be ended).
     """
     from train import distributed, gpus, loop
-    from train.signals import Stop
+    from train.signals import INTERRUPT, Stop
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:
@@ -91,7 +91,12 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
 
             profiling.profile(recipe, world, profile)
             return loop.Outcome(0, 0)
-        outcome = loop.train(recipe, world, stop, note)
+        try:
+            outcome = loop.train(recipe, world, stop, note)
+        except Exception as error:
+            if stop.asked != INTERRUPT or isinstance(error, (*USER_ERRORS, loop.TrainingStopped)):
+                raise
+            raise KeyboardInterrupt from error  # a terminal's Ctrl-C ends compilers and workers too
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)
         return outcome
@@ -133,6 +138,8 @@ def _lacks(error: BaseException) -> str | None:
 
 def describe(error: BaseException) -> str:
     """One line for what a user can understand, the traceback for the rest."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues from the last checkpoint, if there is one"
     if lacks := _lacks(error):
         return f"error: {lacks}"
     stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
