@@ -142,6 +142,8 @@ def kit_recipe(recipe):
         ("gpu", 1),
         ("gpu:a100:8(S:0-1)", 8),
         ("gpu:a100:2(S:0,2),gpu:v100:2(S:1)", 4),
+        ("gpu:4(IDX:0-1,3-4),shard:0", 4),
+        ("gpu:nvidia_a100-sxm4-40gb:8(S:0-7),mps:a100:800(S:0-7)", 8),
         ("gpu:1g.5gb:7", 7),
         ("gpu:a100_3g.20gb:2(S:0),gpu:a100_2g.10gb:3(S:0)", 5),
         ("gpu:no_consume:4", 4),
