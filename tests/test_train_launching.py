@@ -154,11 +154,11 @@ def test_a_limit_of_threads_is_a_line(split, tmp_path, monkeypatch, capsys, erro
 
 
 @pytest.mark.parametrize("error", [RuntimeError("g++ died"), OSError("No space left on device")])
-def test_what_ctrl_c_breaks_is_no_failure(split, tmp_path, monkeypatch, error):
-    """A terminal sends it to a compiler of the first step too, whose end is then an error of the step."""
+def test_what_a_request_to_stop_breaks_is_no_failure(split, tmp_path, monkeypatch, error):
+    """scancel and timeout send it to a compiler of the first step too, whose end is an error of the step."""
 
     def fail(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         raise error
 
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}

@@ -96,7 +96,7 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
         except Exception as error:
             if stop.asked != INTERRUPT or isinstance(error, (*USER_ERRORS, loop.TrainingStopped)):
                 raise
-            raise KeyboardInterrupt from error  # a terminal's Ctrl-C ends compilers and workers too
+            raise KeyboardInterrupt from error  # SIGTERM to a whole job ends --compile's compilers too
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)
         return outcome
