@@ -10,14 +10,17 @@ every Triton kernel for A100 and H100 and prints its resources. `--gpu` is the p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,18 +296,39 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The part that was asked for."""
+    if args.gpu:
+        from kernels.bench_gpu import bench_gpu
+
+        return bench_gpu()
+    if args.compile:
+        return bench_compile()
+    result = bench_step(args)
+    print_step(result)
+    return result
+
+
+@contextlib.contextmanager
+def place_for_kernels() -> Iterator[None]:
+    """Triton keeps what it compiles at home; where that cannot be written, in a folder of this run's."""
+    home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
+    if "TRITON_CACHE_DIR" in os.environ or os.access(home, os.W_OK | os.X_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TRITON_CACHE_DIR"]
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     try:
-        if args.gpu:
-            from kernels.bench_gpu import bench_gpu
-
-            result = bench_gpu()
-        elif args.compile:
-            result = bench_compile()
-        else:
-            result = bench_step(args)
-            print_step(result)
+        with place_for_kernels():
+            result = measure(args)
         if args.out:
             args.out.write_text(json.dumps(result, indent=1) + "\n")
     except (ValueError, OSError) as error:

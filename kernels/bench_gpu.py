@@ -9,7 +9,6 @@ B pairs, D width, R rows of packed captions, L tokens in a row.
 
 from __future__ import annotations
 
-import math
 import statistics
 import traceback
 from collections.abc import Callable
@@ -205,20 +204,19 @@ def whole_step(
                 raise
             batch //= 2
     rate = batch / statistics.median(times) * 1e3
-    sheet = DATASHEET.get(torch.cuda.get_device_capability(), math.nan)
+    sheet = DATASHEET.get(torch.cuda.get_device_capability())
     row = {
         "batch": batch,
         "milliseconds": statistics.median(times),
         "pairs_per_s": rate,
         "peak_bytes": torch.cuda.max_memory_allocated(),
-        "mfu_published": rate * PUBLISHED_FLOP / sheet,
-        "mfu_useful": rate * useful / sheet,
         "share_of_measured_product": rate * useful / limits["flop_per_s"],
     }
-    print(
-        f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB, "
-        f"MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
-    )
+    said = f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB"
+    if sheet:
+        row |= {"mfu_published": rate * PUBLISHED_FLOP / sheet, "mfu_useful": rate * useful / sheet}
+        said += f", MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
+    print(said)
     return row
 
 

@@ -30,11 +30,8 @@ def resolve(engine: Engine, x: Tensor) -> Literal["torch", "triton"]:
 
 def refuse_interpreted(x: Tensor) -> None:
     """ValueError for bfloat16 in Triton's interpreter, which multiplies matrices of it wrongly (3.8, too)."""
-    if x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET", "0").lower() not in (
-        "",
-        "0",
-        "false",
-    ):
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")  # as Triton reads it
+    if interpreted and x.dtype == torch.bfloat16:
         raise ValueError(
             "TRITON_INTERPRET: Triton's interpreter multiplies bfloat16 wrongly; take float16 or float32, or "
             "another engine than 'triton'"

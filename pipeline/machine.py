@@ -34,7 +34,7 @@ def settle() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # a user id that nobody named; torch and others ask for a name
         os.environ["USER"] = f"uid-{os.getuid()}"
-    if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not _writable(Path("~").expanduser()):
+    if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not _writable(os.path.expanduser("~")):
         folder = private_folder()
         if folder is not None:
             os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
@@ -53,8 +53,8 @@ def _share_cores() -> None:
         os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
-def _writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+def _writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def private_folder() -> Path | None:

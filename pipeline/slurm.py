@@ -78,14 +78,6 @@ class SlurmFlags:
         pairs = (pair.partition("=") for pair in self.slurm_arg)
         return named | {key: value if mark else True for key, mark, value in pairs}
 
-    @property
-    def gpus(self) -> int | None:
-        """GPUs a node that the user asked for in sbatch's words; None if they are not counted by node."""
-        given = self.given
-        if "gpus-per-node" in given:
-            return count_gpus(f"gpu:{given['gpus-per-node']}")
-        return count_gpus(str(given.get("gres", ""))) or None
-
     def parameters(self, own: dict) -> dict:
         """submitit's parameters: `own` without what the user's flags replace, and these.
 
@@ -129,13 +121,13 @@ def count_gpus(gres: str) -> int:
 
 
 def gpus_of_nodes(flags: SlurmFlags) -> int | None:
-    """The most GPUs that a node of the partition (or of any) has, as SLURM knows it; None without SLURM."""
+    """The most GPUs that a node of the partition (or of any) has; None where SLURM is not there to tell."""
     partition = flags.given.get("partition")
     command = ["sinfo", "--noheader", "--format=%G", *(["--partition", str(partition)] if partition else [])]
     try:
         with own_environment():
-            said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
+            said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
         return None
     return max(map(count_gpus, said.splitlines()), default=0)
 
@@ -165,8 +157,9 @@ def submitting() -> Iterator[None]:
         with own_environment() as taken, contextlib.redirect_stderr(io.StringIO()):
             yield  # submitit repeats on stderr what its error says
     except RuntimeError as error:
-        said = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines()
-        raise ValueError(f"not submitted: {said[0].strip()}") from None
+        lines = str(error).splitlines() or ["sbatch failed and did not say why"]
+        said = next((line for line in lines if "error:" in line), lines[0])
+        raise ValueError(f"not submitted: {said.strip()}") from None
     habits = [name for name in taken if name.startswith("SBATCH_")]
     if habits:
         _say_once(f"note: {', '.join(habits)} had no effect: SLURM is told what the command line says")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import open_clip
 import pytest
@@ -72,18 +73,8 @@ def test_one_line_of_json(tiny: str, capsys: pytest.CaptureFixture, tmp_path):
     out = tmp_path / "bench.json"
     captions = tmp_path / "captions.txt"
     captions.write_text("a photo of a cat\n\ntwo dogs\na very long walk in the rain\n")
-    options = [
-        "--model",
-        tiny,
-        "--batch",
-        "3",
-        "--rounds",
-        "2",
-        "--threads",
-        "1",
-        "--captions",
-        str(captions),
-    ]
+    options = ["--model", tiny, "--batch", "3", "--rounds", "2", "--threads", "1"]
+    options += ["--captions", str(captions)]
     assert bench.main([*options, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads(out.read_text())
@@ -116,3 +107,19 @@ def test_bad_numbers_and_missing_gpu(capsys: pytest.CaptureFixture):
     if not torch.cuda.is_available():
         assert bench.main(["--gpu"]) == 2
         assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [None, "TRITON_CACHE_DIR", "TRITON_HOME"])
+def test_kernels_are_kept_where_one_may_write(own, monkeypatch, tmp_path):
+    """Without a home, for this run alone; never in another place than the user has named."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, str(tmp_path))
+    before = os.environ.get("TRITON_CACHE_DIR")
+    with bench.place_for_kernels():
+        folder = os.environ.get("TRITON_CACHE_DIR")
+        assert folder == before if own else os.path.isdir(folder)
+    assert os.environ.get("TRITON_CACHE_DIR") == before
+    assert own or not os.path.exists(folder)

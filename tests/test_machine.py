@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -97,9 +98,10 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(user):
 def test_a_user_without_name_and_home_has_both(tmp_path, monkeypatch):
     names = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"))
     nobody = "import pwd\ndef none(uid): raise KeyError(uid)\npwd.getpwuid = none\n" + textwrap.dedent(SETTLE)
-    done = python(nobody, **names, HOME="/nonexistent", TMPDIR=str(tmp_path))
-    found = eval(done.stdout)
-    assert found["USER"] == f"uid-{os.getuid()}" and found["TRITON_CACHE_DIR"].startswith(str(tmp_path))
+    for home in ("/nonexistent", None):
+        done = python(nobody, **names, HOME=home, TMPDIR=str(tmp_path))
+        found = eval(done.stdout)
+        assert found["USER"] == f"uid-{os.getuid()}" and found["TRITON_CACHE_DIR"].startswith(str(tmp_path))
     monkeypatch.setenv("TRITON_HOME", "/mine")
     assert eval(python(SETTLE, HOME="/nonexistent").stdout)["TRITON_CACHE_DIR"] is None
 
@@ -337,3 +339,20 @@ def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="--compile: .*(g\\+\\+|gcc or clang) is not found"):
         model.Towers(None, recipe)
+
+
+@pytest.mark.parametrize(("compiler", "said"), [(None, "finds no C compiler.*CC"), ("false", "python3-dev")])
+def test_a_gpu_without_a_compiler_is_a_line(tmp_path, monkeypatch, compiler, said):
+    """Triton's own errors, as its first kernel on a GPU would raise them."""
+    build = pytest.importorskip("triton.runtime.build")
+    build._find_compiler.cache_clear()
+    monkeypatch.delenv("CC", raising=False)
+    if compiler:
+        monkeypatch.setenv("CC", compiler)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises((RuntimeError, subprocess.CalledProcessError)) as raised:
+        build._build("x", str(tmp_path / "x.c"), str(tmp_path), [], [], [], [])
+    build._find_compiler.cache_clear()
+    line = job.describe(raised.value)
+    assert re.match(f"error: .*{said}", line) and "\n" not in line and job.exit_code(raised.value) == 2

@@ -142,6 +142,8 @@ def kit_recipe(recipe):
         ("gpu", 1),
         ("gpu:a100:8(S:0-1)", 8),
         ("gpu:a100:2(S:0,2),gpu:v100:2(S:1)", 4),
+        ("gpu:4(IDX:0-1,3-4),shard:0", 4),
+        ("gpu:nvidia_a100-sxm4-40gb:8(S:0-7),mps:a100:800(S:0-7)", 8),
         ("gpu:1g.5gb:7", 7),
         ("gpu:a100_3g.20gb:2(S:0),gpu:a100_2g.10gb:3(S:0)", 5),
         ("gpu:no_consume:4", 4),
@@ -159,8 +161,11 @@ def test_the_most_of_any_node_and_asking_for_fewer(tmp_path):
     fake(tmp_path, "sinfo", 'echo "$@" > "$(dirname "$0")/asked"; echo gpu:3')
     assert slurm.gpus_of_nodes(Launch(partition="a", slurm_arg=("partition=b",))) == 3
     assert (tmp_path / "asked").read_text().split()[-2:] == ["--partition", "b"]
-    for pair, asked in (("gres=gpu:a100:2", 2), ("gpus-per-node=v100:4", 4), ("gres=tmpfs:10G", None)):
-        assert Launch(slurm_arg=(pair,)).gpus == asked
+    for pair, one, two in (
+        ("gres=gpu:a100:2", 2, 2), ("gres=tmpfs:10G", None, None), ("gpus-per-node=v100:4", 4, 4),
+        ("gpus-per-node=volta:3,kepler:5", 8, 8), ("gpus=v100:4", 4, None),
+    ):  # fmt: skip
+        assert [Launch(nodes=n, slurm_arg=(pair,)).gpus for n in (1, 2)] == [one, two]
     debug = kit_recipe(recipes.STAGE2["debug"])
     ranks = launch._ranks(launch.Command(recipe=debug, launch=Launch(slurm_arg=("gres=gpu:2",))), "slurm")
     assert ranks == 2
@@ -173,11 +178,13 @@ def test_the_most_of_any_node_and_asking_for_fewer(tmp_path):
 def test_gpus_are_asked_for_where_a_recipe_needs_them_and_nodes_are_unknown(tmp_path, monkeypatch):
     assert batch_flags(ROOMS["eval"][1](Where()))["gpus-per-node", "1"] == 1
     assert "gpus_per_node" not in ROOMS["eval"][1](Where(ngpus=0))
-    (tmp_path / "sinfo").unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name, wanted in (("debug", False), ("paper", True)):
-        told = cluster.slurm_parameters(Launch(), 6, recipes.STAGE2[name], None)
-        assert ("gpus_per_node" in told) == wanted
+    fake(tmp_path, "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    for _ in range(2):
+        for name, wanted in (("debug", False), ("paper", True)):
+            told = cluster.slurm_parameters(Launch(), 6, recipes.STAGE2[name], None)
+            assert ("gpus_per_node" in told) == wanted
+        (tmp_path / "sinfo").unlink(missing_ok=True)
+        monkeypatch.setenv("PATH", str(tmp_path))
 
 
 # -- the surroundings -------------------------------------------------------------------------
@@ -207,24 +214,18 @@ def told_to_sbatch(folder: Path) -> dict:
 def test_sbatch_hears_nothing_of_a_surrounding_allocation(tmp_path):
     dump(tmp_path)
     split = kit.pairs(tmp_path / "pairs.beton")
-    args = [
-        "--stage",
-        2,
-        "--recipe",
-        "debug",
-        "--data",
-        split,
-        "--run",
-        tmp_path / "run",
-        "--cluster",
-        "slurm",
-    ]
+    args = ["--stage", 2, "--recipe", "debug", "--data", split, "--run", tmp_path / "run"]
     env = {**SURROUNDINGS, "SLURM_CONF": "/etc/mine.conf"}
-    code, said = kit.launch(*args, env=env)
+    code, said = kit.launch(*args, "--cluster", "slurm", env=env)
     assert code == 0, said
     assert "note: SBATCH_PARTITION had no effect" in said and "job 41:" in said
     heard = {name for name in told_to_sbatch(tmp_path) if name.startswith(("SLURM", "SBATCH", "SRUN"))}
     assert heard == {"SLURM_CONF"}
+
+
+def test_an_sbatch_that_fails_in_silence_is_told():
+    with pytest.raises(ValueError, match="not submitted: sbatch failed"), slurm.submitting():
+        raise RuntimeError("")
 
 
 @pytest.mark.parametrize("refused", (False, True))

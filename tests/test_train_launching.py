@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import threading
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from eval import watch
 from pipeline import machine
-from train import checkpoint, gpus, launch, recipes
+from train import checkpoint, gpus, job, launch, loop, recipes
 from train.config import Compute, Data, Optim, Stage1, Stage2
 from train.metrics import Metrics
 
@@ -99,19 +100,9 @@ def test_a_big_recipe_without_a_gpu_is_refused_before_anything_is_written(
 ):
     drive(monkeypatch, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    args = [
-        "--stage",
-        "2",
-        "--recipe",
-        "strong",
-        "--batch",
-        "16",
-        "--warmup-steps",
-        "1",
-        "--data",
-        str(split),
-    ]
-    args += ["--run", str(tmp_path / "run"), "--model", "debug-ViT", "--cluster", "local"]
+    args = ["--stage", "2", "--recipe", "strong", "--batch", "16", "--warmup-steps", "1"]
+    args += ["--data", str(split), "--run", str(tmp_path / "run")]
+    args += ["--model", "debug-ViT", "--cluster", "local"]
     assert launch.main(args) == 2
     assert "error: --recipe strong: no GPU found (CUDA_VISIBLE_DEVICES=0)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -160,6 +151,27 @@ def test_a_limit_of_threads_is_a_line(split, tmp_path, monkeypatch, capsys, erro
     said = capsys.readouterr().err
     assert "error: no more threads or processes may be started here (ulimit -u" in said, said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("g++ died"), OSError("No space left on device")])
+def test_what_a_request_to_stop_breaks_is_no_failure(split, tmp_path, monkeypatch, error):
+    """scancel and timeout send it to a compiler of the first step too, whose end is an error of the step."""
+
+    def fail(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise error
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    monkeypatch.setattr(loop, "update", fail)
+    with pytest.raises((KeyboardInterrupt, OSError)) as raised:
+        job.run(kit.debug(2, split, tmp_path / "run"))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    said = job.describe(raised.value)
+    if isinstance(error, OSError):
+        assert said == f"error: {error}"
+    else:
+        assert job.exit_code(raised.value) == 130 and said.startswith("interrupted")
 
 
 @pytest.mark.parametrize("held", ["{", "[]", "null"])
@@ -230,8 +242,8 @@ def test_a_model_that_cannot_read_the_captions_is_refused(
 def test_few_long_captions_are_told_and_a_missing_file_does_not_hide_the_model(split, tmp_path, capsys):
     file = recipes.open_split(split, 2)
     file.info = {"captions": {"lengths": [0] * 7 + [995] + [0] * 69 + [5]}}
-    assert recipes._long_captions("--model M", 76, file).startswith("note: 5 of 1,000 captions of ")
-    assert recipes._long_captions("--model M", 77, file) is None
+    assert recipes.check_lengths("M", 76, file).startswith("note: 5 of 1,000 captions of ")
+    assert recipes.check_lengths("M", 77, file) is None
     args = ["--stage", "2", "--recipe", "debug", "--data", str(tmp_path / "none.beton"), "--dry-run"]
     assert launch.main([*args, "--cluster", "local", "--model", "ViT-B-16-SigLIP"]) == 2
     assert "tokenizer" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -123,6 +124,17 @@ def test_validation_leaves_out_what_does_not_decode(stage):
     batch.valid[:] = False
     with pytest.raises(ValueError, match="no sample of it decodes"):
         validate([batch])
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_weights_that_are_not_numbers_have_no_score(stage):
+    """Not chance, which a distance that is not a number would give as a tie."""
+    recipe = recipe_of(stage, "debug-ViT")
+    clip = build(recipe)
+    torch.nn.init.constant_(clip.visual.conv1.weight, math.nan)
+    stage_of = PerceptualStage if stage == 1 else ContrastiveStage
+    found = stage_of(recipe, clip, World()).validate([(triplet_batch if stage == 1 else pair_batch)(16)])
+    assert found and all(map(math.isnan, found.values()))
 
 
 @pytest.mark.parametrize("micro", (0, 2))

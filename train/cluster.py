@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.slurm import YEAR, SlurmFlags, gpus_of_nodes, own_environment, submitting
+from pipeline.slurm import YEAR, SlurmFlags, count_gpus, gpus_of_nodes, own_environment, submitting
 from train import gpus
 from train.config import Recipe
 from train.job import Job
@@ -55,6 +55,15 @@ class Launch(SlurmFlags):
         for name in ("ngpus", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: must not be negative")
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs a node that the user asked for in sbatch's words; None if these do not tell."""
+        given = self.given
+        kinds = given.get("gpus-per-node") or (given.get("gpus") if self.nodes == 1 else None)
+        if kinds:  # 4, a100:4, volta:3,kepler:5
+            return sum(count_gpus(f"gpu:{kind}") for kind in str(kinds).split(","))
+        return count_gpus(str(given.get("gres", ""))) or None
 
 
 # -- SLURM ----------------------------------------------------------------------------------
@@ -137,7 +146,7 @@ def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
     asked: list[int] = []
     # submitit's controller would kill the ranks one second after a Ctrl-C.  It inherits "ignore" from
     # here; the ranks install handlers of their own and save first.
-    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT,)}
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     try:
         with own_environment():
             submitted = executor.submit(job)

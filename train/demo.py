@@ -133,7 +133,7 @@ def main(demo: Demo) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Demo, prog="python -m train.demo"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -31,6 +31,14 @@ _LIMIT = (
     "no more threads or processes may be started here (ulimit -u, or the pids limit of a container): "
     "raise it, or lower --workers, --threads or --ngpus"
 )
+# What a machine lacks, in the words of Python and Triton, and what to do.
+_LACKS = {
+    "can't start new thread": _LIMIT,
+    "Failed to find C compiler": "Triton, whose kernels a GPU runs, finds no C compiler: install gcc, or "
+    "name a compiler with CC",
+    "'-fPIC', '-Wno-psabi'": "the C compiler that Triton calls failed (its own words are above, or in the "
+    "run's jobs folder); it needs the headers of C and of Python (python3-dev)",
+}
 
 
 @dataclass
@@ -73,7 +81,7 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
     checkpoint is written; the others wait to be ended).
     """
     from train import distributed, gpus, loop
-    from train.signals import Stop
+    from train.signals import INTERRUPT, Stop
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:
@@ -83,7 +91,12 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
 
             profiling.profile(recipe, world, profile)
             return loop.Outcome(0, 0)
-        outcome = loop.train(recipe, world, stop, note)
+        try:
+            outcome = loop.train(recipe, world, stop, note)
+        except Exception as error:
+            if stop.asked != INTERRUPT or isinstance(error, (*USER_ERRORS, loop.TrainingStopped)):
+                raise
+            raise KeyboardInterrupt from error  # SIGTERM to a whole job ends --compile's compilers too
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)
         return outcome
@@ -113,17 +126,22 @@ def exit_code(error: BaseException) -> int:
     """2 for a user's mistake or a full disk, 130 for Ctrl-C, 1 for everything else."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return 2 if isinstance(error, USER_ERRORS) or _at_limit(error) else 1
+    return 2 if isinstance(error, USER_ERRORS) or _lacks(error) else 1
 
 
-def _at_limit(error: BaseException) -> bool:
-    return isinstance(error, BlockingIOError) or "can't start new thread" in str(error)  # Python's words
+def _lacks(error: BaseException) -> str | None:
+    """What to do, if the machine lacks something that the run needs."""
+    if isinstance(error, BlockingIOError):
+        return _LIMIT
+    return next((told for words, told in _LACKS.items() if words in str(error)), None)
 
 
 def describe(error: BaseException) -> str:
     """One line for what a user can understand, the traceback for the rest."""
-    if _at_limit(error):
-        return f"error: {_LIMIT}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues from the last checkpoint, if there is one"
+    if lacks := _lacks(error):
+        return f"error: {lacks}"
     stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
     if stopped or isinstance(error, USER_ERRORS):
         return f"error: {error}"

@@ -136,10 +136,11 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
 def _check_model(recipe: Recipe, *files: Beton) -> None:
     """ValueError for an unknown model, or one whose text tower does not read the captions."""
     recipes.check_model_name(recipe.model)
-    for file in files or (None,):
-        note = recipes.check_captions(recipe, file) if recipe.stage == 2 else None
-        if note:
-            print(note, file=sys.stderr)
+    if recipe.stage == 1:  # no captions
+        return
+    context = recipes.caption_length(recipe.model)
+    for note in filter(None, (recipes.check_lengths(recipe.model, context, file) for file in files)):
+        print(note, file=sys.stderr)
 
 
 def _check_folder(recipe: Recipe) -> None:

@@ -160,9 +160,9 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
         stack.callback(log.close)
         handler = LibraryWarnings(log)
         logging.getLogger("pipeline").addHandler(handler)
+        stack.callback(logging.getLogger("pipeline").removeHandler, handler)
         for line in filter(None, (note, unlocked)):
             log(line)
-        stack.callback(logging.getLogger("pipeline").removeHandler, handler)
         try:
             return _Run(recipe, world, stop, log, stack).go()
         except torch.OutOfMemoryError as error:

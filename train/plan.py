@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from train import recipes
-from train.config import Recipe
+from train.config import Finite, Recipe
 
 R = TypeVar("R", bound=Recipe)
 
@@ -30,7 +30,7 @@ RECOMPUTES = ("none", "pointwise", "blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Machine(Finite):
     """The machine the plan is for, and what is assumed of it."""
 
     gpu: str = "a100"
@@ -53,6 +53,7 @@ class Machine:
     """Kilobytes of a stored image, where the file is not here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gpu not in GPUS:
             raise ValueError(f"--gpu {self.gpu}: known are {', '.join(GPUS)}")
         if min(self.nodes, self.ngpus) < 1:
@@ -303,14 +304,14 @@ def main(args: Sequence[str]) -> int:
         command = recipes.cli(Command[type(recipe)], default, args, "python -m train.plan")
         recipes.check_model_name(command.recipe.model)
         text, values = report(recipes.locate_data(command.recipe), command.machine)
+        print(text)
+        if out:
+            Path(out).write_text(json.dumps(values, indent=1))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         print(describe(error), file=sys.stderr)
         return exit_code(error)
-    print(text)
-    if out:
-        Path(out).write_text(json.dumps(values, indent=1))
     return 0
 
 

@@ -240,12 +240,12 @@ def check_model_name(name: str) -> None:
         raise ValueError(f"--model {name}: neither an open_clip model nor one of train/model_configs ({own})")
 
 
-def check_captions(recipe: Recipe, file: Beton | None) -> str | None:
-    """ValueError unless the model's text tower reads CLIP's token ids, which is what a .beton holds; a line
-    to tell if some captions of `file` are longer than it reads.  For stage 2: stage 1 has no captions.
+def caption_length(model: str) -> int:
+    """How many tokens of a caption the model reads; ValueError unless its text tower reads CLIP's token ids,
+    which is what a .beton holds.
     """
-    text = json.loads(model_files()[recipe.model].read_text()).get("text_cfg", {})
-    name = f"--model {recipe.model}"
+    text = json.loads(model_files()[model].read_text()).get("text_cfg", {})
+    name = f"--model {model}"
     other = text.get("hf_tokenizer_name") or text.get("hf_model_name")
     vocabulary = text.get("vocab_size", VOCABULARY)
     if other or vocabulary < VOCABULARY:
@@ -259,15 +259,17 @@ def check_captions(recipe: Recipe, file: Beton | None) -> str | None:
         raise ValueError(
             f"{name}: only text towers with a causal mask, pooled at CLIP's end token, are trained"
         )
-    return _long_captions(name, text.get("context_length", 77), file) if file is not None else None
+    return text.get("context_length", 77)
 
 
-def _long_captions(name: str, context: int, file: Beton) -> str | None:
+def check_lengths(model: str, context: int, file: Beton) -> str | None:
+    """A line to tell if some captions of `file` are longer than `context` tokens, ValueError if many are."""
     lengths = file.info.get("captions", {}).get("lengths", [])  # how many captions have 0, 1, … tokens
     longer, total = sum(lengths[context + 1 :]), sum(lengths)
     if not longer:
         return None
-    said = f"{longer:,} of {total:,} captions of {file.path} are longer than the {context} tokens of {name}"
+    said = f"{longer:,} of {total:,} captions of {file.path} are longer than the {context} tokens of"
+    said += f" --model {model}"
     if longer > MAX_CUT * total:
         raise ValueError(f"{said}; choose a model that reads them")
     return f"note: {said}, and are cut"

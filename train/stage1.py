@@ -5,6 +5,7 @@ B triplets of a rank, D embedding width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -70,5 +71,7 @@ class PerceptualStage:
         loss, hits, count, agreed, decided = self.world.total(total).tolist()
         if not count:
             raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
+        if not math.isfinite(loss):  # a distance that is not a number has counted as a tie
+            hits = agreed = math.nan
         found = {"val_loss": loss / count, "val_twoafc_soft": hits / count}
         return found | ({"val_twoafc": agreed / decided} if decided else {})
