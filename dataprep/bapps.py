@@ -56,6 +56,10 @@ class Bapps:
             if len(set(counts.values())) > 1:
                 told = ", ".join(f"{count} in {part}" for part, count in counts.items())
                 raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
+            for row in zip(*(_names(self.root() / name / part) for part in _PARTS)):
+                if len({Path(file).stem for file in row}) > 1:
+                    told = ", ".join(f"{part}/{file}" for part, file in zip(_PARTS, row))
+                    raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
         return chosen
 
     def tasks(self) -> list[Task]:

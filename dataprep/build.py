@@ -13,6 +13,7 @@ Not here: how a sample is converted and a shard written (`shard.py`), processes 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -105,6 +106,8 @@ class Job:
     def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
         if out.suffix != ".beton":
             raise ValueError(f"{out}: the name of the file to write must end in .beton")
+        if out.is_dir():
+            raise ValueError(f"{out}: a folder lies where the file is to be written")
         if settings.dedup and source.kind != "pairs":
             raise ValueError("dedup compares the images of pairs; triplets share images by nature")
         self.source, self.out, self.settings, self.how = source, out, settings, how
@@ -150,15 +153,19 @@ class Job:
         self.parts.parent.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
         file, note = machine.lock(self.parts / "lock", f"build of {self.out.name}")
-        with file:
-            if note:
-                print(note)
-            self._claim()
-            try:
-                yield
-            finally:
-                if not any(self.parts.glob("*.json")):
-                    shutil.rmtree(self.parts, ignore_errors=True)
+        try:
+            with file:
+                if note:
+                    print(note)
+                self._claim()
+                try:
+                    yield
+                finally:
+                    if not any(self.parts.glob("*.json")):
+                        shutil.rmtree(self.parts, ignore_errors=True)
+        finally:
+            with contextlib.suppress(OSError):  # NFS keeps the file of the lock until it is closed
+                self.parts.rmdir()
 
     def _claim(self) -> None:
         """See that finished shards belong to this very build, and remove what killed workers left."""
@@ -174,7 +181,8 @@ class Job:
                 f"{self.parts}: begun with other settings or another state of the source; "
                 "--restart throws those shards away"
             )
-        for path in self.parts.glob(".*.tmp"):
+        joined = f".{glob.escape(self.out.name)}.[0-9]*.tmp"
+        for path in (*self.parts.glob(".*.tmp"), *self.out.parent.glob(joined)):
             path.unlink(missing_ok=True)
         plan.write_text(self.fingerprint)
 
@@ -195,7 +203,10 @@ class Job:
             counts = self.stem(number).with_suffix(".json").read_text()
         except FileNotFoundError:
             return False
-        self.total += Tally.from_json(json.loads(counts))
+        tally = Tally.from_json(json.loads(counts))
+        if tally.samples and not self.stem(number).with_suffix(".beton").is_file():
+            return False  # it became the file itself, and the build was killed before the JSON was written
+        self.total += tally
         return True
 
     def finished(self, number: int, tally: Tally) -> None:
@@ -211,7 +222,7 @@ class Job:
             return
         first = self._first_reject()
         if self.limit == 0 and self.how.max_rejects is None:
-            shutil.rmtree(self.parts)
+            shutil.rmtree(self.parts, ignore_errors=True)
             raise ValueError(f"{first}; mend it, or skip such samples with --max-rejects 0.05")
         if rejected / total.seen > self.limit:
             raise TooManyRejects(
@@ -219,7 +230,7 @@ class Job:
                 f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; a larger --max-rejects goes on"
             )
         if at_end and not total.samples:
-            shutil.rmtree(self.parts)
+            shutil.rmtree(self.parts, ignore_errors=True)
             raise ValueError(f"no sample could be taken; the first: {first}")
 
     def _first_reject(self) -> str:
@@ -238,7 +249,9 @@ class Job:
         if not total.samples:
             over = "; ".join(f"{count:,} {what}" for what, count in total.passed_over.items())
             raise ValueError(
-                f"{self.source.describe()['path']}: it has no samples" + (f", only {over}" if over else "")
+                f"{self.source.describe()['path']}: it has no samples"
+                + (f" in --share {self.settings.share:g} of it" if self.settings.share < 1 else "")
+                + (f", only {over}" if over else "")
             )
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
@@ -264,7 +277,7 @@ class Job:
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
             name.write_text(json.dumps(info, indent=1) + "\n")
-        shutil.rmtree(self.parts)
+        shutil.rmtree(self.parts, ignore_errors=True)
         _report(self.out, info)
         return info
 

@@ -47,13 +47,13 @@ def head(path: Path) -> Head:
     with open(path, "rb") as file:
         first = file.readline(_LONG)
     if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        raise ValueError(f"{path}: not UTF-8 text but {told}")
     if b"\r" in first.rstrip(b"\r\n"):
         raise ValueError(f"{path}: its lines end as on old Macs, in CR alone; tr '\\r' '\\n' mends that")
     text = first.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
     if not text.strip():
         raise ValueError(f"{path}: no header line")
-    delimiter = max("\t,;", key=text.count)
+    delimiter = max("\t,;|", key=text.count)
     try:
         names = next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -96,7 +96,7 @@ def _count(fields: list[str], table: Head) -> str:
     """What is wrong with the number of fields of a row; a caption cut at a comma would go unseen."""
     if len(fields) <= len(table.names) or not any(fields[len(table.names) :]):
         return ""
-    what = {"\t": "a tab", ",": "a comma", ";": "a semicolon"}[table.delimiter]
+    what = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}[table.delimiter]
     return f"{len(fields)} fields where the header has {len(table.names)}: {what} in a field without quotes?"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from dataprep import columns
 from dataprep.shard import Bad, Left, Pair, Task
+from pipeline import utf8
 from pipeline.fields import CONTEXT_LENGTH
 from pipeline.text import END, START
 
@@ -38,6 +39,9 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
 
     schema = _open(path).schema_arrow
     binary = [f.name for f in schema if _is_bytes(f.type)]
+    if not binary:
+        there = ", ".join(schema.names)
+        raise ValueError(f"{path}: no column holds image bytes; it has {there}: download the images first")
     image = choice.image_column(binary, columns.BYTES + binary, f"{path} (columns of bytes)")
     others = [f.name for f in schema if f.name != image]
     captions = choice.caption_columns(others, str(path))
@@ -67,7 +71,8 @@ def _is_bytes(kind) -> bool:
 
     if arrow.types.is_struct(kind):
         return any(f.name == "bytes" and _is_bytes(f.type) for f in kind)
-    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+    binary = arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+    return binary or str(kind) == "binary_view"
 
 
 def has_images(path: Path) -> bool:
@@ -82,7 +87,11 @@ def _open(path: Path):
     try:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from None
+        with open(path, "rb") as file:
+            told = utf8.instead(file.read(64))
+        raise ValueError(
+            f"{path}: not parquet but {told}" if told else f"{path}: not a readable parquet file: {error}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Parquet:
     files: tuple[Path, ...]
     choice: columns.Choice
     wanted: int
+    without: tuple[Path, ...] = ()  # files beside them in which there are no images
     kind = "pairs"
 
     @property
@@ -128,11 +138,16 @@ class Parquet:
             first += rows
         if told:
             yield Left(told, task.weight)
+        if self.without and task == self.tasks()[0]:
+            name = self.without[0].name
+            yield Left(f"parquet files without image bytes, {name} the first", len(self.without))
 
     def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
+        path = image.get("path") if isinstance(image, dict) else None
         image = image.get("bytes") if isinstance(image, dict) else image
         if not image:
-            return Bad(key, "no image")
+            told = f"its bytes are null, only a path is there: {path}; write the parquet with embedded images"
+            return Bad(key, "no image", told if path else "")
         if _NOT_UTF8 in captions:
             return Bad(key, "bad caption", "not UTF-8 text")
         if not tokens:
@@ -214,15 +229,18 @@ def _most_captions(source: Parquet) -> int:
     """The most captions of an image: read from the captions' columns, without the images."""
     found = shape(source.files[0], source.choice)
     if found.tokens:
-        rows = next(_open(source.files[0]).iter_batches(batch_size=64, columns=[found.captions[0]]))
-        return max(1, *(len(_flat(row)) // CONTEXT_LENGTH for row in rows.column(0).to_pylist()))
+        files = (_open(path) for path in source.files)
+        batches = (b for f in files for b in f.iter_batches(batch_size=64, columns=[found.captions[0]]))
+        first = next((batch.column(0).to_pylist() for batch in batches if len(batch)), [])
+        return max(1, *(len(_flat(row)) // CONTEXT_LENGTH for row in first))
     most = 1
     for path in source.files:
         file = _open(path)
-        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in found.captions):
-            most = max(most, len(found.captions))
+        captions = shape(path, source.choice).captions
+        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in captions):
+            most = max(most, len(captions))
             continue
-        for batch in file.iter_batches(columns=list(found.captions)):
+        for batch in file.iter_batches(columns=list(captions)):
             counts = [[len(columns.strings(v)) for v in column.to_pylist()] for column in batch.columns]
             most = max(most, int(np.sum(counts, 0).max(initial=1)))
     return most

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -310,18 +311,26 @@ class _Shard:
         return self.cache[path]
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
     """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
     if isinstance(image, bytes):
         return image
     try:
-        with open(image, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > settings.max_bytes:
+        with open(image, "rb", buffering=0, opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Rejected("unreadable file", f"{image}: a device or pipe")
+            if (size := status.st_size) > settings.max_bytes:
                 raise Rejected("too many bytes", f"{size}, the limit is {settings.max_bytes}")
             data = file.read()
     except FileNotFoundError:
-        raise Rejected("missing file", str(image)) from None
+        slashes = "; folders are parted by / here, not by Windows' \\" if "\\" in str(image) else ""
+        raise Rejected("missing file", f"{image}{slashes}") from None
     except Rejected:
         raise
     except (OSError, ValueError) as error:  # a folder, no permission, a name that cannot be

@@ -31,7 +31,8 @@ SHARD = 4_000  # images a shard
 
 _LOOKED_AT = 1_000_000  # images of which it is seen whether they come again
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_URL = re.compile(r"(https?|s3|gs|ftp)://")
+_URL = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
+_BASE64 = re.compile(r"data:image/|[A-Za-z0-9+/]{300}")  # no name of a file is as long
 
 
 class Record(NamedTuple):
@@ -70,7 +71,7 @@ class TableFile:
         return self._json_lines(start, stop, line) if self._items() is None else self._rows(start, stop)
 
     def _is_json(self) -> bool:
-        return self.path.suffix in (".jsonl", ".ndjson", ".json")
+        return self.path.suffix.lower() in (".jsonl", ".ndjson", ".json")
 
     def _items(self) -> list | None:
         return _items(self.path) if self._is_json() else None
@@ -142,7 +143,10 @@ class TableFile:
         captions = [text for name in names for text in columns.strings(row[name])]
         fault = "" if isinstance(image, str | int | None) else f"no name of an image: {image!r:.80}"
         name = "" if image is None else str(image)
-        return Record(offset, number, name, captions, fault or _not_utf8(captions))
+        odd = [row[n] for n in names if not isinstance(row[n], str | list | None)]
+        if odd and not captions:
+            fault = fault or f"its caption is no text: {odd[0]!r:.80}"
+        return Record(offset, number, name, captions, fault or _not_utf8([*captions, name]))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
         for number, row in enumerate(self._items()[start:stop], start):
@@ -182,8 +186,8 @@ def _items(path: Path) -> list | None:
             first = file.readline()
         more = file.readline()
     if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
-    if path.suffix != ".json":
+        raise ValueError(f"{path}: not UTF-8 text but {told}")
+    if path.suffix.lower() != ".json":
         return None
     start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"[") and more.strip() and _is_object(first):
@@ -290,6 +294,9 @@ class Table(_Rows):
             elif _URL.match(record.image):
                 told = "download the images first (img2dataset), or name the column of files: --image-column"
                 yield Bad(where, "image is a URL", f"{record.image[:120]}; {told}")
+            elif _BASE64.match(record.image):
+                told = "write it to a file and name that, or put its bytes into parquet"
+                yield Bad(where, "image is base64", f"{record.image[:24]}…; {told}")
             else:
                 yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
         yield from self._beside(task)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_ANEW = "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+_OTHERS = {
+    b"\xff\xfe": f"UTF-16; {_ANEW}", b"\xfe\xff": f"UTF-16; {_ANEW}",
+    b"\x1f\x8b": "gzip data; gunzip it", b"BZh": "bzip2 data; bunzip2 it", b"\xfd7zXZ": "xz data; unxz it",
+    b"\x28\xb5\x2f\xfd": "zstd data; unzstd it", b"PAR1": "parquet; name it .parquet",
+    b"\x93NUMPY": "a numpy array; np.savetxt writes one as text",
+    b"PK\x03\x04": "a zip or a spreadsheet; unpack it, or save it as csv in UTF-8",
+    b"\xd0\xcf\x11\xe0": "an Office document; save it as csv in UTF-8",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file",
+}  # fmt: skip
+
+
+def instead(data: bytes) -> str:
+    """What the first bytes of a file tell that it is instead, and what to do; empty if they tell nothing."""
+    return next((told for first, told in _OTHERS.items() if data.startswith(first)), "")
 
 
 def foreign(data: bytes) -> str:
-    """The other encoding that the first bytes of a file tell of; empty where they tell of none."""
-    if data[:2] in _MARKS:
-        return _MARKS[data[:2]]
-    return "UTF-16 without a mark" if b"\0" in data[:64] else ""
+    """The same of a file that should be UTF-8 text."""
+    return instead(data) or (f"UTF-16 without a mark; {_ANEW}" if b"\0" in data[:64] else "")
 
 
 def text(data: bytes, where: str) -> str:
     """The text without its mark.  Raises ValueError naming `where`, the line and the byte that are wrong."""
     told = foreign(data)
     if told:
-        raise ValueError(f"{where}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+        raise ValueError(f"{where}: not UTF-8 text but {told}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

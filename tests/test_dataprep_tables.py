@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import dataprep_kit as kit
 import pytest
@@ -186,6 +187,64 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
     rows = list(delimited.rows(path, head, 0, 0, None, 1))
     assert [(row.line, row.fields) for row in rows] == [(2, ["1.jpg", "a\nb"]), (4, ["2.jpg", "c"])]
     assert [row.line for row in delimited.rows(path, head, 0, 0, rows[1].offset, 1)] == [2]
+
+
+@pytest.mark.parametrize("name", ["CAPTIONS.CSV", "C.TSV", "c.JSONL", "c.Json"])
+def test_endings_in_capitals(tmp_path, name):
+    delimiter = "\t" if name == "C.TSV" else ","
+    row = {"filepath": "1.jpg", "title": "one"}
+    body = {"c.JSONL": json.dumps(row), "c.Json": json.dumps([row])}.get(name)
+    table = kit.table_of(tmp_path / name, body or delimiter.join(row) + "\n" + delimiter.join(row.values()))
+    for source, out in ((table, "a.beton"), (tmp_path, "b.beton")):
+        assert kit.make(source, tmp_path / "o" / out) == 0
+        assert kit.taken(tmp_path / "o" / out) == [("1.jpg", ["one"])]
+
+
+def test_bars_part_fields_as_flickr30k_has_it(tmp_path):
+    body = (
+        "image_name| comment_number| comment\n1.jpg| 0| A cat .\n1.jpg| 1| Two , cats\n2.jpg| 4   A dog .\n"
+    )
+    more = "--caption-columns", "comment", "--max-rejects", "0.5"
+    assert kit.make(kit.table_of(tmp_path / "results.csv", body), tmp_path / "out.beton", *more) == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a cat .", "two , cats"])]
+    (row,) = kit.rejects(tmp_path / "out.beton")
+    assert row["key"] == "line 4" and "2 fields where the header has 3" in row["detail"]
+
+
+@pytest.mark.parametrize(
+    "image, reason, told",
+    [
+        ("in\\1.jpg", "missing file", "folders are parted by / here"),
+        ("HTTP://x/1.jpg", "image is a URL", "download the images first"),
+        ("/9j/4AAQ" * 50, "image is base64", "/9j/4AAQ/9j/4AAQ/9j/4AAQ…; write it to a file"),
+        ("data:image/png;base64,iVBO", "image is base64", "write it to a file"),
+        ("/dev/zero", "unreadable file", "a device or pipe"),
+        ("pipe.jpg", "unreadable file", "a device or pipe"),
+        ("\ud800.jpg", "bad row", r"not UTF-8: '\ud800.jpg'"),
+    ],
+)
+def test_what_an_image_column_holds_instead_of_a_file(tmp_path, image, reason, told):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    rows = [{"image": "1.jpg", "text": "one"}, {"image": image, "text": "two"}]
+    table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
+    more = "--max-rejects", "0.5", "--share", "0.999999"
+    assert kit.make(table, tmp_path / "out.beton", *more) == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["one"])]
+    (row,) = kit.rejects(tmp_path / "out.beton")
+    assert row["reason"] == reason and told in row["detail"], row
+
+
+def test_captions_of_json_that_are_no_text(tmp_path):
+    rows = [2015, {"en": "x"}, "fine", None]
+    body = "\n".join(json.dumps({"image": f"{n}.jpg", "text": said}) for n, said in enumerate(rows))
+    path = kit.table_of(tmp_path / "c.jsonl", body)
+    assert kit.make(path, tmp_path / "out.beton", "--max-rejects", "0.9") == 0
+    told = [(row["reason"], row["detail"]) for row in kit.rejects(tmp_path / "out.beton")]
+    assert told == [
+        ("bad row", "its caption is no text: 2015"),
+        ("bad row", "its caption is no text: {'en': 'x'}"),
+        ("empty caption", ""),
+    ]
 
 
 def test_what_names_no_image_is_no_name(tmp_path):
