@@ -13,13 +13,14 @@ import heapq
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from dataprep import columns
 from dataprep.members import Reading
 from dataprep.parquet import Parquet, has_images, shape
-from dataprep.shard import Source
+from dataprep.shard import Bad, Left, Pair, Source
 from dataprep.sidecars import Sidecars, built, folders, has_pairs
 from dataprep.tables import ENDINGS, Table, TableFile, Zips
 from dataprep.tars import Tars
@@ -27,6 +28,7 @@ from pipeline import tars
 
 Layout = Literal["auto", "tars", "parquet", "table", "zips", "files"]
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|dev|test)(?:20\d\d)?(?=[/_.-]|$)", re.I)
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}|\w\+\w")
 _DATASETS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}  # Hugging Face's
 ZIP_INDEX = ("index", "photo_index", "id", "photoid")  # columns with SLIP's photo number
 
@@ -163,6 +165,16 @@ def notes(source: Source, path: Path) -> Iterator[str]:
     splits = {found.lower() for file in files for found in _SPLIT.findall(file)}
     if len(splits) > 1:
         yield f"of several splits ({', '.join(sorted(splits))}), taken together: --source names one"
+    if isinstance(source, Table | Zips) and "split" in source.table.names():
+        yield "rows of every split are taken: the column split is not looked at"
+    said = [text for raw in islice(source.read(source.tasks()[0]), 200) for text in _texts(raw)]
+    encoded = next(filter(_ENCODED.search, said), "")
+    if encoded and not any(re.search(r"\s", text) for text in said):
+        yield f"captions look URL-encoded ({encoded[:60]}): decode them first (urllib.parse.unquote_plus)"
+
+
+def _texts(raw: Pair | Bad | Left) -> list[str]:
+    return raw.captions if isinstance(raw, Pair) and isinstance(raw.captions, list) else []
 
 
 def _is_retrieval(path: Path) -> bool:

@@ -88,7 +88,8 @@ def _open(path: Path):
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (arrow.ArrowInvalid, OSError) as error:
         with open(path, "rb") as file:
-            told = utf8.instead(file.read(64))
+            first = file.read(64)
+        told = "" if first.startswith(b"PAR1") else utf8.instead(first)
         raise ValueError(
             f"{path}: not parquet but {told}" if told else f"{path}: not a readable parquet file: {error}"
         ) from None

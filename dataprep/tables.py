@@ -7,6 +7,8 @@ several captions.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import re
@@ -86,9 +88,13 @@ class TableFile:
         return self.path.stat().st_size if items is None else len(items)
 
     def beside(self) -> str:
-        """What to say of columns of captions that are not taken, by the header or the first record."""
-        names = list(self._first()) if self._is_json() else delimited.head(self.path).names
+        """What to say of columns of captions that are not taken."""
+        names = self.names()
         return self.choice.beside(names, str(self.path)) if names else ""
+
+    def names(self) -> list[str]:
+        """Columns, by the header or the first record."""
+        return list(self._first()) if self._is_json() else delimited.head(self.path).names
 
     def _first(self) -> dict:
         items = self._items()
@@ -109,7 +115,7 @@ class TableFile:
                 fault = fault or f"{len(fields)} fields where the header has {len(names)}"
                 yield Record(offset, number, "", [], fault)
                 continue
-            said = [fields[i] for i in captions]
+            said = [text for i in captions for text in _cell(fields[i])]
             yield Record(offset, number, fields[image], said, fault or _not_utf8(said))
 
     # -- json -----------------------------------------------------------------------------------
@@ -166,6 +172,17 @@ class TableFile:
             held = record
         if held:
             yield held
+
+
+def _cell(said: str) -> list[str]:
+    """The captions in a cell: one, or a list as Python or JSON write it (Flickr30k's `raw`, pandas)."""
+    if said[:2] in ("['", '["') and said[-2:] in ("']", '"]'):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                several = read(said)
+                if all(isinstance(text, str) for text in several):
+                    return several
+    return [said]
 
 
 def _not_utf8(captions: list[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 _ANEW = "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
 _OTHERS = {
     b"\xff\xfe": f"UTF-16; {_ANEW}", b"\xfe\xff": f"UTF-16; {_ANEW}",
-    b"\x1f\x8b": "gzip data; gunzip it", b"BZh": "bzip2 data; bunzip2 it", b"\xfd7zXZ": "xz data; unxz it",
-    b"\x28\xb5\x2f\xfd": "zstd data; unzstd it", b"PAR1": "parquet; name it .parquet",
+    b"\x1f\x8b": "gzip data; gunzip it", b"BZh9": "bzip2 data; bunzip2 it", b"\xfd7zXZ": "xz data; unxz it",
+    b"\x28\xb5\x2f\xfd": "zstd data; unzstd it", b"PAR1\x15": "parquet; name it .parquet",
     b"\x93NUMPY": "a numpy array; np.savetxt writes one as text",
     b"PK\x03\x04": "a zip or a spreadsheet; unpack it, or save it as csv in UTF-8",
     b"\xd0\xcf\x11\xe0": "an Office document; save it as csv in UTF-8",

@@ -234,6 +234,27 @@ def test_what_an_image_column_holds_instead_of_a_file(tmp_path, image, reason, t
     assert row["reason"] == reason and told in row["detail"], row
 
 
+@pytest.mark.parametrize("second, told", [("IMG_2007", True), ("50%25 off+sale now", False)])
+def test_captions_that_are_url_encoded_are_told(tmp_path, capsys, second, told):
+    """As the titles and descriptions of YFCC100M's own table are."""
+    body = f"filename,title\n1.jpg,denise%27s+peanut+chicken\n2.jpg,{second}\n"
+    assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
+    assert ("look URL-encoded (denise%27s+peanut+chicken)" in capsys.readouterr().out) == told
+
+
+def test_lists_in_cells_are_several_captions(tmp_path, capsys):
+    """Flickr30k's annotations (JSON) and what pandas writes of lists (Python)."""
+    cells = ['["Two men.", "A man."]', "['It\\'s a dog', 'x']", "['no list", "[1, 2]", '["a", 3]']
+    rows = [(f"{n}.jpg", cell, "train") for n, cell in enumerate(cells)]
+    path = kit.table_of(tmp_path / "c.csv", "")
+    kit.write_csv(path, rows, ("filename", "caption", "split"))
+    assert kit.make(path, tmp_path / "out.beton") == 0
+    stored = Beton(tmp_path / "out.beton")
+    expected = [["Two men.", "A man."], ["It's a dog", "x"], *([cell] for cell in cells[2:])]
+    assert (kit.tokens(stored) == kit.expected_tokens(expected)).all()
+    assert "rows of every split are taken: the column split is not looked at" in capsys.readouterr().out
+
+
 def test_captions_of_json_that_are_no_text(tmp_path):
     rows = [2015, {"en": "x"}, "fine", None]
     body = "\n".join(json.dumps({"image": f"{n}.jpg", "text": said}) for n, said in enumerate(rows))
