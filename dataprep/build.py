@@ -170,13 +170,15 @@ class Job:
     def _claim(self) -> None:
         """See that finished shards belong to this very build, and remove what killed workers left."""
         plan = self.parts / "plan"
-        if self.how.restart or not any(self.parts.glob("*.json")):
+        same = plan.is_file() and plan.read_text() == self.fingerprint
+        kept = any(self.parts.glob("*.json")) and (same or any(self.parts.glob("*.beton")))  # worth keeping
+        if self.how.restart or not kept:
             for path in self.parts.iterdir():
                 if path.is_dir():  # logs of jobs
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        elif not plan.is_file() or plan.read_text() != self.fingerprint:
+        elif not same:
             raise ValueError(
                 f"{self.parts}: begun with other settings or another state of the source; "
                 "--restart throws those shards away"

@@ -123,7 +123,7 @@ def recognise(path: Path, images: Path | None) -> Layout:
             return "zips" if _has_zips(images or path.parent) else "table"
     elif _first(path, tars.ENDINGS):
         return "tars"
-    elif any(map(has_images, _first(path, (".parquet",)))):
+    elif any(map(_shows_images, _first(path, (".parquet",)))):
         return "parquet"
     elif _tables(path):
         return "zips" if _has_zips(images or path) else "table"
@@ -131,6 +131,8 @@ def recognise(path: Path, images: Path | None) -> Layout:
         return "files"
     elif {file.name for file in _first(path, ENDINGS)} - _DATASETS:
         return "table"  # in a folder within: which one is asked
+    else:
+        any(map(has_images, _first(path, (".parquet",))))  # a damaged one tells
     raise ValueError(
         f"{path}: no webdataset tars, no parquet with image bytes, no table of captions "
         f"({', '.join(ENDINGS)}), no images with .txt or .json beside them found"
@@ -138,7 +140,14 @@ def recognise(path: Path, images: Path | None) -> Layout:
     )
 
 
+def _shows_images(parquet: Path) -> bool:
+    with contextlib.suppress(ValueError):  # damaged: it may be beside the matter
+        return has_images(parquet)
+    return False
+
+
 _INSTEAD = {
+    ".txt": "texts (a table of captions: name the file itself)",
     ".parquet": "parquet without a column of image bytes (of URLs: download them with img2dataset first)",
     ".gz": "packed files (gunzip them)",
     ".bz2": "packed files (bunzip2 them)",
@@ -157,10 +166,8 @@ def _instead(path: Path) -> str:
 
 def notes(source: Source, path: Path) -> Iterator[str]:
     """What to say of a source before it is built, because it may not be meant."""
-    if isinstance(source, Tars) and path.is_dir():
-        with contextlib.suppress(ValueError):  # it is not read, so it may be damaged
-            if any(map(has_images, _first(path, (".parquet",), 1))):
-                yield "parquet files with images lie there too and are not read: --layout parquet reads them"
+    if isinstance(source, Tars) and path.is_dir() and any(map(_shows_images, _first(path, (".parquet",), 1))):
+        yield "parquet files with images lie there too and are not read: --layout parquet reads them"
     files = [os.path.relpath(task.path, path) for task in source.tasks()] if path.is_dir() else []
     splits = {found.lower() for file in files for found in _SPLIT.findall(file)}
     if len(splits) > 1:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -316,6 +317,15 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def _why_missing(path: str) -> str:
+    """What may be wrong with the name of a file that is not there."""
+    if "\\" in path:
+        return "; folders are parted by / here, not by Windows' \\"
+    if any(os.path.exists(unicodedata.normalize(form, path)) for form in ("NFC", "NFD")):
+        return "; it is there, but under the same letters written in another way (Unicode's NFC and NFD)"
+    return ""
+
+
 def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
     """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
     if isinstance(image, bytes):
@@ -329,8 +339,7 @@ def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
                 raise Rejected("too many bytes", f"{size}, the limit is {settings.max_bytes}")
             data = file.read()
     except FileNotFoundError:
-        slashes = "; folders are parted by / here, not by Windows' \\" if "\\" in str(image) else ""
-        raise Rejected("missing file", f"{image}{slashes}") from None
+        raise Rejected("missing file", f"{image}{_why_missing(str(image))}") from None
     except Rejected:
         raise
     except (OSError, ValueError) as error:  # a folder, no permission, a name that cannot be

@@ -22,11 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataprep import columns, delimited
+from dataprep import columns, delimited, documents
 from dataprep.shard import Bad, Left, Pair, Task
-from pipeline import utf8
-from pipeline.captions import from_coco
-from pipeline.tars import PICTURES
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SHARD = 4_000  # images a shard
@@ -76,7 +73,7 @@ class TableFile:
         return self.path.suffix.lower() in (".jsonl", ".ndjson", ".json")
 
     def _items(self) -> list | None:
-        return _items(self.path) if self._is_json() else None
+        return documents.items(self.path) if self._is_json() else None
 
     def unit(self) -> str:
         """What `number` counts."""
@@ -101,7 +98,7 @@ class TableFile:
         if items is None:
             with open(self.path, "rb") as file:
                 line = next(filter(bytes.strip, file), b"{}")
-            items = [json.loads(line)] if _is_object(line) else []
+            items = [json.loads(line)] if documents.is_object(line) else []
         return items[0] if items and isinstance(items[0], dict) else {}
 
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
@@ -192,55 +189,6 @@ def _not_utf8(captions: list[str]) -> str:
             shown = caption[:40].encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
             return f"not UTF-8: '{shown}'; save the table as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)"
     return ""
-
-
-@cache
-def _items(path: Path) -> list | None:
-    """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
-    with open(path, "rb") as file:
-        first = file.readline()
-        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
-            first = file.readline()
-        more = file.readline()
-    if told := utf8.foreign(first):
-        raise ValueError(f"{path}: not UTF-8 text but {told}")
-    if path.suffix.lower() != ".json":
-        return None
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"[") and more.strip() and _is_object(first):
-        return None
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if start.startswith(b"["):
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        return None  # its lines tell what is wrong with them
-    return data if isinstance(data, list) else _document(path, data)
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _document(path: Path, data: dict) -> list[dict] | None:
-    """Rows of one JSON object; None where it is a row itself."""
-    if isinstance(data.get("images"), list):
-        try:
-            found = from_coco(data)
-        except (KeyError, TypeError):
-            raise ValueError(
-                f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
-                "make a table of the images you want, with columns filepath and caption"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        return [{"file_name": name, "caption": captions} for name, captions in found]
-    if data and all(name.lower().endswith(PICTURES) for name in data):
-        return [{"file_name": name, "caption": captions} for name, captions in data.items()]
-    return None
 
 
 @cache

@@ -147,6 +147,27 @@ def test_parquet_files_of_several_kinds_in_one_folder(tmp_path, capsys):
     }
 
 
+def test_a_damaged_parquet_that_is_not_needed(tmp_path, capsys):
+    """As img2dataset leaves it when it is killed, beside the pictures as files."""
+    texts(tmp_path / "in/00000", 2)
+    (tmp_path / "in/00000.parquet").touch()
+    assert kit.make(tmp_path / "in", tmp_path / "out.beton") == 0
+    assert len(Beton(tmp_path / "out.beton")) == 2
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "in/00000.parquet").rename(tmp_path / "alone/00000.parquet")
+    assert kit.make(tmp_path / "alone", tmp_path / "more.beton") == 2
+    assert "00000.parquet: not a readable parquet file" in capsys.readouterr().err
+
+
+def test_parts_without_a_sample_do_not_bind_the_next_build(tmp_path):
+    """The first try took nothing; the command that mends it needs no --restart."""
+    (tmp_path / "texts").mkdir()
+    table = kit.write_csv(tmp_path / "texts/c.csv", [("0.jpg", "one")])
+    images = texts(tmp_path / "images", 1)
+    assert kit.make(table, tmp_path / "out.beton") == 1
+    assert kit.make(table, tmp_path / "out.beton", "--images", str(images)) == 0
+
+
 def test_token_ids_in_parquet_whose_first_file_has_no_rows(tmp_path):
     kind = pa.list_(pa.float64())
     parquet(tmp_path / "0.parquet", pa.array([], pa.binary()), pa.array([], kind))
@@ -179,6 +200,7 @@ TABLE = b"filepath,title\n0.jpg,one\n"
         ("0.parquet", POINTER, 2, "not parquet but a pointer of Git LFS"),
         ("0.tar", POINTER, 1, "no tar but a pointer of Git LFS"),
         ("c.xlsx", b"PK\x03\x04", 2, "found instead: a spreadsheet (save it as csv in UTF-8)"),
+        ("captions.txt", TABLE, 2, "found instead: texts (a table of captions: name the file itself)"),
         ("images.zip", b"PK\x03\x04", 2, "found instead: zips (unpack them)"),
         ("data-00000-of-00001.arrow", b"\xff\xff\xff\xff", 2, "Dataset.to_parquet writes what is read here"),
     ],

@@ -189,11 +189,16 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
     assert [row.line for row in delimited.rows(path, head, 0, 0, rows[1].offset, 1)] == [2]
 
 
-@pytest.mark.parametrize("name", ["CAPTIONS.CSV", "C.TSV", "c.JSONL", "c.Json"])
+@pytest.mark.parametrize("name", ["CAPTIONS.CSV", "C.TSV", "c.JSONL", "c.Json", "list.jsonl"])
 def test_endings_in_capitals(tmp_path, name):
     delimiter = "\t" if name == "C.TSV" else ","
     row = {"filepath": "1.jpg", "title": "one"}
-    body = {"c.JSONL": json.dumps(row), "c.Json": json.dumps([row])}.get(name)
+    body = {
+        "c.JSONL": json.dumps(row),
+        "c.Json": json.dumps([row]),
+        "list.jsonl": json.dumps([row], indent=1),
+    }
+    body = body.get(name)
     table = kit.table_of(tmp_path / name, body or delimiter.join(row) + "\n" + delimiter.join(row.values()))
     for source, out in ((table, "a.beton"), (tmp_path, "b.beton")):
         assert kit.make(source, tmp_path / "o" / out) == 0
@@ -215,6 +220,7 @@ def test_bars_part_fields_as_flickr30k_has_it(tmp_path):
     "image, reason, told",
     [
         ("in\\1.jpg", "missing file", "folders are parted by / here"),
+        ("e\u0301.jpg", "missing file", "it is there, but under the same letters"),
         ("HTTP://x/1.jpg", "image is a URL", "download the images first"),
         ("/9j/4AAQ" * 50, "image is base64", "/9j/4AAQ/9j/4AAQ/9j/4AAQ…; write it to a file"),
         ("data:image/png;base64,iVBO", "image is base64", "write it to a file"),
@@ -225,6 +231,7 @@ def test_bars_part_fields_as_flickr30k_has_it(tmp_path):
 )
 def test_what_an_image_column_holds_instead_of_a_file(tmp_path, image, reason, told):
     os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "é.jpg").touch()
     rows = [{"image": "1.jpg", "text": "one"}, {"image": image, "text": "two"}]
     table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
     more = "--max-rejects", "0.5", "--share", "0.999999"
@@ -253,6 +260,12 @@ def test_lists_in_cells_are_several_captions(tmp_path, capsys):
     expected = [["Two men.", "A man."], ["It's a dog", "x"], *([cell] for cell in cells[2:])]
     assert (kit.tokens(stored) == kit.expected_tokens(expected)).all()
     assert "rows of every split are taken: the column split is not looked at" in capsys.readouterr().out
+
+
+def test_a_name_that_comes_twice_in_json_is_not_dropped(tmp_path, capsys):
+    path = kit.table_of(tmp_path / "c.json", '{"1.jpg": ["one"], "2.jpg": ["two"], "1.jpg": ["three"]}')
+    assert kit.make(path, tmp_path / "out.beton") == 2
+    assert "c.json: not JSON: '1.jpg' comes more than once in one object" in capsys.readouterr().err
 
 
 def test_captions_of_json_that_are_no_text(tmp_path):
