@@ -6,6 +6,7 @@ float, the fraction of people who preferred p1: it is kept as it is (2 people in
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -57,7 +58,7 @@ class Bapps:
                 told = ", ".join(f"{count} in {part}" for part, count in counts.items())
                 raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
             for row in zip(*(_names(self.root() / name / part) for part in _PARTS)):
-                if len({Path(file).stem for file in row}) > 1:
+                if len({os.path.splitext(file)[0] for file in row}) > 1:
                     told = ", ".join(f"{part}/{file}" for part, file in zip(_PARTS, row))
                     raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
         return chosen

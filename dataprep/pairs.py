@@ -172,8 +172,12 @@ def notes(source: Source, path: Path) -> Iterator[str]:
     splits = {found.lower() for file in files for found in _SPLIT.findall(file)}
     if len(splits) > 1:
         yield f"of several splits ({', '.join(sorted(splits))}), taken together: --source names one"
-    if isinstance(source, Table | Zips) and "split" in source.table.names():
+    names = source.table.names() if isinstance(source, Table | Zips) else []
+    if "split" in names:
         yield "rows of every split are taken: the column split is not looked at"
+    places = [name for name in columns.PATHS if name in names] if isinstance(source, Table) else []
+    if len(places) > 1 and not source.table.choice.image:
+        yield f"images are those of column {places[0]}, not of {', '.join(places[1:])} (--image-column)"
     said = [text for raw in islice(source.read(source.tasks()[0]), 200) for text in _texts(raw)]
     encoded = next(filter(_ENCODED.search, said), "")
     if encoded and not any(re.search(r"\s", text) for text in said):

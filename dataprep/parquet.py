@@ -42,7 +42,8 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
     if not binary:
         there = ", ".join(schema.names)
         raise ValueError(f"{path}: no column holds image bytes; it has {there}: download the images first")
-    image = choice.image_column(binary, columns.BYTES + binary, f"{path} (columns of bytes)")
+    usual = columns.BYTES + (binary if len(binary) == 1 else [])  # of several it is not guessed
+    image = choice.image_column(binary, usual, f"{path} (columns of bytes)")
     others = [f.name for f in schema if f.name != image]
     captions = choice.caption_columns(others, str(path))
     kinds = [_inner(schema.field(name).type) for name in captions]

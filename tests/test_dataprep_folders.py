@@ -177,6 +177,15 @@ def test_token_ids_in_parquet_whose_first_file_has_no_rows(tmp_path):
     assert kit.taken(tmp_path / "out.beton") == [("1/0", ["a cat"])]
 
 
+def test_of_several_columns_of_bytes_none_is_guessed(tmp_path, capsys):
+    table = pa.table({"thumb": [kit.jpeg(0)], "full": [kit.jpeg(1)], "text": ["x"]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert kit.make(tmp_path, tmp_path / "out.beton") == 2
+    assert "it has thumb, full; name it with --image-column" in capsys.readouterr().err
+    assert kit.make(tmp_path, tmp_path / "out.beton", "--image-column", "full") == 0
+    assert Beton(tmp_path / "out.beton").jpeg(0).tobytes() == kit.jpeg(1)
+
+
 def test_parquet_that_names_its_images_only(tmp_path, capsys):
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     parquet(tmp_path / "0.parquet", pa.array([{"bytes": None, "path": "7.jpg"}], kind), ["x"])

@@ -268,6 +268,15 @@ def test_a_name_that_comes_twice_in_json_is_not_dropped(tmp_path, capsys):
     assert "c.json: not JSON: '1.jpg' comes more than once in one object" in capsys.readouterr().err
 
 
+def test_two_columns_that_could_hold_the_image_are_told(tmp_path, capsys):
+    path = kit.table_of(tmp_path / "c.csv", "image,filepath,caption\n1.jpg,2.jpg,x\n")
+    for more, key in (((), "2.jpg"), (("--image-column", "image"), "1.jpg")):
+        assert kit.make(path, tmp_path / "out.beton", *more) == 0
+        assert kit.taken(tmp_path / "out.beton") == [(key, ["x"])]
+        told = "images are those of column filepath, not of image" in capsys.readouterr().out
+        assert told == (not more)
+
+
 def test_captions_of_json_that_are_no_text(tmp_path):
     rows = [2015, {"en": "x"}, "fine", None]
     body = "\n".join(json.dumps({"image": f"{n}.jpg", "text": said}) for n, said in enumerate(rows))
