@@ -59,6 +59,8 @@ class Tars:
         said = {*_SAID, *self.reading.choice.captions}
         mixed = ""  # the key whose samples stand mixed: image, image, text, text
         before = None
+        if Path(task.path).stat().st_size != task.stop:
+            raise ValueError(f"{task.path}: it changed since this build began; wait until it is whole")
         with Tar(task.path) as tar:
             for item in tar.samples(self._takes):
                 if isinstance(item, Fault):

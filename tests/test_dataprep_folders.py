@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataprep.build import Job
+from dataprep.build import Job, RunSettings
+from dataprep.pairs import open_pairs
+from dataprep.shard import SampleSettings
 from pipeline.fields import Beton
 from pipeline.text import tokenize
 
@@ -299,6 +301,16 @@ def test_a_field_of_captions_that_is_not_there_is_counted(tmp_path):
     assert passed_over(tmp_path / "out.beton") == {
         "samples without captoin, which --caption-columns names": 1
     }
+
+
+def test_a_tar_that_grows_meanwhile_is_told(tmp_path):
+    """It is still being downloaded: room was made for as many samples as it held."""
+    members = [("a.jpg", kit.jpeg(0)), ("a.txt", b"x")]
+    source = open_pairs(kit.write_tar(tmp_path / "0.tar", members))
+    job = Job(source, tmp_path / "out.beton", SampleSettings(), RunSettings(workers=1))
+    kit.write_tar(tmp_path / "0.tar", [(f"{n}{name}", data) for n in range(50) for name, data in members])
+    with job.lock(), pytest.raises(ValueError, match="0.tar: it changed since this build began"):
+        job.write(0, lambda n: None)
 
 
 def test_damage_that_is_met_twice_is_one_reject(tmp_path):
