@@ -13,6 +13,7 @@ Not here: how a sample is converted and a shard written (`shard.py`), processes 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -168,31 +169,38 @@ class Job:
         self.parts.parent.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
         file, note = machine.lock(self.parts / "lock", f"build of {self.out.name}")
-        with file:
-            if note:
-                print(note)
-            self._claim()
-            try:
-                yield
-            finally:
-                if not any(self.parts.glob("*.json")):
-                    shutil.rmtree(self.parts, ignore_errors=True)
+        try:
+            with file:
+                if note:
+                    print(note)
+                self._claim()
+                try:
+                    yield
+                finally:
+                    if not any(self.parts.glob("*.json")):
+                        shutil.rmtree(self.parts, ignore_errors=True)
+        finally:
+            with contextlib.suppress(OSError):  # NFS keeps the file of the lock until it is closed
+                self.parts.rmdir()
 
     def _claim(self) -> None:
         """See that finished shards belong to this very build, and remove what killed workers left."""
         plan = self.parts / "plan"
-        if self.how.restart or not any(self.parts.glob("*.json")):
+        same = plan.is_file() and plan.read_text() == self.fingerprint
+        kept = any(self.parts.glob("*.json")) and (same or any(self.parts.glob("*.beton")))  # worth keeping
+        if self.how.restart or not kept:
             for path in self.parts.iterdir():
                 if path.is_dir():  # logs of jobs
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        elif not plan.is_file() or plan.read_text() != self.fingerprint:
+        elif not same:
             raise ValueError(
                 f"{self.parts}: begun with other settings or another state of the source; "
                 "--restart throws those shards away"
             )
-        for path in self.parts.glob(".*.tmp"):
+        joined = f".{glob.escape(self.out.name)}.[0-9]*.tmp"
+        for path in (*self.parts.glob(".*.tmp"), *self.out.parent.glob(joined)):
             path.unlink(missing_ok=True)
         plan.write_text(self.fingerprint)
 
@@ -213,7 +221,10 @@ class Job:
             counts = self.stem(number).with_suffix(".json").read_text()
         except FileNotFoundError:
             return False
-        self.total += Tally.from_json(json.loads(counts))
+        tally = Tally.from_json(json.loads(counts))
+        if tally.samples and not self.stem(number).with_suffix(".beton").is_file():
+            return False  # it became the file itself, and the build was killed before the JSON was written
+        self.total += tally
         return True
 
     def finished(self, number: int, tally: Tally) -> None:
@@ -252,7 +263,8 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            why = [f"the first: {self._first_reject()}"] if total.rejected else []
+            why = [f"of --share {self.settings.share:g}"] if self.settings.share < 1 else []
+            why += [f"the first: {self._first_reject()}"] if total.rejected else []
             why += [f"{count:,} {what}" for what, count in total.passed_over.items()]
             shutil.rmtree(self.parts)
             raise ValueError("; ".join([f"{self.source.describe()['path']}: no sample could be taken", *why]))
@@ -265,14 +277,13 @@ class Job:
         else:
             self.out.with_suffix(".warnings.jsonl").unlink(missing_ok=True)
         if len(shards) == 1 and not total.rejected["duplicate"]:
-            shards[0].with_suffix(".json").unlink()  # killed from here on, the build writes this shard again
             os.replace(shards[0], self.out)
         else:
             join(shards, self.out, keep)
         info = self._info(total)
         with replacing(self.out.with_suffix(".json")) as name:
             name.write_text(json.dumps(info, indent=1) + "\n")
-        shutil.rmtree(self.parts)
+        shutil.rmtree(self.parts, ignore_errors=True)
         _report(self.out, info)
         return info
 

@@ -13,6 +13,8 @@ Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from dataprep.cluster import ClusterSettings
 from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
 from dataprep.download import URL, fetch_nights
-from dataprep.pairs import Layout, open_pairs
+from dataprep.pairs import Layout, notes, open_pairs
 from dataprep.shard import SampleSettings
 from dataprep.things import Spose, Things
 from pipeline.nights import SPLITS
@@ -179,9 +181,9 @@ class Pairs:
     images: Path | None = None
     """Folder of the images (or zips), if it is not the table's own."""
     image_column: str = ""
-    """Column (or json field) that names or holds the image; by default the usual names are tried."""
+    """Column (or json field) that names or holds the image, in tars its ending; else the usual ones."""
     caption_columns: tuple[str, ...] = ()
-    """Columns (or json fields; in tars also txt) with captions; all are kept."""
+    """Columns (or json fields; in tars also endings as txt) with captions; all are kept."""
     caption_lines: bool = False
     """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
@@ -208,6 +210,8 @@ class Pairs:
                 f"  {told['images_again']:,} samples repeat an image that came before others: "
                 "sort the table by image to have its captions in one sample"
             )
+        for note in notes(source, self.source):
+            print(f"  {note}")
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 
@@ -249,8 +253,19 @@ COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCo
 COMMANDS |= {"things": ThingsCommand, "verify": Verify, "inspect": Inspect}
 
 
+def _settle_streams() -> None:
+    """Names that are no text, a terminal of few letters, and `2>&-`: the next file would be stderr then."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it takes the lowest free number)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # another kind of stream, as notebooks have them
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _settle_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments:
         print("No source named: building the demonstration data. Yours: pairs or nights, --help tells.")

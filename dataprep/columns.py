@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # In order of preference: open_clip csv, DeCLIP, img2dataset, COCO, RWKV-CLIP, webdataset exports.
-PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "image", "img"]
+PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "image", "img", "image_name"]
 BYTES = ["images", "image", "image_bytes", "jpg", "jpeg", "png", "img", "bytes"]
 CAPTIONS = ["captions", "caption", "texts", "text", "txt", "top_caption"]
 PARTS = ["title", "description"]  # taken together, as SLIP does
@@ -62,8 +62,10 @@ class Choice:
             if name.casefold() in folded:
                 return folded[name.casefold()]
         there = ", ".join(map(str, names)) or "none"
+        urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
+        first = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
         raise ValueError(
-            f"{where}: no {what} column {' or '.join(wanted)}; it has {there}; name it with {option}"
+            f"{where}: no {what} column {' or '.join(wanted)}; it has {there}; name it with {option}{first}"
         )
 
 
@@ -90,8 +92,10 @@ def state_of(files: Sequence[Path]) -> str:
     """A digest of the names, sizes and times of files: what a resumed build must find unchanged."""
     digest = hashlib.sha256()
     for path in files:
-        status = path.stat()
-        digest.update(
-            f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-        )
+        try:
+            status = path.stat()
+            told = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link to nowhere: its sample is rejected when it is read
+            told = "none"
+        digest.update(f"{path.name}\0{told}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

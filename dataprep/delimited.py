@@ -52,7 +52,7 @@ def head(path: Path) -> Head:
     text = first.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
     if not text.strip():
         raise ValueError(f"{path}: no header line")
-    delimiter = max("\t,;", key=text.count)
+    delimiter = max("\t,;|", key=text.count)
     try:
         names = next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
@@ -95,7 +95,7 @@ def _count(fields: list[str], table: Head) -> str:
     """What is wrong with the number of fields of a row; a caption cut at a comma would go unseen."""
     if len(fields) <= len(table.names) or not any(fields[len(table.names) :]):
         return ""
-    what = {"\t": "a tab", ",": "a comma", ";": "a semicolon"}[table.delimiter]
+    what = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}[table.delimiter]
     return f"{len(fields)} fields where the header has {len(table.names)}: {what} in a field without quotes?"
 
 

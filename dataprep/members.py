@@ -7,7 +7,7 @@ names others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -16,6 +16,7 @@ from pathlib import Path
 from dataprep import columns
 from dataprep.shard import Left, Pair, Source
 from pipeline import utf8
+from pipeline.tars import PICTURES
 
 TEXTS = ("txt", "text", "caption", "captions")  # parts that are a caption
 SAID = {*TEXTS, "json"}  # parts that may hold one
@@ -25,7 +26,7 @@ SAID = {*TEXTS, "json"}  # parts that may hold one
 class Reading:
     """What is taken of a sample's texts."""
 
-    choice: columns.Choice  # "txt" is the part, other names are fields of the .json
+    choice: columns.Choice  # names of parts (txt, outputs.txt), other names are fields of the .json
     lines: bool  # every line of a .txt is a caption of its own
 
     def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
@@ -55,15 +56,22 @@ class Reading:
         ]
         return found[taken], left
 
+    def pictures(self, parts: Iterable[str]) -> list[str]:
+        """Endings of a sample's pictures, the one to take first; only --image-column if that was given."""
+        chosen = self.choice.image
+        return [ending for ending in ((chosen,) if chosen else PICTURES) if ending in parts]
+
     def _chosen(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
         out, left, fields = [], [], None
         for name in self.choice.captions:
-            if name in TEXTS and name in texts:
+            if name in texts and name != "json":
                 said, more = self._of_text(utf8.text(texts[name], f"{key}.{name}"))
                 left += more
             else:
                 fields = _fields(key, texts) if fields is None else fields
                 said = columns.strings(fields.get(name))
+                if name not in fields:
+                    left.append(Left(f"samples without {name}, which --caption-columns names"))
             out += said
         return out, left
 
@@ -81,6 +89,17 @@ def most_captions(source: Source) -> int:
     raws = islice(source.read(source.tasks()[0]), 200)
     counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
     return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
+
+
+def told(texts: Mapping[str, bytes]) -> str:
+    """What a .json without a caption holds instead; empty where that cannot be told."""
+    try:
+        fields = json.loads(texts.get("json") or b"{}")
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(fields, dict):
+        return "; the json is no object of fields"
+    return f"; the json: {', '.join(fields)} (--caption-columns names one)" if fields else ""
 
 
 def never_downloaded(stats: Path) -> list[Left]:

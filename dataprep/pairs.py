@@ -7,23 +7,29 @@ files    images with .txt or .json beside them (`sidecars.py`)
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import heapq
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from dataprep import columns
 from dataprep.members import Reading
 from dataprep.parquet import Parquet, has_images, shape
-from dataprep.shard import Source
-from dataprep.sidecars import Sidecars, folders, has_pairs
+from dataprep.shard import Bad, Left, Pair, Source
+from dataprep.sidecars import Sidecars, built, folders, has_pairs
 from dataprep.tables import ENDINGS, Table, TableFile, Zips
 from dataprep.tars import Tars
 from pipeline import tars, utf8
 
 Layout = Literal["auto", "tars", "parquet", "table", "zips", "files"]
+_SPLIT = re.compile(r"(?:^|[/_.-])(train|val|valid|validation|dev|test)(?:20\d\d)?(?=[/_.-]|$)", re.I)
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}|\w\+\w")
+_DATASETS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}  # Hugging Face's
 ZIP_INDEX = ("index", "photo_index", "id", "photoid")  # columns with SLIP's photo number
 
 
@@ -54,9 +60,11 @@ def open_pairs(
     if chosen == "tars":
         return Tars(path, _files(paths, tars.ENDINGS), reading, captions, max_bytes)
     if chosen == "parquet":
-        files = _files(paths, (".parquet",))
+        there = _files(paths, (".parquet",))
+        files = tuple(filter(has_images, there)) or there[:1]
         shape(files[0], choice)
-        return Parquet(path, files, choice, captions)
+        without = tuple(sorted(set(there) - set(files)))
+        return Parquet(path, files, choice, captions, without)
     if chosen == "files":
         return Sidecars(paths[0], reading, captions)
     table = _table(paths[0])
@@ -109,24 +117,75 @@ def recognise(path: Path, images: Path | None) -> Layout:
     if path.is_file():
         if path.name.lower().endswith(tars.ENDINGS):
             return "tars"
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return "parquet"
-        if path.suffix in (*ENDINGS, ".txt"):  # Flickr8k's captions.txt is a csv
+        if path.suffix.lower() in (*ENDINGS, ".txt"):  # Flickr8k's captions.txt is a csv
             return "zips" if _has_zips(images or path.parent) else "table"
-    elif _some(path, tars.ENDINGS):
+    elif _first(path, tars.ENDINGS):
         return "tars"
-    elif (found := _some(path, (".parquet",))) and has_images(found):
+    elif any(map(_shows_images, _first(path, (".parquet",)))):
         return "parquet"
     elif _tables(path):
         return "zips" if _has_zips(images or path) else "table"
     elif has_pairs(path):
         return "files"
-    elif _some(path, ENDINGS):
+    elif {file.name for file in _first(path, ENDINGS)} - _DATASETS:
         return "table"  # in a folder within: which one is asked
+    else:
+        any(map(has_images, _first(path, (".parquet",))))  # a damaged one tells
     raise ValueError(
         f"{path}: no webdataset tars, no parquet with image bytes, no table of captions "
-        f"({', '.join(ENDINGS)}), no images with .txt or .json beside them found; --layout forces one"
+        f"({', '.join(ENDINGS)}), no images with .txt or .json beside them found"
+        f"{_instead(path)}; --layout forces one"
     )
+
+
+def _shows_images(parquet: Path) -> bool:
+    with contextlib.suppress(ValueError):  # damaged: it may be beside the matter
+        return has_images(parquet)
+    return False
+
+
+_INSTEAD = {
+    ".txt": "texts (a table of captions: name the file itself)",
+    ".parquet": "parquet without a column of image bytes (of URLs: download them with img2dataset first)",
+    ".gz": "packed files (gunzip them)",
+    ".bz2": "packed files (bunzip2 them)",
+    ".zip": "zips (unpack them)",
+    ".arrow": "arrow files (datasets: Dataset.to_parquet writes what is read here)",
+    ".xlsx": "a spreadsheet (save it as csv in UTF-8)",
+}
+
+
+def _instead(path: Path) -> str:
+    """What else lies there, and how it becomes readable."""
+    files = [path] if path.is_file() else _first(path, tuple(_INSTEAD))
+    told = {_INSTEAD.get(file.suffix.lower()) for file in files} - {None}
+    return "; found instead: " + ", ".join(sorted(told)) if told else ""
+
+
+def notes(source: Source, path: Path) -> Iterator[str]:
+    """What to say of a source before it is built, because it may not be meant."""
+    if isinstance(source, Tars) and path.is_dir() and any(map(_shows_images, _first(path, (".parquet",), 1))):
+        yield "parquet files with images lie there too and are not read: --layout parquet reads them"
+    files = [os.path.relpath(task.path, path) for task in source.tasks()] if path.is_dir() else []
+    splits = {found.lower() for file in files for found in _SPLIT.findall(file)}
+    if len(splits) > 1:
+        yield f"of several splits ({', '.join(sorted(splits))}), taken together: --source names one"
+    names = source.table.names() if isinstance(source, Table | Zips) else []
+    if "split" in names:
+        yield "rows of every split are taken: the column split is not looked at"
+    places = [name for name in columns.PATHS if name in names] if isinstance(source, Table) else []
+    if len(places) > 1 and not source.table.choice.image:
+        yield f"images are those of column {places[0]}, not of {', '.join(places[1:])} (--image-column)"
+    said = [text for raw in islice(source.read(source.tasks()[0]), 200) for text in _texts(raw)]
+    encoded = next(filter(_ENCODED.search, said), "")
+    if encoded and not any(re.search(r"\s", text) for text in said):
+        yield f"captions look URL-encoded ({encoded[:60]}): decode them first (urllib.parse.unquote_plus)"
+
+
+def _texts(raw: Pair | Bad | Left) -> list[str]:
+    return raw.captions if isinstance(raw, Pair) and isinstance(raw.captions, list) else []
 
 
 def _is_retrieval(path: Path) -> bool:
@@ -145,8 +204,8 @@ def _inside(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def _some(folder: Path, endings: tuple[str, ...]) -> Path | None:
-    return min(_inside(folder, endings), default=None)
+def _first(folder: Path, endings: tuple[str, ...], most: int = 32) -> list[Path]:
+    return heapq.nsmallest(most, _inside(folder, endings))
 
 
 def _has_zips(folder: Path) -> bool:
@@ -166,9 +225,11 @@ def _files(paths: list[Path], endings: tuple[str, ...]) -> tuple[Path, ...]:
 def _tables(folder: Path) -> list[Path]:
     """Tables of captions in a folder: no statistics of img2dataset's, no text that belongs to one image."""
     names = [name for name in os.listdir(folder) if name[0] != "."]
-    stems = {Path(name).stem for name in names if name.lower().endswith(tars.PICTURES)}
-    tables = (Path(name) for name in names if name.endswith(ENDINGS) and not name.endswith("_stats.json"))
-    return sorted(folder / name for name in tables if name.stem not in stems)
+    names = sorted(set(names) - built(names) - _DATASETS)
+    pictures = [name for name in names if name.lower().endswith(tars.PICTURES)]
+    stems = {*pictures, *(Path(name).stem for name in pictures)}
+    tables = (Path(name) for name in names if name.lower().endswith(ENDINGS))
+    return [folder / n for n in tables if n.stem not in stems and not n.name.endswith("_stats.json")]
 
 
 def _table(path: Path) -> Path:

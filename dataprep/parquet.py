@@ -18,6 +18,7 @@ import numpy as np
 
 from dataprep import columns
 from dataprep.shard import Bad, Left, Pair, Task
+from pipeline import utf8
 from pipeline.fields import CONTEXT_LENGTH
 from pipeline.text import END, START
 
@@ -40,7 +41,11 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
 
     schema = _open(path).schema_arrow
     binary = [f.name for f in schema if _is_bytes(f.type)]
-    image = choice.image_column(binary, columns.BYTES + binary, f"{path} (columns of bytes)")
+    if not binary:
+        there = ", ".join(schema.names)
+        raise ValueError(f"{path}: no column holds image bytes; it has {there}: download the images first")
+    usual = columns.BYTES + (binary if len(binary) == 1 else [])  # of several it is not guessed
+    image = choice.image_column(binary, usual, f"{path} (columns of bytes)")
     others = [f.name for f in schema if f.name != image]
     captions = choice.caption_columns(others, str(path))
     kinds = [_inner(schema.field(name).type) for name in captions]
@@ -69,7 +74,8 @@ def _is_bytes(kind) -> bool:
 
     if arrow.types.is_struct(kind):
         return any(f.name == "bytes" and _is_bytes(f.type) for f in kind)
-    return arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+    binary = arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
+    return binary or str(kind) == "binary_view"
 
 
 def has_images(path: Path) -> bool:
@@ -84,7 +90,12 @@ def _open(path: Path):
     try:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from None
+        with open(path, "rb") as file:
+            first = file.read(64)
+        told = "" if first.startswith(b"PAR1") else utf8.instead(first)
+        raise ValueError(
+            f"{path}: not parquet but {told}" if told else f"{path}: not a readable parquet file: {error}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,7 @@ class Parquet:
     files: tuple[Path, ...]
     choice: columns.Choice
     wanted: int
+    without: tuple[Path, ...] = ()  # files beside them in which there are no images
     kind = "pairs"
 
     @property
@@ -130,11 +142,16 @@ class Parquet:
         others = [name for name in file.schema_arrow.names if name != found.image]
         if told := self.choice.beside(others, str(path)):
             yield Left(told, task.weight)
+        if self.without and task == self.tasks()[0]:
+            name = self.without[0].name
+            yield Left(f"parquet files without image bytes, {name} the first", len(self.without))
 
     def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
+        path = image.get("path") if isinstance(image, dict) else None
         image = image.get("bytes") if isinstance(image, dict) else image
         if not image:
-            return Bad(key, "no image")
+            told = f"its bytes are null, only a path is there: {path}; write the parquet with embedded images"
+            return Bad(key, "no image", told if path else "")
         if _NOT_UTF8 in captions:
             return Bad(key, "bad caption", "not UTF-8 text")
         if not tokens:

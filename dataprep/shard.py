@@ -15,6 +15,8 @@ import hashlib
 import json
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -312,18 +314,34 @@ class _Shard:
         return self.cache[path]
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _why_missing(path: str) -> str:
+    """What may be wrong with the name of a file that is not there."""
+    if "\\" in path:
+        return "; folders are parted by / here, not by Windows' \\"
+    if any(os.path.exists(unicodedata.normalize(form, path)) for form in ("NFC", "NFD")):
+        return "; it is there, but under the same letters written in another way (Unicode's NFC and NFD)"
+    return ""
+
+
 def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
     """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
     if isinstance(image, bytes):
         return image
     try:
-        with open(image, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > settings.max_bytes:
+        with open(image, "rb", buffering=0, opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Rejected("unreadable file", f"{image}: a device or pipe")
+            if (size := status.st_size) > settings.max_bytes:
                 raise Rejected("too many bytes", f"{size}, the limit is {settings.max_bytes}")
             data = file.read()
     except FileNotFoundError:
-        raise Rejected("missing file", str(image)) from None
+        raise Rejected("missing file", f"{image}{_why_missing(str(image))}") from None
     except Rejected:
         raise
     except (OSError, ValueError) as error:  # a folder, no permission, a name that cannot be

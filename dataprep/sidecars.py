@@ -1,23 +1,24 @@
 """Folders of images with texts of the same name beside them: img2dataset's `files`, captioners' folders.
 
-NAME.jpg with NAME.txt and NAME.json, in the folder or in folders within.
+NAME.jpg with NAME.txt and NAME.json (or NAME.jpg.txt, NAME.jpg.json), in the folder or in folders within.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import SAID, Reading, most_captions, never_downloaded
+from dataprep.members import SAID, Reading, most_captions, never_downloaded, told
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import PICTURES
 
 SHARD = 4_000  # samples a shard
+_PICTURES = tuple(f".{ending}" for ending in PICTURES)
 
 
 def has_pairs(folder: Path) -> bool:
@@ -33,18 +34,27 @@ def has_pairs(folder: Path) -> bool:
 def _samples(folder: str) -> dict[str, dict[str, str]]:
     """Stem → {ending: name} of the folder's images and texts, by name; hidden files are left out."""
     out: dict[str, dict[str, str]] = {}
-    for name in sorted(os.listdir(folder)):
+    names = set(os.listdir(folder))
+    for name in sorted(names - built(names)):
         stem, dot, ending = name.rpartition(".")
         ending = ending.lower()
-        if stem and name[0] != "." and not name.endswith("_stats.json") and ending in {*PICTURES, *SAID}:
-            stem = name if ending in out.get(stem, {}) else stem  # A.JPG beside A.jpg: one of its own
-            out.setdefault(stem, {})[ending] = name
-    return out
+        if ending in SAID and stem in names and stem.lower().endswith(_PICTURES):
+            stem = stem.rpartition(".")[0]  # NAME.jpg.txt
+        if stem and name[0] != "." and not name.endswith("_stats.json"):
+            parts = out.setdefault(stem, {})
+            parts[name if ending in parts else ending] = name
+    return {stem: parts for stem, parts in out.items() if not {*PICTURES, *SAID}.isdisjoint(parts)}
+
+
+def built(names: Iterable[str]) -> set[str]:
+    """Those among a folder's names that a build wrote beside its .beton: they are no part of a source."""
+    ends = ".json", ".rejects.jsonl", ".warnings.jsonl"
+    return {n.removesuffix(".beton") + end for n in names if n.endswith(".beton") for end in ends}
 
 
 def folders(path: Path) -> Iterator[str]:
-    """The folder and all within, by name, without hidden ones; a link back to a folder it lies in is not
-    followed."""
+    """The folder and all within, by name, without hidden ones and parts of a build; a link back to a folder
+    it lies in is not followed."""
     stack: list[tuple[str, tuple]] = [(str(path), ())]
     while stack:
         folder, above = stack.pop()
@@ -54,8 +64,12 @@ def folders(path: Path) -> Iterator[str]:
             continue
         yield folder
         with os.scandir(folder) as entries:
-            inside = [entry.path for entry in entries if entry.name[0] != "." and entry.is_dir()]
+            inside = [e.path for e in entries if e.name[0] != "." and e.is_dir() and not _parts(e.name)]
         stack += [(name, (*above, own)) for name in sorted(inside, reverse=True)]
+
+
+def _parts(name: str) -> bool:
+    return name.endswith(".beton.parts")
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Sidecars:
             yield from never_downloaded(Path(f"{task.path}_stats.json"))
 
     def _sample(self, key: str, folder: str, names: dict[str, str]) -> Iterator[Pair | Bad | Left]:
-        pictures = [ending for ending in PICTURES if ending in names]
+        pictures = self.reading.pictures(names)
         if not pictures:
             yield Bad(key, "no image", f"it has {', '.join(names)}")
             return
@@ -97,16 +111,22 @@ class Sidecars:
             yield Bad(key, "bad caption", str(error))
             return
         yield from left
+        if not captions:
+            yield Bad(key, "empty caption", f"it has {', '.join(names)}{told(texts)}")
+            return
         if len(pictures) > 1:
             yield Left("pictures beside the one taken", len(pictures) - 1)
+        again = [name for ending, name in names.items() if ending == name]
+        if again:
+            yield Left("files named like one that was taken but for capitals", len(again))
         yield Pair(key, os.path.join(folder, names[pictures[0]]), captions)
 
     def describe(self) -> dict:
-        told = {"lines": True} if self.reading.lines else {}
+        lines = {"lines": True} if self.reading.lines else {}
         places = sorted({task.path for task in self.tasks()})
         # Every file, not the folders: a text written anew leaves its folder as it was.
         files = [Path(p, name) for p in places for parts in _samples(p).values() for name in parts.values()]
-        return told | {
+        return lines | {
             "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(places),
             "captions": self.captions, "columns": vars(self.reading.choice),
             "state": columns.state_of(files),

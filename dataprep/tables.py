@@ -7,6 +7,8 @@ several captions.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import re
@@ -21,11 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataprep import columns, delimited
+from dataprep import columns, delimited, documents
 from dataprep.shard import Bad, Left, Pair, Task
-from pipeline import utf8
-from pipeline.captions import from_coco
-from pipeline.tars import PICTURES
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 SHARD = 4_000  # images a shard
@@ -33,7 +32,8 @@ SHARD = 4_000  # images a shard
 _LOOKED_AT = 1_000_000  # images of which it is seen whether they come again
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError)
-_URL = re.compile(r"(https?|s3|gs|ftp)://")
+_URL = re.compile(r"(https?|s3|gs|ftp)://", re.IGNORECASE)
+_BASE64 = re.compile(r"data:image/|[A-Za-z0-9+/]{300}")  # no name of a file is as long
 
 
 class Record(NamedTuple):
@@ -72,10 +72,10 @@ class TableFile:
         return self._json_lines(start, stop, line) if self._items() is None else self._rows(start, stop)
 
     def _is_json(self) -> bool:
-        return self.path.suffix in (".jsonl", ".ndjson", ".json")
+        return self.path.suffix.lower() in (".jsonl", ".ndjson", ".json")
 
     def _items(self) -> list | None:
-        return _items(self.path) if self._is_json() else None
+        return documents.items(self.path) if self._is_json() else None
 
     def unit(self) -> str:
         """What `number` counts."""
@@ -87,16 +87,20 @@ class TableFile:
         return self.path.stat().st_size if items is None else len(items)
 
     def beside(self) -> str:
-        """What to say of columns of captions that are not taken, by the header or the first record."""
-        names = list(self._first()) if self._is_json() else delimited.head(self.path).names
+        """What to say of columns of captions that are not taken."""
+        names = self.names()
         return self.choice.beside(names, str(self.path)) if names else ""
+
+    def names(self) -> list[str]:
+        """Columns, by the header or the first record."""
+        return list(self._first()) if self._is_json() else delimited.head(self.path).names
 
     def _first(self) -> dict:
         items = self._items()
         if items is None:
             with open(self.path, "rb") as file:
-                return _parsed(next(filter(bytes.strip, file), b""))
-        return items[0] if isinstance(items[0], dict) else {}
+                return documents.parsed(next(filter(bytes.strip, file), b""))
+        return items[0] if items and isinstance(items[0], dict) else {}
 
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
         table = delimited.head(self.path)
@@ -109,7 +113,7 @@ class TableFile:
                 fault = fault or f"{len(fields)} fields where the header has {len(names)}"
                 yield Record(offset, number, "", [], fault)
                 continue
-            said = [fields[i] for i in captions]
+            said = [text for i in captions for text in _cell(fields[i])]
             yield Record(offset, number, fields[image], said, fault or _not_utf8(said))
 
     # -- json -----------------------------------------------------------------------------------
@@ -143,6 +147,9 @@ class TableFile:
         captions = [text for name in names for text in columns.strings(row[name])]
         fault = "" if isinstance(image, str | int | None) else f"no name of an image: {image!r:.80}"
         name = "" if image is None else str(image)
+        odd = [row[n] for n in names if not isinstance(row[n], str | list | None)]
+        if odd and not captions:
+            fault = fault or f"its caption is no text: {odd[0]!r:.80}"
         return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
@@ -165,6 +172,17 @@ class TableFile:
             yield held
 
 
+def _cell(said: str) -> list[str]:
+    """The captions in a cell: one, or a list as Python or JSON write it (Flickr30k's `raw`, pandas)."""
+    if said[:2] in ("['", '["') and said[-2:] in ("']", '"]'):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                several = read(said)
+                if all(isinstance(text, str) for text in several):
+                    return several
+    return [said]
+
+
 def _not_utf8(captions: list[str]) -> str:
     """What is wrong with captions that hold bytes which are no UTF-8; their letters cannot be known."""
     for caption in captions:
@@ -172,57 +190,6 @@ def _not_utf8(captions: list[str]) -> str:
             shown = caption[:40].encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")
             return f"not UTF-8: '{shown}'; save the table as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8)"
     return ""
-
-
-@cache
-def _items(path: Path) -> list | None:
-    """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
-    with open(path, "rb") as file:
-        first = file.readline()
-        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
-            first = file.readline()
-        more = file.readline()
-    utf8.check(first, str(path))
-    if path.suffix != ".json":
-        return None
-    if more.strip() and _parsed(first):
-        return None
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        return None  # its lines tell what is wrong with them
-    return data if isinstance(data, list) else _document(path, data)
-
-
-def _parsed(line: bytes) -> dict:
-    """The JSON object in a line; empty where it is none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-def _document(path: Path, data: object) -> list[dict] | None:
-    """Rows of one JSON object; None where it is a row itself, or no object."""
-    if not isinstance(data, dict):
-        return None
-    if isinstance(data.get("images"), list):
-        try:
-            found = from_coco(data)
-        except (KeyError, TypeError):
-            raise ValueError(
-                f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
-                "make a table of the images you want, with columns filepath and caption"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        return [{"file_name": name, "caption": captions} for name, captions in found]
-    if data and all(name.lower().endswith(PICTURES) for name in data):
-        return [{"file_name": name, "caption": captions} for name, captions in data.items()]
-    return None
 
 
 @cache
@@ -294,6 +261,9 @@ class Table(_Rows):
             elif _URL.match(record.image):
                 told = "download the images first (img2dataset), or name the column of files: --image-column"
                 yield Bad(where, "image is a URL", f"{record.image[:120]}; {told}")
+            elif _BASE64.match(record.image):
+                told = "write it to a file and name that, or put its bytes into parquet"
+                yield Bad(where, "image is base64", f"{record.image[:24]}…; {told}")
             else:
                 yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
         yield from self._beside(task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataprep import columns
-from dataprep.members import SAID, Reading, most_captions, never_downloaded
+from dataprep.members import SAID, Reading, most_captions, never_downloaded, told
 from dataprep.shard import Bad, Left, Pair, Task
 from pipeline.tars import ENDINGS, PICTURES, UNSORTED, Fault, Sample, Tar, compression, split
 
@@ -53,11 +53,17 @@ class Tars:
     def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
         """The samples of one tar; what a damaged tar still holds is read, and the damage is told."""
         unsorted: set[str] = set()
+        said = {*SAID, *self.reading.choice.captions}
         mixed = ""  # the key whose samples stand mixed: image, image, text, text
+        before = None
+        if Path(task.path).stat().st_size != task.stop:
+            raise ValueError(f"{task.path}: it changed since this build began; wait until it is whole")
         with Tar(task.path) as tar:
             for item in tar.samples(self._takes):
                 if isinstance(item, Fault):
-                    yield Bad(item.name, "damaged tar", f"{task.path}: {item.detail}")
+                    if item != before:  # damage that is met twice: by a member and after it
+                        yield Bad(item.name, "damaged tar", f"{task.path}: {item.detail}")
+                    before = item
                     continue
                 raw, left = self._sample(item)
                 lacking = isinstance(raw, Bad) and raw.reason in ("no image", "empty caption")
@@ -68,7 +74,7 @@ class Tars:
                     continue
                 if item.key == mixed and isinstance(raw, Pair):
                     raw, left = Bad(item.key, "repeated key", _MIXED), []
-                half = not item.pictures or SAID.isdisjoint(item.parts)
+                half = not self.reading.pictures(item.parts) or said.isdisjoint(item.parts)
                 mixed = item.key if half or item.key == mixed else ""
                 yield from left
                 yield raw
@@ -88,14 +94,16 @@ class Tars:
         return [Left(f"shards without their tar, {min(lost)} the first", len(lost))] if lost else []
 
     def _takes(self, ending: str, size: int) -> bool:
-        return ending in _READ and size <= self.max_bytes
+        choice = self.reading.choice
+        return (ending in _READ or ending in (choice.image, *choice.captions)) and size <= self.max_bytes
 
     def _sample(self, sample: Sample) -> tuple[Pair | Bad, list[Left]]:
         key, parts = sample
-        if not sample.pictures:
+        pictures = self.reading.pictures(parts)
+        if not pictures:
             dots = "; a key ends at the first dot of a name" if any("." in e for e in parts) else ""
             return Bad(key, "no image", f"it has {', '.join(parts) or 'nothing'}{dots}"), []
-        image = parts[sample.pictures[0]]
+        image = parts[pictures[0]]
         if image.data is None:
             return Bad(key, "too many bytes", f"{image.size}, the limit is {self.max_bytes}"), []
         texts = {name: part.data for name, part in parts.items() if part.data is not None}
@@ -104,14 +112,17 @@ class Tars:
         except ValueError as error:
             return Bad(key, "bad caption", str(error)), []
         if not captions:
-            return Bad(key, "empty caption", f"it has {', '.join(parts)}"), left
-        if len(sample.pictures) > 1:
-            left.append(Left("pictures beside the one taken", len(sample.pictures) - 1))
+            return Bad(key, "empty caption", f"it has {', '.join(parts)}{told(texts)}"), left
+        dotted = sum(ending.rpartition(".")[2] in PICTURES for ending in parts if "." in ending)
+        if dotted and not self.reading.choice.image:
+            left.append(Left("pictures whose names have further dots (a key ends at the first dot)", dotted))
+        if len(pictures) > 1:
+            left.append(Left("pictures beside the one taken", len(pictures) - 1))
         return Pair(key, image.data, captions), left
 
     def describe(self) -> dict:
-        told = {"lines": True} if self.reading.lines else {}
-        return told | {
+        lines = {"lines": True} if self.reading.lines else {}
+        return lines | {
             "name": "pairs", "layout": "tars", "path": str(self.path), "files": len(self.files),
             "captions": self.captions, "columns": vars(self.reading.choice),
             "state": columns.state_of(self.files),

@@ -11,6 +11,7 @@ reference, a was.  Which of the two stands left is drawn from the row's number.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +21,11 @@ import numpy as np
 
 from dataprep.columns import state_of
 from dataprep.nights import plan
-from dataprep.shard import Task, Triplet
+from dataprep.shard import Left, Task, Triplet
 from pipeline import utf8
 from pipeline.tars import PICTURES
+
+_ENDINGS = tuple(f".{ending}" for ending in PICTURES)
 
 
 @cache
@@ -33,38 +36,50 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    there = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    folders = (path for path in there if path.is_dir())
-    files = {path.name: min(filter(_is_image, path.iterdir()), default=None) for path in folders}
-    files |= {path.stem: path for path in reversed(there) if _is_image(path)}
-    names = sorted(files) if ids is None else utf8.text(ids.read_bytes(), str(ids)).split()
-    # A file that is missing is told when it is read.
-    return tuple(names), tuple(files.get(name) or folder / f"{name}.jpg" for name in names)
+    files, folders = {}, {}
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if path.is_dir():
+            folders[path.name] = next(iter(_pictures(path)), None)
+        elif path.suffix.lower() in _ENDINGS:
+            files.setdefault(path.stem, path)
+    there = folders | files
+    names = _names(ids) if ids else tuple(sorted(there))
+    missing = (folder / f"{name}.jpg" for name in names)  # is told when it is read
+    return names, tuple(there.get(name) or path for name, path in zip(names, missing))
 
 
-def _is_image(path: Path) -> bool:
-    return path.name[0] != "." and _has_ending(path.name) and path.is_file()
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.name[0] != ".")
 
 
-def _has_ending(name: str) -> bool:
-    return Path(name).suffix[1:].lower() in PICTURES
+def _names(ids: Path) -> tuple[str, ...]:
+    lines = utf8.text(ids.read_bytes(), str(ids)).splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{ids}: {twice[0]} comes more than once")
+    return names
 
 
 @cache
 def _answers(path: Path, names: tuple[str, ...]) -> np.ndarray:
     """(N, 3) int32 object numbers, the third one odd; ValueError names the line that is wrong."""
     try:
-        table = np.loadtxt(path, np.int64, ndmin=2, delimiter=_delimiter(path), encoding="utf-8-sig")
+        table = np.loadtxt(path, ndmin=2, delimiter=_delimiter(path), encoding="utf-8-sig")
     except ValueError:
         table = _stems(path, names)
     except OSError:
         raise ValueError(f"{path}: no such file") from None
     if table.shape[1] != 3 or not len(table):
         raise ValueError(f"{path}: rows of three objects expected, it has {table.shape[1]} columns")
-    wrong = (table < 0) | (table >= len(names))
+    wrong = (table < 0) | (table >= len(names)) | (table != np.floor(table))
     if wrong.any():
         row = int(np.flatnonzero(wrong.any(1))[0])
-        raise ValueError(f"{path}: line {row + 1}: {table[row].tolist()}, there are {len(names)} objects")
+        told = ", ".join(f"{number:.15g}" for number in table[row])
+        raise ValueError(f"{path}: line {row + 1}: [{told}], there are {len(names)} objects, from 0 on")
+    same = (table == np.roll(table, 1, axis=1)).any(1)
+    if same.any():
+        raise ValueError(f"{path}: line {int(np.argmax(same)) + 1}: an object stands there twice")
     return table.astype(np.int32)
 
 
@@ -77,7 +92,7 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
     numbers = {name: number for number, name in enumerate(names)}
     rows = []
     for line, words in enumerate(utf8.text(path.read_bytes(), str(path)).replace(",", " ").splitlines(), 1):
-        stems = [Path(word).stem if _has_ending(word) else word for word in words.split()]
+        stems = [Path(word).stem if Path(word).suffix.lower() in _ENDINGS else word for word in words.split()]
         if len(stems) != 3:
             raise ValueError(f"{path}: line {line}: three objects expected, {len(stems)} found")
         unknown = [stem for stem in stems if stem not in numbers]
@@ -107,9 +122,13 @@ class Things:
     def images(self) -> int:
         return len(_images(self.images_folder, self.ids)[0])
 
-    def read(self, task: Task) -> Iterator[Triplet]:
+    def read(self, task: Task) -> Iterator[Triplet | Left]:
         _, files = _images(self.images_folder, self.ids)
         table = self.table()
+        unnamed = len(files) - len(np.unique(table))
+        if self.ids is None and unnamed and not task.start:
+            told = "pictures of no answer (numbers count pictures by name; --ids tells another order)"
+            yield Left(told, unnamed)
         for row in range(task.start, task.stop):
             first, second, odd = (files[n] for n in table[row // 2])
             ref, near = (first, second) if row % 2 == 0 else (second, first)
@@ -151,6 +170,9 @@ class Spose:
         if len(vectors) != self.images():
             there = f"{self.images()} images are in {self.images_folder}"
             raise ValueError(f"{self.embedding}: {len(vectors)} objects, but {there}")
+        if not np.isfinite(vectors).all():
+            row = int(np.argmin(np.isfinite(vectors).all(1)))
+            raise ValueError(f"{self.embedding}: line {row + 1}: not all are finite numbers")
         return vectors
 
     def tasks(self) -> list[Task]:
@@ -168,7 +190,8 @@ class Spose:
         for row in range(task.start, task.stop):
             rng = np.random.default_rng([self.seed, row])
             a, b, c = rng.choice(len(files), 3, replace=False)
-            vote = 1 / (1 + np.exp(vectors[a] @ vectors[b] - vectors[a] @ vectors[c]))
+            nearer = vectors[a] @ vectors[c] - vectors[a] @ vectors[b]
+            vote = np.exp(-np.logaddexp(0, -nearer))  # the sigmoid, of numbers of any size
             yield Triplet(str(row), files[a], files[b], files[c], float(vote), 0)
 
     def describe(self) -> dict:

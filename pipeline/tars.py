@@ -23,6 +23,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import utf8
+
 VERSION = 1  # of what is read: raise it whenever a tar may give other samples, for those who keep them
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # Of several pictures in a sample the first of these is taken; the first four are clip-benchmark's order.
@@ -184,10 +186,15 @@ class Tar:
                     yield header
                 start, fault = self._after(tar.offset)
             except _FAULTS as error:
-                fault = f"damaged: {error}" if start or tar else f"not a tar, or damaged: {error}"
+                fault = f"damaged: {error}" if start or tar else self._not_a_tar(error)
                 start = self._search(max(start, tar.offset if tar else 0))
             if fault:
                 yield Fault(name, fault)
+
+    def _not_a_tar(self, error: Exception) -> str:
+        with open(self.path, "rb") as file:
+            told = utf8.instead(file.read(64)) if not self.compression else ""
+        return f"no tar but {told}" if told else f"not a tar, or damaged: {error}"
 
     def _after(self, offset: int) -> tuple[int | None, str]:
         """Where the next header stands when tarfile sees none at `offset`, and what is wrong."""

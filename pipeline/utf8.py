@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+_ANEW = "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+_OTHERS = {
+    b"\xff\xfe": f"UTF-16; {_ANEW}", b"\xfe\xff": f"UTF-16; {_ANEW}",
+    b"\x1f\x8b": "gzip data; gunzip it", b"BZh9": "bzip2 data; bunzip2 it", b"\xfd7zXZ": "xz data; unxz it",
+    b"\x28\xb5\x2f\xfd": "zstd data; unzstd it", b"PAR1\x15": "parquet; name it .parquet",
+    b"\x93NUMPY": "a numpy array; np.savetxt writes one as text",
+    b"PK\x03\x04": "a zip or a spreadsheet; unpack it, or save it as csv in UTF-8",
+    b"\xd0\xcf\x11\xe0": "an Office document; save it as csv in UTF-8",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file",
+}  # fmt: skip
+
+
+def instead(data: bytes) -> str:
+    """What the first bytes of a file tell that it is instead, and what to do; empty if they tell nothing."""
+    return next((told for first, told in _OTHERS.items() if data.startswith(first)), "")
+
 
 def check(start: bytes, where: str) -> None:
-    """ValueError naming `where` if the first bytes of a file tell of another encoding."""
-    marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if marked or b"\0" in start[:64]:
-        told = "UTF-16" if marked else "UTF-16 without a mark"
-        raise ValueError(f"{where}: not UTF-8 text but {told}; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    """ValueError naming `where` if the first bytes of a file tell that it is no UTF-8 text."""
+    told = instead(start) or (f"UTF-16 without a mark; {_ANEW}" if b"\0" in start[:64] else "")
+    if told:
+        raise ValueError(f"{where}: not UTF-8 text but {told}")
 
 
 def text(data: bytes, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import dataprep_kit as kit
 import numpy as np
 import pytest
 
-from dataprep import bapps, download
+from dataprep import bapps, download, things
 from dataprep.build_ffcv import main
 from dataprep.things import Things
 from pipeline.fields import Beton
@@ -73,6 +74,15 @@ def test_bapps_mistakes(tmp_path, capsys):
     assert "other numbers or names: 3 in ref" in capsys.readouterr().err
 
 
+def test_bapps_whose_files_have_other_names_are_not_paired(tmp_path, capsys):
+    source = bapps_folder(tmp_path / "in")
+    base = source / "2afc/train/cnn"
+    for part, number, end in (("ref", 0, "png"), ("p0", 2, "png"), ("p1", 1, "png"), ("judge", 2, "npy")):
+        (base / part / f"{number:06d}.{end}").unlink()
+    assert main(["bapps", "--source", str(source), "--out", str(tmp_path / "out"), *ONE]) == 2
+    assert "do not match: ref/000001.png, p0/000000.png, p1/000000.png" in capsys.readouterr().err
+
+
 def test_bapps_never_unpickles(tmp_path, capsys):
     source = bapps_folder(tmp_path / "in")
     np.save(source / "2afc/train/mix/judge/000000.npy", np.array([{"a": 1}]), allow_pickle=True)
@@ -128,10 +138,48 @@ def test_things_answers_by_name(tmp_path):
     check_answers(Beton(tmp_path / "t.beton"))
 
 
+def test_things_pictures_of_any_ending_keep_the_order(tmp_path, capsys):
+    """A picture that is not known as one would move all numbers after it."""
+    folder = things_folder(tmp_path)
+    (folder / "images/abacus.jpg").rename(folder / "images/abacus.BMP")
+    (folder / "images/acorn.jpg").rename(folder / "images/acorn.JPG")
+    np.savetxt(folder / "trainset.txt", [[0, 1, 2], [4, 3, 0]], fmt="%.1f")
+    arguments = ["things", "--answers", str(folder / "trainset.txt"), "--images", str(folder / "images")]
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+    assert not Beton(tmp_path / "t.beton").info["passed_over"]
+    (folder / "images/zebra.jpg").write_bytes(kit.jpeg(9))
+    things._images.cache_clear()
+    assert main([*arguments, "--out", str(tmp_path / "u.beton"), *ONE]) == 0
+    assert "passed over 1: pictures of no answer" in capsys.readouterr().out
+
+
+def test_things_ids_are_lines(tmp_path, capsys):
+    folder = things_folder(tmp_path)
+    (folder / "images/acorn.jpg").rename(folder / "images/ice cream.jpg")
+    names = ["aardvark", "abacus", "accordion", "ice cream", "airplane"]
+    (folder / "unique_id.txt").write_text("\n".join(names) + "\n")
+    arguments = [
+        "things",
+        "--answers",
+        str(folder / "trainset.txt"),
+        "--images",
+        str(folder / "images"),
+        *ONE,
+    ]
+    arguments += ["--ids", str(folder / "unique_id.txt"), "--out", str(tmp_path / "t.beton")]
+    assert main(arguments) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+    (folder / "unique_id.txt").write_text("\n".join([*names[:-1], "abacus"]))
+    things._images.cache_clear()
+    assert main(arguments) == 2
+    assert "unique_id.txt: abacus comes more than once" in capsys.readouterr().err
+
+
 def test_sides_of_things_are_balanced(tmp_path):
     folder = things_folder(tmp_path)
     np.savetxt(folder / "many.txt", np.tile([0, 1, 2], (500, 1)), fmt="%d")
-    source = Things(folder / "many.txt", folder / "images")
+    source = Things(folder / "many.txt", folder / "images", folder / "unique_id.txt")
     votes = [raw.vote for raw in source.read(source.tasks()[0])]
     assert 0.42 < np.mean(votes) < 0.58
 
@@ -154,10 +202,30 @@ def test_spose_embedding(tmp_path):
     assert len(np.unique(spans)) == 5  # an image is stored once
 
 
+def test_spose_of_odd_numbers(tmp_path, capsys):
+    """Of any size, to a vote of 0…1; not those that are none."""
+    folder = things_folder(tmp_path)
+    vectors = np.random.default_rng(0).random((5, 7)) * 100
+    arguments = ["things", "--embedding", str(folder / "e.txt"), "--count", "50",
+                 "--images", str(folder / "images"), "--out", str(tmp_path / "t.beton"), *ONE]  # fmt: skip
+    np.savetxt(folder / "e.txt", vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(arguments) == 0
+    votes = Beton(tmp_path / "t.beton").metadata["vote"]
+    assert votes.min() >= 0 and votes.max() == 1
+    vectors[3, 2] = np.nan
+    np.savetxt(folder / "e.txt", vectors)
+    assert main(arguments) == 2
+    assert "e.txt: line 4: not all are finite numbers" in capsys.readouterr().err
+
+
 def test_things_mistakes(tmp_path, capsys):
     folder = things_folder(tmp_path)
     for text, message in (
-        ("0 1 9\n", "line 1: [0, 1, 9], there are 5 objects"),
+        ("0 1 9\n", "line 1: [0, 1, 9], there are 5 objects, from 0 on"),
+        ("0 1 2\n1.5 2 3\n", "line 2: [1.5, 2, 3], there are 5 objects"),
+        ("0 1 2\n3 4 3\n", "line 2: an object stands there twice"),
         ("0 1\n", "rows of three objects"),
         ("aardvark abacus zebra\n", "line 1: no image of zebra"),
     ):

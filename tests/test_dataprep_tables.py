@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 
 import dataprep_kit as kit
 import pytest
@@ -204,6 +205,107 @@ def test_delimited_rows_end_at_their_stop(tmp_path):
     rows = list(delimited.rows(path, head, 0, 0, None, 1))
     assert [(row.line, row.fields) for row in rows] == [(2, ["1.jpg", "a\nb"]), (4, ["2.jpg", "c"])]
     assert [row.line for row in delimited.rows(path, head, 0, 0, rows[1].offset, 1)] == [2]
+
+
+@pytest.mark.parametrize("name", ["CAPTIONS.CSV", "C.TSV", "c.JSONL", "c.Json", "list.jsonl"])
+def test_endings_in_capitals(tmp_path, name):
+    delimiter = "\t" if name == "C.TSV" else ","
+    row = {"filepath": "1.jpg", "title": "one"}
+    body = {
+        "c.JSONL": json.dumps(row),
+        "c.Json": json.dumps([row]),
+        "list.jsonl": json.dumps([row], indent=1),
+    }
+    body = body.get(name)
+    table = kit.table_of(tmp_path / name, body or delimiter.join(row) + "\n" + delimiter.join(row.values()))
+    for source, out in ((table, "a.beton"), (tmp_path, "b.beton")):
+        assert kit.make(source, tmp_path / "o" / out) == 0
+        assert kit.taken(tmp_path / "o" / out) == [("1.jpg", ["one"])]
+
+
+def test_bars_part_fields_as_flickr30k_has_it(tmp_path):
+    body = (
+        "image_name| comment_number| comment\n1.jpg| 0| A cat .\n1.jpg| 1| Two , cats\n2.jpg| 4   A dog .\n"
+    )
+    more = "--caption-columns", "comment", "--max-rejects", "0.5"
+    assert kit.make(kit.table_of(tmp_path / "results.csv", body), tmp_path / "out.beton", *more) == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["a cat .", "two , cats"])]
+    (row,) = kit.rejects(tmp_path / "out.beton")
+    assert row["key"] == "line 4" and "2 fields where the header has 3" in row["detail"]
+
+
+@pytest.mark.parametrize(
+    "image, reason, told",
+    [
+        ("in\\1.jpg", "missing file", "folders are parted by / here"),
+        ("e\u0301.jpg", "missing file", "it is there, but under the same letters"),
+        ("HTTP://x/1.jpg", "image is a URL", "download the images first"),
+        ("/9j/4AAQ" * 50, "image is base64", "/9j/4AAQ/9j/4AAQ/9j/4AAQ…; write it to a file"),
+        ("data:image/png;base64,iVBO", "image is base64", "write it to a file"),
+        ("/dev/zero", "unreadable file", "a device or pipe"),
+        ("pipe.jpg", "unreadable file", "a device or pipe"),
+        ("\ud800.jpg", "bad row", r"not UTF-8: '\ud800.jpg'"),
+    ],
+)
+def test_what_an_image_column_holds_instead_of_a_file(tmp_path, image, reason, told):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "é.jpg").touch()
+    rows = [{"image": "1.jpg", "text": "one"}, {"image": image, "text": "two"}]
+    table = kit.table_of(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
+    more = "--max-rejects", "0.5", "--share", "0.999999"
+    assert kit.make(table, tmp_path / "out.beton", *more) == 0
+    assert kit.taken(tmp_path / "out.beton") == [("1.jpg", ["one"])]
+    (row,) = kit.rejects(tmp_path / "out.beton")
+    assert row["reason"] == reason and told in row["detail"], row
+
+
+@pytest.mark.parametrize("second, told", [("IMG_2007", True), ("50%25 off+sale now", False)])
+def test_captions_that_are_url_encoded_are_told(tmp_path, capsys, second, told):
+    """As the titles and descriptions of YFCC100M's own table are."""
+    body = f"filename,title\n1.jpg,denise%27s+peanut+chicken\n2.jpg,{second}\n"
+    assert kit.make(kit.table_of(tmp_path / "c.csv", body), tmp_path / "out.beton") == 0
+    assert ("look URL-encoded (denise%27s+peanut+chicken)" in capsys.readouterr().out) == told
+
+
+def test_lists_in_cells_are_several_captions(tmp_path, capsys):
+    """Flickr30k's annotations (JSON) and what pandas writes of lists (Python)."""
+    cells = ['["Two men.", "A man."]', "['It\\'s a dog', 'x']", "['no list", "[1, 2]", '["a", 3]']
+    rows = [(f"{n}.jpg", cell, "train") for n, cell in enumerate(cells)]
+    path = kit.table_of(tmp_path / "c.csv", "")
+    kit.write_csv(path, rows, ("filename", "caption", "split"))
+    assert kit.make(path, tmp_path / "out.beton") == 0
+    stored = Beton(tmp_path / "out.beton")
+    expected = [["Two men.", "A man."], ["It's a dog", "x"], *([cell] for cell in cells[2:])]
+    assert (kit.tokens(stored) == kit.expected_tokens(expected)).all()
+    assert "rows of every split are taken: the column split is not looked at" in capsys.readouterr().out
+
+
+def test_a_name_that_comes_twice_in_json_is_not_dropped(tmp_path, capsys):
+    path = kit.table_of(tmp_path / "c.json", '{"1.jpg": ["one"], "2.jpg": ["two"], "1.jpg": ["three"]}')
+    assert kit.make(path, tmp_path / "out.beton") == 2
+    assert "c.json: not JSON: '1.jpg' comes more than once in one object" in capsys.readouterr().err
+
+
+def test_two_columns_that_could_hold_the_image_are_told(tmp_path, capsys):
+    path = kit.table_of(tmp_path / "c.csv", "image,filepath,caption\n1.jpg,2.jpg,x\n")
+    for more, key in (((), "2.jpg"), (("--image-column", "image"), "1.jpg")):
+        assert kit.make(path, tmp_path / "out.beton", *more) == 0
+        assert kit.taken(tmp_path / "out.beton") == [(key, ["x"])]
+        told = "images are those of column filepath, not of image" in capsys.readouterr().out
+        assert told == (not more)
+
+
+def test_captions_of_json_that_are_no_text(tmp_path):
+    rows = [2015, {"en": "x"}, "fine", None]
+    body = "\n".join(json.dumps({"image": f"{n}.jpg", "text": said}) for n, said in enumerate(rows))
+    path = kit.table_of(tmp_path / "c.jsonl", body)
+    assert kit.make(path, tmp_path / "out.beton", "--max-rejects", "0.9") == 0
+    told = [(row["reason"], row["detail"]) for row in kit.rejects(tmp_path / "out.beton")]
+    assert told == [
+        ("bad row", "its caption is no text: 2015"),
+        ("bad row", "its caption is no text: {'en': 'x'}"),
+        ("empty caption", ""),
+    ]
 
 
 def test_what_names_no_image_is_no_name(tmp_path):
