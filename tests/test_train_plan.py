@@ -84,6 +84,8 @@ def test_the_plan_of_the_paper_adds_up():
         (["--ngpus", "7"], "--batch 30720: not divisible by 7 ranks"),
         (["--efficiency", "1.5"], "--efficiency 1.5"),
         (["--model", "ViT-Q"], "--model ViT-Q"),
+        (["--measured", "nan"], "--measured nan: must be finite"),
+        (["--json", "/nonexistent/x"], "/nonexistent/x"),
     ],
 )
 def test_a_mistake_in_a_plan_is_one_line(args, said, capsys, monkeypatch):

@@ -193,7 +193,7 @@ def _one_line(box: str) -> str:
         elif lines:
             break
     text = " ".join(lines) or "the command line could not be read (see --help)"
-    return re.sub(r"^Error parsing (recipe(\.\w+)?: )?", "", text)
+    return re.sub(r"^Error parsing ((recipe(\.\w+)?|machine|launch): )?", "", text)
 
 
 def _data_source(recipe: Recipe) -> tuple[Path, str]:
