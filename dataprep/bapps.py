@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,12 @@ class Bapps:
                 raise ValueError(f"{self.root()}: no subset {name}; it has {', '.join(there) or 'none'}")
         chosen = self.subsets or there
         for name in chosen:
-            stems = [[Path(file).stem for file in _names(self.root() / name / part)] for part in _PARTS]
-            if any(own != stems[0] for own in stems):
-                told = ", ".join(f"{len(own)} in {part}" for part, own in zip(_PARTS, stems))
-                raise ValueError(f"{self.root() / name}: its folders hold other numbers or names: {told}")
+            for row in zip_longest(
+                *(_names(self.root() / name / part) for part in _PARTS), fillvalue="no more"
+            ):
+                if len({Path(file).stem for file in row}) > 1:
+                    told = ", ".join(f"{part}/{file}" for part, file in zip(_PARTS, row))
+                    raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
         return chosen
 
     def tasks(self) -> list[Task]:

@@ -71,7 +71,7 @@ def test_a_build_killed_inside_its_source_goes_on(tmp_path, monkeypatch):
 def test_a_folder_in_the_place_of_the_output_is_told_before_the_work(tmp_path, capsys):
     (tmp_path / "out.beton").mkdir()
     assert kit.make(texts(tmp_path / "in", 1), tmp_path / "out.beton") == 2
-    assert "a folder lies where the file is to be written" in capsys.readouterr().err
+    assert "a folder lies there, where a file is to be written" in capsys.readouterr().err
     assert not (tmp_path / "out.beton.parts").exists()
 
 

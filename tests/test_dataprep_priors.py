@@ -71,7 +71,7 @@ def test_bapps_mistakes(tmp_path, capsys):
     np.save(source / "2afc/train/cnn/judge/000001.npy", np.array([1.0]))
     bapps._names.cache_clear()
     assert main(run) == 2  # as many, but the third would be of another triplet
-    assert "other numbers or names: 3 in ref" in capsys.readouterr().err
+    assert "do not match: ref/000003.png, p0/000002.png" in capsys.readouterr().err
 
 
 def test_bapps_whose_files_have_other_names_are_not_paired(tmp_path, capsys):
@@ -141,8 +141,7 @@ def test_things_answers_by_name(tmp_path):
 def test_things_pictures_of_any_ending_keep_the_order(tmp_path, capsys):
     """A picture that is not known as one would move all numbers after it."""
     folder = things_folder(tmp_path)
-    (folder / "images/abacus.jpg").rename(folder / "images/abacus.BMP")
-    (folder / "images/acorn.jpg").rename(folder / "images/acorn.JPG")
+    (folder / "images/abacus.JPG").rename(folder / "images/abacus.BMP")
     np.savetxt(folder / "trainset.txt", [[0, 1, 2], [4, 3, 0]], fmt="%.1f")
     arguments = ["things", "--answers", str(folder / "trainset.txt"), "--images", str(folder / "images")]
     assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
@@ -156,7 +155,7 @@ def test_things_pictures_of_any_ending_keep_the_order(tmp_path, capsys):
 
 def test_things_ids_are_lines(tmp_path, capsys):
     folder = things_folder(tmp_path)
-    (folder / "images/acorn.jpg").rename(folder / "images/ice cream.jpg")
+    (folder / "images/acorn.JPG").rename(folder / "images/ice cream.jpg")
     names = ["aardvark", "abacus", "accordion", "ice cream", "airplane"]
     (folder / "unique_id.txt").write_text("\n".join(names) + "\n")
     arguments = [
