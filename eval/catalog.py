@@ -163,6 +163,19 @@ _BY_NAME = (
 )
 
 
+def snapshot(folder: Path) -> Path:
+    """Of a set in Hugging Face's cache (`datasets--ORG--NAME`) the folder with its files; else itself."""
+    head = folder / "refs" / "main"
+    return folder / "snapshots" / head.read_text().strip() if head.is_file() else folder
+
+
+def name_of(folder: Path) -> str:
+    """What a set's folder is called; a snapshot in Hugging Face's cache by its repository."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.name
+
+
 def find(name: str) -> Entry | None:
     """The catalog's entry for a key or a folder name (`wds_vtab-dtd`, `wds_vtab-dtd_test`), or None."""
     name = name.removeprefix("wds_").removeprefix("wds/").removesuffix("_test")

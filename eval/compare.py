@@ -63,7 +63,7 @@ _LABELS = {"pi": "PI", "baseline": "Baseline"}  # the demo's folders
 
 def read_run(spec: str) -> Run:
     """`[LABEL=]FOLDER`: a training run that was evaluated, or an evaluation's folder.  Raises ValueError."""
-    label, mark, rest = spec.partition("=")
+    label, mark, rest = ("", "", "") if Path(spec).is_dir() else spec.partition("=")  # lr=0.1 is a folder too
     folder = Path(rest if mark else spec)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -364,27 +364,4 @@ def compare(a: Arm, b: Arm) -> Comparison:
     out.triplets = _triplet_rows(a, b, every)
     if not keys and not out.triplets:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
-    return out
-
-
-def differences(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """(setting, value of each run's recipe) where they are not all equal; nested settings as a.b."""
-    recipes = [flat(run.recipe or {}) for arm in arms for run in arm.runs]
-    names = list(dict.fromkeys(k for f in recipes for k in f))
-    rows = []
-    for name in names:
-        values = [json.dumps(f[name]) if name in f else "–" for f in recipes]
-        if len(set(values)) > 1 and name != "run":
-            rows.append((name, [v.strip('"') for v in values]))
-    return rows
-
-
-def flat(recipe: dict, prefix: str = "") -> dict:
-    """Nested settings as {"a.b": value}."""
-    out = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
     return out

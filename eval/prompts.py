@@ -9,6 +9,7 @@ open_clip.  Two published profiles differ for SVHN: `clip_benchmark` spells the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -79,6 +80,37 @@ def read_lines(path: Path) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in read_text(path).splitlines()) if path.is_file() else None
 
 
+# Lists in other forms, which would pass as names: the model would be asked for "n01440764 tench" (CoOp's
+# classnames.txt), "0: tench" or "'tench',".
+_NO_NAMES = (
+    (r"n\d{8}[\s,:].*", "WordNet ids before the names"),
+    (r"\d+ *[\t:.,)] *[^\d\s].*", "numbers before the names"),
+    (r"""[\[({].*|["'].*["'],?|.*,""", "a list out of a program"),
+)
+_NO_TEMPLATE = r"""lambda .*|f?(["']).*\1,?"""
+
+
+def read_classnames(folder: Path) -> tuple[str, ...] | None:
+    """The names beside the data, one a line; None if there are none.  ValueError for another form of list."""
+    names = read_lines(folder / CLASSNAMES_FILE)
+    filled = [n for n in names or () if n]
+    most = filled[:-1] or filled  # the last one has no comma
+    what = next((w for form, w in _NO_NAMES if most and all(re.fullmatch(form, n) for n in most)), None)
+    if what or _counted(filled):
+        raise ValueError(
+            f"{folder / CLASSNAMES_FILE}: {what or 'numbers before the names'} ({filled[0]!r}, …); a name "
+            "alone on each line is expected"
+        )
+    return names
+
+
+def _counted(names: Sequence[str]) -> bool:
+    """Whether they are numbered from 0 or 1 with a blank between; 1 apple, 2 apples are names."""
+    numbers, _, rest = zip(*(n.partition(" ") for n in names)) if names else ((), (), ())
+    from_first = [[str(i + first) for i in range(len(names))] for first in (0, 1)]
+    return len(names) > 2 and list(numbers) in from_first and all(rest) and len({*rest}) == len(rest)
+
+
 def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...]:
     """Templates whose only field is `{c}`; open_clip's `{}` is taken too.  ValueError names the bad line."""
     if not templates:
@@ -90,7 +122,7 @@ def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...
             filled = template.format(c="\0")
         except (KeyError, IndexError, ValueError):
             filled = ""
-        if "\0" not in filled:
+        if "\0" not in filled or re.fullmatch(_NO_TEMPLATE, template):
             raise ValueError(f"{where}, line {number}: {template!r} is no template with {{c}} in it")
         out.append(template)
     return tuple(out)
@@ -102,13 +134,13 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     profile None: the files beside the data where they are, else the field's (datacomp's).
     own_classes: what the data set itself calls its classes.
     """
-    beside_classes = read_lines(folder / CLASSNAMES_FILE) if profile is None else None
+    beside_classes = read_classnames(folder) if profile is None else None
     beside_templates = read_lines(folder / TEMPLATES_FILE) if profile is None else None
     fallback = profile or PROFILES[0]
     known = known_classnames(name, fallback)
     classes = beside_classes or known or own_classes
     if classes is None and profile is not None:  # the profile has no names of its own for this set
-        classes = read_lines(folder / CLASSNAMES_FILE)
+        classes = read_classnames(folder)
     if profile is not None:
         check_order(read_lines(folder / CLASSNAMES_FILE), known, folder)
     if not classes:

@@ -10,6 +10,7 @@ The only file of this room that knows a trainer's run folder.  Everything is off
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
@@ -34,6 +35,8 @@ from eval.models import (
 from pipeline import machine
 
 if TYPE_CHECKING:
+    import torch
+
     from eval.encode import Encoders
     from eval.evalset import EvalSet
     from eval.perceptual import Triplets
@@ -101,6 +104,9 @@ class Evaluate:
             )
 
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # suffixes of files of weights
+
+
 # -- the model ------------------------------------------------------------------------------------
 
 
@@ -109,7 +115,7 @@ def _from_run(path: Path) -> Loaded:
     from train.model import load_run
 
     notes: list[str] = []
-    folder = checkpoint.find(path, notes.append)
+    folder = checkpoint.find(os.path.abspath(path), notes.append)
     model, recipe = load_run(folder)
     if recipe.get("stage") == 1 and not recipe.get("init"):
         notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
@@ -132,8 +138,11 @@ def _from_name(name: str, weights: str, seed: int) -> Loaded:
 
     from train.model import create
 
-    file = Path(weights)
-    if weights and (file.suffix == ".safetensors" or file.is_file()):
+    file = Path(weights).expanduser()  # which the shell does not do after a comma
+    if weights and (file.suffix in WEIGHTS or file.exists()):
+        if not file.is_file():
+            what = "a folder; name the file in it" if file.is_dir() else "no such file"
+            raise ValueError(f"--checkpoint {name},{weights}: {what}")
         return _from_file(name, file)
     try:
         if weights:
@@ -174,11 +183,17 @@ def load(what: str, seed: int = 0) -> Loaded:
         if folder is None:
             return _from_run(path)
         return from_schema(f"local-dir:{folder}", path.resolve().name)
-    if path.suffix == ".safetensors" and "," not in what:
-        raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
+    if (path.suffix in WEIGHTS or path.is_file()) and "," not in what:
+        raise ValueError(
+            f"--checkpoint {what}: a file; say which architecture: NAME,{what}, or name the run's folder"
+        )
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
-        raise ValueError(f"--checkpoint {what}: no such folder")
+        from open_clip import list_models
+
+        model = difflib.get_close_matches(name.replace("/", "-"), list_models(), 1, 0.9)
+        hint = f", and open_clip's name is {model[0]}" if model else ""
+        raise ValueError(f"--checkpoint {what}: no such folder{hint}")
     return _from_name(name, weights, seed)
 
 
@@ -269,6 +284,41 @@ def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) ->
     }
 
 
+def _device(name: str) -> torch.device:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if cuda else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise ValueError(f"--device {name}: PyTorch has none of that name here ({why})") from None
+    return device
+
+
+def _out(loaded: Loaded, given: Path | None) -> Path:
+    """Where the results go.  ValueError where a name alone would put them over those of other weights."""
+    from eval.results import RESULTS, Evaluation
+
+    if given or loaded.run:
+        return _writable(given or loaded.run / "eval")
+    usual = Path("eval-results") / "-".join(dict.fromkeys((loaded.name, loaded.about["pretrained"])))
+    if (usual / RESULTS).is_file():
+        before = Evaluation.read(usual).data["checkpoint"]["source"]
+        if Path(before).absolute() != Path(loaded.about["source"]).absolute():
+            raise ValueError(f"{usual}: holds the results of {before}; say with --out where these are to go")
+    return _writable(usual)
+
+
+def _writable(out: Path) -> Path:
+    """ValueError where the results could not be written once everything is computed."""
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {place} is no folder that can be written to")
+    return out
+
+
 def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
     import torch
@@ -277,9 +327,9 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     from eval.crops import Cache
 
     options = prepared.options
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(found if options.device == "auto" else options.device)
+    device = _device(options.device)
     loaded = load(checkpoint, options.seed)
+    out = _out(loaded, out or options.out)
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     team = ranks.start(device)
@@ -303,8 +353,6 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     if team.rank:
         return
     outcome.seconds["all"] = time.perf_counter() - prepared.began
-    usual = "-".join(dict.fromkeys((loaded.name, loaded.about["pretrained"])))
-    out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / usual)
     contents = results.write(out, outcome, _about(loaded, encoders, options, team.world_size))
     if 0 < len(contents["missing"]) < 31:
         say(f"not under {options.data}, so not evaluated: {', '.join(contents['missing'])}")

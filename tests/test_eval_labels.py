@@ -233,6 +233,20 @@ def test_tiny_imagenet_as_it_is_distributed(tmp_path, picture):
     assert len(one.prompts.classes) == 2
 
 
+def test_pictures_that_have_the_id_in_their_names(tmp_path, picture):
+    """As Hugging Face's ILSVRC val: no labels file is needed."""
+    place = tmp_path / "imagenet-hf" / "val"
+    place.mkdir(parents=True)
+    for i, wnid in enumerate(IDS, 1):
+        (place / f"ILSVRC2012_val_{i:08d}_{wnid}.JPEG").write_bytes(picture)
+    one = sources.read_folder(place.parent)
+    assert [one.prompts.classes[i] for i in one.labels] == [NAME[w] for w in IDS]
+    assert one.notes == (f"labels from the pictures' names in {place}",)
+    (place / "ILSVRC2012_val_00000005.JPEG").write_bytes(picture)
+    with pytest.raises(ValueError, match="5 pictures of a validation set, in no class folders"):
+        sources.read_folder(place.parent)
+
+
 # -- other class folders ---------------------------------------------------------
 
 
@@ -308,6 +322,34 @@ def test_a_train_among_vehicles_and_classes_only_in_train(tmp_path, picture):
     assert one.prompts.classes == ("0 deg", "90 deg")
     assert one.notes == ("1 classes of train/ are not in val/, so not among the answers: 180 deg",)
     assert sources.read_folder(folders(tmp_path / "contest", ["train", "test"], picture)) is None
+
+
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (["train2014", "val2014"], False),
+        (["cars_train", "cars_test"], False),
+        (["trainA", "trainB", "testA", "testB"], False),
+        (["JPEGImages", "SegmentationClass"], False),
+        (["images", "masks"], False),
+        (["ref", "p0", "p1"], False),
+        (["with_mask", "without_mask"], True),
+        (["bullet train", "model train"], True),
+        (["images", "paintings"], True),
+    ],
+)
+def test_parts_of_sets_are_no_classes(tmp_path, picture, names, classes):
+    """COCO without its captions, segmentation, triplets: there is no "photo of a train2014"."""
+    one = sources.read_folder(folders(tmp_path / "mine", names, picture))
+    assert (one is not None) == classes
+
+
+@pytest.mark.parametrize("train, held", [("Training", "Test"), ("train", "valid"), ("Train", "Validation")])
+def test_splits_as_others_spell_them(tmp_path, picture, train, held):
+    folders(tmp_path / "fruit" / train, ["apple", "pear"], picture, 3)
+    folders(tmp_path / "fruit" / held, ["apple", "pear"], picture)
+    one = sources.read_folder(tmp_path / "fruit")
+    assert one.prompts.classes == ("apple", "pear") and len(one.images) == 2
 
 
 def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
@@ -395,6 +437,37 @@ def test_marks_and_line_ends_in_class_names(tmp_path, picture, text, expected):
         sources.read_folder(place)
 
 
+@pytest.mark.parametrize(
+    "lines, what",
+    [
+        ("n01440764 tench\nn01443537 goldfish\nn01484850 shark", "WordNet ids before the names"),  # CoOp's
+        ("0 cat\n1 dog\n2 fox", "numbers before the names"),
+        ("1: cat\n2: dog\n3: fox", "numbers before the names"),
+        ("0\tcat\n1\tdog\n2\tfox", "numbers before the names"),
+        ('["cat", "dog", "fox"]', "a list out of a program"),
+        ("'cat',\n'dog',\n'fox'", "a list out of a program"),
+        ("cat,\ndog,\nfox", "a list out of a program"),
+        ("1 apple\n2 apples\n3 apples", None),
+        ("747-200\nA320\nDR-400", None),
+        ("10.5 mm\n11.5 mm\n12.5 mm", None),
+    ],
+)
+def test_lists_of_classes_in_another_form(tmp_path, picture, lines, what):
+    place = write_webdataset(tmp_path / "wds_beasts", [picture] * 3, [0, 1, 2], lines.splitlines())
+    if what is None:
+        assert sources.read_folder(place).prompts.classes == tuple(lines.splitlines())
+        return
+    with pytest.raises(ValueError, match=f"classnames.txt: {what} .*; a name alone on each line is expected"):
+        sources.read_folder(place)
+
+
+def test_a_tar_without_class_names(tmp_path, picture, any_count):
+    place = write_webdataset(tmp_path / "wds_fashion-mnist", [picture] * 3, [0, 1, 2], ["x"])
+    (place / "classnames.txt").unlink()
+    said = "no classnames.txt: the labels are taken to be in the order of the field's names"
+    assert said in sources.read_folder(place).notes
+
+
 def test_a_blank_line_after_the_class_names_of_a_tar(tmp_path, picture):
     """It is a class if a picture has it (CLEVR's has no name), else a slip that would be one more answer."""
     for labels in ([0, 1, 2], [0, 1, 1]):
@@ -473,6 +546,19 @@ def test_a_root_of_sets_is_no_set_itself(tmp_path, picture):
     said = []
     assert [s.entry.key for s in sources.discover(tmp_path, say=said.append)] == ["beasts"]
     assert said == ["no evaluation set that is known here, passed over: flat-one, flat-two"]
+
+
+def test_a_set_is_known_by_its_place(tmp_path, picture, monkeypatch):
+    """`--data .`, and Hugging Face's cache, where the folder of a data set is called by its commit."""
+    hub = tmp_path / "hub" / "datasets--clip-benchmark--wds_cifar10"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("0f3a")
+    inside = write_webdataset(hub / "snapshots" / "0f3a", [picture] * 3, [0, 1, 2], ["a", "b", "c"])
+    for root in (hub.parent, hub, inside):
+        with pytest.raises(ValueError, match="cifar10 has 10000 test images, 3 are here"):
+            sources.discover(root)
+    monkeypatch.chdir(folders(tmp_path / "pets at home", ["cat", "dog"], picture))
+    assert [s.entry.key for s in sources.discover(Path("."))] == ["pets at home"]
 
 
 def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path, picture):

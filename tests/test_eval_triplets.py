@@ -98,6 +98,17 @@ def test_splits_asked_for_must_be_there(built, what, splits, absent):
         assert {*run.prepare(options).triplets.split} == {*(splits or ("val", "test"))}
 
 
+def test_the_table_itself_halves_of_the_test_set_and_bapps(built, tmp_path):
+    table = built / "source" / "data.csv"
+    _same(perceptual.read(table), perceptual.read(built / "source"))
+    half = perceptual.read(built / "source", ("test_no_imagenet",))
+    assert set(half.split) == {"test_no_imagenet"} and len(half.vote) == 3
+    (tmp_path / "bapps" / "val" / "cnn" / "p0").mkdir(parents=True)
+    for place in ("bapps", "bapps/val", "bapps/val/cnn"):
+        with pytest.raises(ValueError, match="BAPPS; .*build_ffcv.py bapps"):
+            perceptual.read(tmp_path / place)
+
+
 def test_a_file_without_a_word_goes_by_its_name(tmp_path):
     for name, split in (("triplets-val", "val"), ("mine", "test")):
         file = kit.triplets(tmp_path / f"{name}.beton", 4)
