@@ -135,6 +135,7 @@ _ALIASES = {
     "ilsvrc2012-val": "imagenet1k", "ilsvrc2012-img-val": "imagenet1k", "ilsvrc": "imagenet1k",
     "imagenet-object-localization-challenge": "imagenet1k",
     "imageneta": "imagenet-a", "imageneto": "imagenet-o", "imagenetr": "imagenet-r",
+    "imagenet-matched-frequency-format-val": "imagenetv2",
     "imagenetv2-matched-frequency": "imagenetv2", "imagenet-v2": "imagenetv2",
     "imagenetv2-matched-frequency-format-val": "imagenetv2", "sketch": "imagenet_sketch",
     "imagenet-sketch": "imagenet_sketch", "coco": "mscoco_captions", "mscoco": "mscoco_captions",

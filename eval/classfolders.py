@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from eval.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, sh
 
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val",
-          "val/images", "val.X")  # fmt: skip
+          "images/val", "val/images", "val.X")  # fmt: skip
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation", "valid")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
@@ -103,7 +104,8 @@ def _are_parts(names: Sequence[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    whole = unicodedata.normalize("NFKC", name.lower())  # Macs' folders have é as e and an accent
+    return "".join(c for c in whole if c.isalnum())
 
 
 def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tuple[list[int], int]:
@@ -256,8 +258,8 @@ def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> lis
 
 
 def entry_of(folder: Path) -> Entry:
-    """The catalog's entry by the folder's name, or by that of the folder above a `val` or `test`."""
-    named = folder.parent if folder.name.lower() in _SPLITS else folder
+    """The catalog's entry by the folder's name, or by that of the folder above `val`, `test`, `images`."""
+    named = next((f for f in (folder, *folder.parents) if f.name.lower() not in (*_SPLITS, "images")), folder)
     return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
 
 

@@ -154,7 +154,10 @@ def load(name: str, folder: Path, own_classes: Sequence[str] | None, profile: st
     prompts = Prompts(tuple(classes), templates, label)
     if beside_classes is None and beside_templates is None:
         return prompts
-    return Prompts(prompts.classes, templates, _recognised(name, prompts))
+    told = _recognised(name, prompts)
+    if beside_templates is None and label == NO_TEMPLATES:
+        told = f"class names {told}, {label}"
+    return Prompts(prompts.classes, templates, told)
 
 
 def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folder: Path) -> None:

@@ -225,6 +225,8 @@ def prepare(options: Evaluate) -> Prepared:
     from eval import perceptual, sources
     from eval.catalog import check_found, select
     from eval.crops import Cache
+    from eval.evalset import shown
+    from eval.prompts import NO_TEMPLATES
 
     began = time.perf_counter()
     for path, flag in ((options.data, "--data"), (options.triplets, "--triplets")):
@@ -249,6 +251,8 @@ def prepare(options: Evaluate) -> Prepared:
                 f"--triplet-splits {absent[0]}: {options.triplets} has no such split, but {here}"
             )
     notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
+    if general := [s.entry.key for s in sets if s.prompts and NO_TEMPLATES in s.prompts.profile]:
+        notes.append(f"ImageNet's 80 templates, since no others are known, for {shown(general)}")
     return Prepared(options, sets, triplets, began, tuple(notes))
 
 

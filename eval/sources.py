@@ -117,13 +117,10 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
     kind = prompts.read_text(kind_file).strip().lower() if kind_file.is_file() else "classification"
-    if kind == "multilabel":
+    if kind not in ("retrieval", "classification"):  # multilabel, image_caption_selection (winogavil, …)
         raise ValueError(
-            f"{folder}: a multilabel set; single labels and captions are what is evaluated "
-            "(--datasets chooses other sets)"
+            f"{kind_file}: {kind!r}; classification and retrieval are what is evaluated (--datasets chooses)"
         )
-    if kind not in ("retrieval", "classification"):
-        raise ValueError(f"{kind_file}: {kind!r}, expected classification or retrieval")
     extension = "txt" if kind == "retrieval" else "cls"
     images, targets, indices = [], [], []
     for shard in _shards(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def classes(one) -> dict[str, str]:
         ("ILSVRC2012_val", "imagenet1k"),
         ("imagenet_2012", "imagenet1k"),
         ("sketch", "imagenet_sketch"),
+        ("imagenet-matched-frequency-format-val", "imagenetv2"),  # its other form, by WordNet id
         ("imagenetv2-threshold0.7-format-val", None),  # another sample, not the paper's set
         ("mini-imagenet", None),
     ],
@@ -248,6 +250,25 @@ def test_pictures_that_have_the_id_in_their_names(tmp_path, picture):
 
 
 # -- other class folders ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["imagenet/images/val", "imagenet/val/images", "imagenet/images"])
+def test_a_folder_within_a_set_is_the_set(tmp_path, picture, place):
+    """CoOp's and Kaggle's folders, whichever of them is named."""
+    folders(tmp_path / place, WNIDS[:3], picture)
+    for root in (tmp_path / "imagenet", *(f for f in (tmp_path / place).parents if f.name == "images")):
+        if place != "imagenet/images":
+            with pytest.raises(ValueError, match="997 of imagenet1k's 1000 class folders are missing"):
+                sources.read_folder(root)
+    with pytest.raises(ValueError, match="997 of imagenet1k's 1000 class folders are missing"):
+        sources.read_folder(tmp_path / place)
+
+
+def test_the_same_letters_as_macs_write_them(tmp_path, picture):
+    names = [unicodedata.normalize("NFD", "zebra éclair"), "apple"]
+    place = folders(tmp_path / "food", names, picture)
+    (place / "classnames.txt").write_text("zebra éclair\napple\n")
+    assert classes(sources.read_folder(place)) == {names[0]: "zebra éclair", "apple": "apple"}
 
 
 @given(st.permutations(range(6)), st.booleans())

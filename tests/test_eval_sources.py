@@ -130,6 +130,12 @@ def test_bad_template_is_named(line):
         prompts.checked_templates(["{c}", line], "templates.txt")
 
 
+def test_templates_that_nobody_gave_are_said(tmp_path):
+    (tmp_path / "classnames.txt").write_text("cat\ndog")
+    profile = prompts.load("beasts", tmp_path, None, None).profile
+    assert profile == f"class names beside the data, {prompts.NO_TEMPLATES}"
+
+
 def test_open_clip_templates_are_taken():
     assert prompts.checked_templates(["a {}."], "t") == ("a {c}.",)
 
