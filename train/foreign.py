@@ -28,6 +28,9 @@ def read(file: Path) -> tuple[dict[str, Tensor], Origin]:
 
     Raises ValueError for other contents, and where more than one set of weights is in it.
     """
+    with open(file, "rb") as opened:
+        if opened.read(20).startswith(b"version https://git-"):
+            raise ValueError("a pointer of Git LFS in the file's place; git lfs pull fetches the file")
     held = checkpoint.weights(file) if file.suffix == ".safetensors" else _unpickled(file)
     found = {key: part for key, part in {"": held, **held}.items() if _is_weights(part)}
     if len(found) > 1:
@@ -92,6 +95,8 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
                 f"{name} is {tuple(value.shape)} there, expected {tuple(mine.shape)}: weights of "
                 "another resolution or length of text"
             )
+    if {n for n in own if n.startswith("visual.")} == state.keys() != own.keys():
+        raise ValueError("the image tower alone, and what is said of texts needs the text tower")
     hint = next((hint for part, hint in _HINTS.items() if any(part in name for name in state)), None)
     if hint and not state.keys() <= own.keys():
         raise ValueError(f"{hint} ({next(name for name in state if name not in own)}, …)")
