@@ -25,7 +25,8 @@ PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation", "valid")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ ]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
-_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
+_COUNTED = re.compile(r"(\d+)[-_. ]+(\D.*)")
+_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id|n|s)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "dev"}
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Parts of sets for other tasks (segmentation, captions, triplets), where pictures of all kinds lie together.
@@ -175,9 +176,18 @@ def _own_names(entry: Entry, names: Sequence[str], folder: Path) -> tuple[str, .
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
     if _nameless(names):
         return None
-    bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
-    shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
-    return tuple(n.replace("_", " ") for n in shown)
+    return tuple(n.replace("_", " ") for n in _without_numbers(names))
+
+
+def _without_numbers(names: Sequence[str]) -> Sequence[str]:
+    """The names without what numbers the classes: 1_cat, 2_dog; Stanford Dogs', CUB-200's, Caltech-256's."""
+    counted, numbered = ([form.fullmatch(n) for n in names] for form in (_COUNTED, _NUMBERED))
+    numbers = sorted(int(m[1]) for m in counted) if all(counted) else []
+    if numbers in ([*range(len(names))], [*range(1, len(names) + 1)]):
+        bare = [m[2] for m in counted]
+    else:
+        bare = [m[1] for m in numbered] if all(numbered) else names
+    return bare if len({*bare}) == len(names) else names  # 1 apple, 2 apples, 3 apples are names
 
 
 def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None):

@@ -389,7 +389,7 @@ def test_names_in_another_encoding(tmp_path, picture):
         sources.read_folder(place)
 
 
-@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}"])
+@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}", "N{:08d}"])
 def test_numbers_with_a_word_before_name_no_class_either(tmp_path, picture, form):
     """As Kaggle's state-farm has c0 … c9: a figure for "a photo of a c3" would be chance."""
     place = folders(tmp_path / "mine", [form.format(i) for i in range(5)], picture)
@@ -652,6 +652,10 @@ def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
             ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
             ("Black footed Albatross", "Laysan Albatross"),
         ),
+        (["1_cat", "2_dog", "3_fox"], ("cat", "dog", "fox")),
+        (["00-negative", "01-positive"], ("negative", "positive")),
+        (["1_apple", "2_apples", "3_apples"], ("1 apple", "2 apples", "3 apples")),
+        (["3_legs", "4_wheels"], ("3 legs", "4 wheels")),  # they do not count the classes
         (["001.ak47", "mug"], ("001.ak47", "mug")),  # not all: the name is the user's
         (["101.5", "102.5"], ("101.5", "102.5")),
     ],
