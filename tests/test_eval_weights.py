@@ -473,7 +473,16 @@ def test_files_beside_the_weights_that_are_another_models(root, weights, tmp_pat
     beside = weights.parent / "open_clip_config.json"
     beside.write_text(json.dumps({"preprocess_cfg": {"size": 64}}))
     assert "tells of pictures of 64 pixels" in refused(f"{MODEL},{weights}", root, capsys)
+    for told in ({"interpolation": "sinc"}, {"resize_mode": "fit"}):
+        beside.write_text(json.dumps({"preprocess_cfg": told}))
+        said = refused(f"{MODEL},{weights}", root, capsys)
+        assert "open_clip has no resizing" in said and "open_clip_config.json tells" in said
     beside.unlink()
+    (weights.parent / "config.json").write_text('{"vision_config": "vit"}')
+    assert origin.told(weights).quick_gelu is None
+    (weights.parent / "preprocessor_config.json").write_text('{"image_std": [0, 0.5, 0.5]}')
+    with pytest.raises(ValueError, match="std of the pixels is .0, 0.5, 0.5"):
+        origin.told(weights)
     (weights.parent / "preprocessor_config.json").write_text('{"image_mean": [123.7, 116.3, 103.5]}')
     with pytest.raises(ValueError, match="of pixels from 0 to 1 is expected"):
         origin.told(weights)

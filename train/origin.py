@@ -85,7 +85,8 @@ def _preprocessor(data: dict, says: str) -> Origin:
 
 def _config(data: dict, says: str) -> Origin:
     """transformers' model."""
-    acts = {part.get("hidden_act") for part in (data, data.get("vision_config") or {})} - {None}
+    parts = [part for part in (data, data.get("vision_config")) if isinstance(part, dict)]
+    acts = {part.get("hidden_act") for part in parts} - {None}
     return Origin("quick_gelu" in acts, None, says) if acts else Origin()
 
 
@@ -150,7 +151,7 @@ def _check_pixels(found: Origin) -> None:
         value = (found.preprocess or {}).get(name, CLIP_MEAN)
         if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_is_number(v) for v in value)):
             raise ValueError(f"{found.says}: {name} of the pixels is {value!r}, three numbers are expected")
-        if not all(0 <= v <= 1 for v in value):
+        if not all(0 <= v <= 1 and (v or name == "mean") for v in value):
             raise ValueError(
                 f"{found.says}: {name} of the pixels is {value!r}; of pixels from 0 to 1 is expected"
             )
