@@ -81,8 +81,12 @@ def caution(found: Comparison) -> str:
 def _seeds_caution(found: Comparison) -> str:
     seeds = found.primary.seeds if found.primary else None
     if seeds is None:
+        runs = "There is one training run of each"
+        if not len(found.a.runs) == len(found.b.runs) == 1:
+            counts = " and ".join(f"{len(arm.runs)} of {escape(arm.label)}" for arm in (found.a, found.b))
+            runs = f"Training runs: {counts}, which cannot be paired by seed"
         return (
-            "There is one training run of each, so the interval covers the choice of test images only: "
+            f"{runs}, so the interval covers the choice of test images only: "
             "with another random seed it may come out the other way."
         )
     text = f"Over {seeds.count} paired seeds the mean difference is {signed(seeds.mean.value)} points"

@@ -320,6 +320,8 @@ def test_what_runs_do_not_share_is_said(runs, tmp_path, capsys):
     assert command(lambda: report.main([str(place), str(runs["pi"]), "--out", str(tmp_path / "out")])) == 0
     assert "note: not compared: cifar10" in capsys.readouterr().out
     text, _ = _page(f"PI={runs['pi']}", f"PI={runs['pi2']}", tmp_path=tmp_path)
+    uneven, _ = _page(f"PI={runs['pi']}", f"PI={runs['pi2']}", f"B={runs['baseline']}", tmp_path=tmp_path)
+    assert "Training runs: 2 of PI and 1 of B, which cannot be paired by seed" in uneven
     row = re.search(r"<tr><td>CIFAR-10</td><td>top.1</td>(.*?)</tr>", text)[1]
     values = [
         compare.read_run(str(runs[n])).final.datasets["cifar10"]["metrics"]["acc1"] for n in ("pi", "pi2")
