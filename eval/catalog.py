@@ -135,6 +135,7 @@ _ALIASES = {
     "ilsvrc2012-val": "imagenet1k", "ilsvrc2012-img-val": "imagenet1k", "ilsvrc": "imagenet1k",
     "imagenet-object-localization-challenge": "imagenet1k",
     "imageneta": "imagenet-a", "imageneto": "imagenet-o", "imagenetr": "imagenet-r",
+    "imagenet-matched-frequency-format-val": "imagenetv2",
     "imagenetv2-matched-frequency": "imagenetv2", "imagenet-v2": "imagenetv2",
     "imagenetv2-matched-frequency-format-val": "imagenetv2", "sketch": "imagenet_sketch",
     "imagenet-sketch": "imagenet_sketch", "coco": "mscoco_captions", "mscoco": "mscoco_captions",
@@ -166,6 +167,19 @@ _BY_NAME = (
 def _bare(name: str) -> str:
     """Without what clip-benchmark puts around a set's name: `wds_vtab-dtd_test`, `wds/vtab/dtd`."""
     return name.removeprefix("wds_").removeprefix("wds/").removesuffix("_test")
+
+
+def snapshot(folder: Path) -> Path:
+    """Of a set in Hugging Face's cache (`datasets--ORG--NAME`) the folder with its files; else itself."""
+    head = folder / "refs" / "main"
+    return folder / "snapshots" / head.read_text().strip() if head.is_file() else folder
+
+
+def name_of(folder: Path) -> str:
+    """What a set's folder is called; a snapshot in Hugging Face's cache by its repository."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.name
 
 
 def find(name: str) -> Entry | None:

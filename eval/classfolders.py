@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,18 @@ from eval.catalog import CLASSIFICATION_TASK, Entry
 from eval.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, shown
 
 # Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
-PLACES = (".", "val", "test", "validation", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val", "val/images",
-          "val.X")  # fmt: skip
+PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val",
+          "images/val", "val/images", "val.X")  # fmt: skip
 _DIGITS = re.compile("([0-9]+)")
-_SPLITS = ("val", "test", "validation")
+_SPLITS = ("val", "test", "validation", "valid")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ .]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
-_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id)?[-_ .]?\d+", re.IGNORECASE)
-_NO_CLASSES = {*_SPLITS, "train", "training", "valid", "dev"}
+_COUNTED = re.compile(r"(\d+)[-_. ]+(\D.*)")
+_NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id|n|s)?[-_ .]?\d+", re.IGNORECASE)
+_NO_CLASSES = {*_SPLITS, "train", "training", "dev"}
+_WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# Parts of sets for other tasks (segmentation, captions, triplets), where pictures of all kinds lie together.
+_PARTS = {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotations",
+          "segmentationclass", "segmentationobject", "thumbnails", "ref", "p0", "p1", "distort"}  # fmt: skip
 
 
 @dataclass
@@ -82,16 +88,25 @@ def _classes_in(place: Path) -> dict[Path, Listing] | None:
         return None  # one alone that holds pictures is a class: cars, ships, trains
     if len(full) < 2 or any(inside.folders and not inside.pictures for inside in found.values()):
         return None
+    if _are_parts([f.name for f in full]):
+        return None
     if all(f.name.isdecimal() for f in found):
         return {f: found[f] for f in sorted(found, key=lambda f: int(f.name))}
     return found
+
+
+def _are_parts(names: Sequence[str]) -> bool:
+    """Whether these are a set's splits (train2014, val2014; cars_train, cars_test) or parts, not classes."""
+    splits = [{w.lower() for w in _WORD.findall(n)} & _NO_CLASSES for n in names]
+    return {n.lower() for n in names} <= _PARTS or all(splits) and len(set().union(*splits)) > 1
 
 
 # -- labels -------------------------------------------------------------------------------------
 
 
 def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    whole = unicodedata.normalize("NFKC", name.lower())  # Macs' folders have é as e and an accent
+    return "".join(c for c in whole if c.isalnum())
 
 
 def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tuple[list[int], int]:
@@ -159,9 +174,18 @@ def _own_names(names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
     if _nameless(names):
         return None
-    bare = [_NUMBERED.fullmatch(n) for n in names]  # Stanford Dogs, CUB-200, Caltech-256
-    shown = [m[1] for m in bare] if all(bare) and len({m[1] for m in bare}) == len(names) else names
-    return tuple(n.replace("_", " ") for n in shown)
+    return tuple(n.replace("_", " ") for n in _without_numbers(names))
+
+
+def _without_numbers(names: Sequence[str]) -> Sequence[str]:
+    """The names without what numbers the classes: 1_cat, 2_dog; Stanford Dogs', CUB-200's, Caltech-256's."""
+    counted, numbered = ([form.fullmatch(n) for n in names] for form in (_COUNTED, _NUMBERED))
+    numbers = sorted(int(m[1]) for m in counted) if all(counted) else []
+    if numbers in ([*range(len(names))], [*range(1, len(names) + 1)]):
+        bare = [m[2] for m in counted]
+    else:
+        bare = [m[1] for m in numbered] if all(numbered) else names
+    return bare if len({*bare}) == len(names) else names  # 1 apple, 2 apples, 3 apples are names
 
 
 def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None):
@@ -241,9 +265,9 @@ def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> lis
 
 
 def entry_of(folder: Path) -> Entry:
-    """The catalog's entry by the folder's name, or by that of the folder above a `val` or `test`."""
-    named = folder.parent if folder.name.lower() in _SPLITS else folder
-    return catalog.entry_for(named.name, CLASSIFICATION_TASK)
+    """The catalog's entry by the folder's name, or by that of the folder above `val`, `test`, `images`."""
+    named = next((f for f in (folder, *folder.parents) if f.name.lower() not in (*_SPLITS, "images")), folder)
+    return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
 
 
 def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile: str | None) -> EvalSet:
@@ -261,7 +285,8 @@ def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile
     if around.pictures:
         beside.other["pictures outside class folders"] = len(around.pictures)
     notes = [*notes, *_not_read([beside, *found.values()]), *_only_in_train(folder, place, found)]
-    others = [s for s in _SPLITS if place.name in _SPLITS and s != place.name and (folder / s).is_dir()]
+    splits = [f.name for f in _places(folder) if f.name.lower() in _SPLITS]
+    others = [name for name in splits if place.name in splits and name != place.name]
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")
     label = np.repeat(np.array(labels, np.int64), counts)
@@ -284,8 +309,16 @@ def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None
         )
     images = FileImages([(p, 0, -1, p.name) for p in files])
     label = np.array([number[i] for i in ids], np.int64)
-    notes = (f"labels from {source}", *_not_read([Listing.of(place)]))
+    told = source if source != place else f"the pictures' names in {place}"
+    notes = (f"labels from {told}", *_not_read([Listing.of(place)]))
     return EvalSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
+
+
+def _places(folder: Path) -> list[Path]:
+    """Those of `PLACES` that are there, also as Kaggle spells them: Test, Validation."""
+    spelt = {f.name.lower(): f for f in Listing.of(folder).folders}
+    places = [spelt.get(p, folder / p) for p in PLACES]
+    return [place for place in places if place.is_dir()]
 
 
 def read(folder: Path, profile: str | None = None) -> EvalSet | None:
@@ -293,9 +326,7 @@ def read(folder: Path, profile: str | None = None) -> EvalSet | None:
 
     Raises ValueError where a class's label is not settled by names.
     """
-    for place in (folder / p for p in PLACES):
-        if not place.is_dir():
-            continue
+    for place in _places(folder):
         if (found := _classes_in(place)) is not None:
             return _read_classes(folder, place, found, profile)
         files = Listing.of(place).pictures

@@ -366,26 +366,3 @@ def compare(a: Arm, b: Arm) -> Comparison:
     if not keys and not out.triplets:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
     return out
-
-
-def differences(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """(setting, value of each run's recipe) where they are not all equal; nested settings as a.b."""
-    recipes = [flat(run.recipe or {}) for arm in arms for run in arm.runs]
-    names = list(dict.fromkeys(k for f in recipes for k in f))
-    rows = []
-    for name in names:
-        values = [json.dumps(f[name]) if name in f else "–" for f in recipes]
-        if len(set(values)) > 1 and name != "run":
-            rows.append((name, [v.strip('"') for v in values]))
-    return rows
-
-
-def flat(recipe: dict, prefix: str = "") -> dict:
-    """Nested settings as {"a.b": value}."""
-    out = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -95,6 +96,8 @@ def replace_into(path: Path, write) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -104,8 +107,8 @@ def replace_into(path: Path, write) -> None:
 class Cache:
     """A folder of what need not be computed twice; None keeps nothing.
 
-    It may be another user's, read-only, full, or on a mount that cannot do what is asked: what cannot be
-    read is computed, and what cannot be kept is said once in `notes`.
+    It may be another user's, read-only, full, damaged, or on a mount that cannot do what is asked: what
+    cannot be read is computed, and what cannot be kept is said once in `notes`.
 
     index/KEY.json     where a tar's members lie, and their labels or captions
     identities/STAMP   hash of a set's image bytes, found without reading them again
@@ -137,8 +140,8 @@ class Cache:
         if self.folder is None:
             return make()
         path = self.folder / "index" / f"{key}.json"
-        if os.access(path, os.R_OK):
-            return json.loads(path.read_text(encoding="utf-8"))
+        if (known := self.read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))) is not None:
+            return known
         value = make()
         self.keep(path, lambda p: p.write_text(json.dumps(value)))
         return value
@@ -149,8 +152,8 @@ class Cache:
         if self.folder is None:
             return stamp
         path = self.folder / "identities" / stamp
-        if os.access(path, os.R_OK):
-            return path.read_text()
+        if (known := self.read(path, _hash)) is not None:
+            return known
         found = images.identity()
         self.keep(path, lambda p: p.write_text(found))
         return found
@@ -158,12 +161,31 @@ class Cache:
     def features_path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / "features" / f"{key}.npy"
 
-    def has(self, key: str) -> bool:
-        path = self.features_path(key)
-        return path is not None and os.access(path, os.R_OK)
+    def read(self, path: Path, reader: Callable[[Path], object]) -> object | None:
+        """reader(path); None where there is no such file, or it is damaged, which `notes` say."""
+        if not os.access(path, os.R_OK):
+            return None
+        try:
+            return reader(path)
+        except (ValueError, EOFError, OSError) as error:
+            note = f"{path}: damaged, made anew ({error})"
+            self.notes += [note] if note not in self.notes else []
+            return None
 
-    def load(self, key: str) -> np.ndarray:
-        return np.load(self.features_path(key))
+    def has(self, key: str, rows: int | None = None) -> bool:
+        return self.load(key, rows) is not None
+
+    def load(self, key: str, rows: int | None = None) -> np.ndarray | None:
+        """The vectors of this key, `rows` of them; None where they are not kept."""
+
+        def whole(path: Path) -> np.ndarray:
+            value = np.load(path)
+            if rows not in (None, len(value)):
+                raise ValueError(f"{len(value)} vectors, {rows} are expected")
+            return value
+
+        path = self.features_path(key)
+        return None if path is None else self.read(path, whole)
 
     def save(self, key: str, value: np.ndarray) -> None:
         path = self.features_path(key)
@@ -186,6 +208,13 @@ class Cache:
         except OSError as error:
             self.refuse(error)
             return False
+
+
+def _hash(path: Path) -> str:
+    text = path.read_text()
+    if not re.fullmatch(r"[0-9a-f]{32}(-\w+)*", text):
+        raise ValueError(f"{text[:40]!r} names no pictures")
+    return text
 
 
 def mapped(path: Path) -> np.ndarray:
@@ -213,12 +242,18 @@ class Crops:
     def path(self) -> Path | None:
         return None if self.cache.folder is None else self.cache.folder / "crops" / f"{self.key}.npy"
 
-    def stored(self) -> np.ndarray:
-        """(N, S, S, 3) uint8 on the memory map; fills `bad`."""
-        listed = self.path.with_suffix(".json")
+    def stored(self) -> np.ndarray | None:
+        """(N, S, S, 3) uint8 on the memory map, or None; fills `bad`."""
+        return None if self.path is None else self.cache.read(self.path, self._stored)
+
+    def _stored(self, path: Path) -> np.ndarray:
+        crops, shape = mapped(path), (len(self.images), *self.preprocess.size, 3)
+        if crops.shape != shape or crops.dtype != np.uint8:
+            raise ValueError(f"{crops.shape} of {crops.dtype}, {shape} of uint8 are expected")
+        listed = path.with_suffix(".json")
         rows = json.loads(listed.read_text())["unreadable"] if listed.is_file() else []
         self.bad = {int(i): message for i, message in rows}
-        return mapped(self.path)
+        return crops
 
     def _one(self, i: int) -> np.ndarray | str:
         try:
@@ -249,7 +284,7 @@ class Crops:
         spans = [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
         mine = [spans[i] for i in ranks.mine(len(spans))]
         # One rank looks, so that all agree even while another evaluation fills the same cache.
-        if ranks.gather(self.path is not None and os.access(self.path, os.R_OK))[0]:
+        if ranks.gather(self.stored() is not None)[0]:
             stored = self.stored()
             yield from ((span, stored[span.start : span.stop]) for span in mine)
             return
@@ -260,6 +295,7 @@ class Crops:
         try:
             with open(part, "r+b", buffering=0) as store:
                 yield from self._walked(mine, workers, store, ranks)
+                os.fsync(store.fileno())
             self._finish(part, ranks)
         finally:  # a walk that was broken off leaves nothing
             if ranks.rank == 0:

@@ -116,17 +116,18 @@ def image_features(
     """(N, D) float32 unit rows on the CPU, and {index: message} of unreadable images, whose rows are zero."""
     crops = one if isinstance(one, Crops) else crops_of(one, encoders.preprocess, cache)
     key = f"image-{crops.key}-{encoders.identity}-{encoders.precision}"
-    if ranks.gather(cache.has(key))[0]:
-        return torch.from_numpy(cache.load(key)), crops.bad
+    count = len(crops.images)
+    if ranks.gather(cache.has(key, count))[0]:
+        return torch.from_numpy(cache.load(key, count)), crops.bad
     out = None
     for span, batch in crops.batches(batch_size, workers, ranks):
-        x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, len(crops.images)))
+        x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, count))
         features = F.normalize(encoders.image(x).float(), dim=-1)[: len(span)].cpu()
         if out is None:
-            out = torch.zeros(len(crops.images), features.shape[1])
+            out = torch.zeros(count, features.shape[1])
         out[span.start : span.stop] = features
     width = max(ranks.gather(0 if out is None else out.shape[1]))
-    out = ranks.combine(torch.zeros(len(crops.images), width) if out is None else out)
+    out = ranks.combine(torch.zeros(count, width) if out is None else out)
     if crops.bad:
         out[list(crops.bad)] = 0
     check_finite(out, crops.images.name, str(crops.images.name(0)).split(", member")[0])

@@ -58,13 +58,16 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if is_picture(p.name))
 
 
-def _touched(path: Path) -> tuple[str, int, int]:
-    """Name, size and time of a file; −1 for one that is not there (its image is unreadable, no more)."""
+def touched(path: Path) -> tuple[str, int, int, int]:
+    """Name, size and times of a file; −1 for one that is not there (its image is unreadable, no more).
+
+    Both times: `cp -p` and `rsync -t` put another file there with an earlier st_mtime, not st_ctime.
+    """
     try:
         stat = os.stat(path)
     except OSError:
-        return str(path), -1, -1
-    return str(path), stat.st_size, stat.st_mtime_ns
+        return str(path), -1, -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 class Unreadable(ValueError):
@@ -119,7 +122,7 @@ class FileImages:
 
     def stamp(self) -> str:
         """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
-        rows = sorted(_touched(p) for p in {m[0] for m in self.members})
+        rows = sorted(touched(p) for p in {m[0] for m in self.members})
         spans = [(str(p), o, s) for p, o, s, _ in self.members]
         return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
 
@@ -173,10 +176,7 @@ class StoredImages(ArrayImages):
             raise ValueError(f"{self.where}: not readable ({error})") from None
 
     def stamp(self) -> str:
-        stat = os.stat(self.where)
-        return hashlib.blake2b(
-            repr((str(self.where), stat.st_size, stat.st_mtime_ns)).encode(), digest_size=16
-        ).hexdigest()
+        return hashlib.blake2b(repr(touched(self.where)).encode(), digest_size=16).hexdigest()
 
 
 class CroppedImages(FileImages):

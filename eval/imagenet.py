@@ -121,7 +121,7 @@ def named(loaded: prompts.Prompts, folder: Path) -> prompts.Prompts:
 
 # -- the flat validation folder ----------------------------------------------------------------------
 
-_FLAT = re.compile(r"(ILSVRC2012_val_\d{8}|val_\d+)\.jpe?g", re.IGNORECASE)
+_FLAT = re.compile(r"(ILSVRC2012_val_\d{8}|val_\d+)(?:_(n\d{8}))?\.jpe?g", re.IGNORECASE)
 
 
 def is_flat_name(name: str) -> bool:
@@ -177,9 +177,13 @@ LABEL_FILES: dict[str, Callable[[Path], dict[str, str]]] = {
 def flat_labels(place: Path, files: Sequence[Path], folder: Path) -> tuple[list[str], Path]:
     """(the WordNet id of each picture, the file that says so) of the flat validation folder `place`.
 
-    The file is looked for in `place`, `folder` and above them, also in the development kit's folders.
+    The file is looked for in `place`, `folder` and above them, also in the development kit's folders;
+    pictures that have the id in their names, as Hugging Face's, need none: then it is `place` that says so.
     Raises ValueError when there is none, or it leaves a picture out.
     """
+    named = [_FLAT.fullmatch(f.name)[2] for f in files]
+    if all(named):
+        return named, place
     bases = dict.fromkeys((place, place.parent, folder, folder.parent))
     kits = [base / sub for base in bases for sub in (".", "data", "ILSVRC2012_devkit_t12/data")]
     path = next((kit / name for name in LABEL_FILES for kit in kits if (kit / name).is_file()), None)

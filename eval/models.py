@@ -122,6 +122,21 @@ def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
     visual = loaded.model.visual
     config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
     config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
-    transform = image_transform_v2(config, is_train=False)
+    sizes = [
+        {*size} if isinstance(size, (tuple, list)) else {size} for size in (config.size, visual.image_size)
+    ]
+    if sizes[0] != sizes[1]:
+        told = loaded.about.get("told_by", "its config")
+        raise ValueError(
+            f"--checkpoint {loaded.about['source']}: {told} tells of pictures of {config.size} pixels, "
+            f"{loaded.name} sees {visual.image_size}; weights or config are another model's"
+        )
+    try:
+        transform = image_transform_v2(config, is_train=False)
+    except AssertionError:
+        raise ValueError(
+            f"--checkpoint {loaded.about['source']}: open_clip has no resizing {config.resize_mode!r} with "
+            f"{config.interpolation!r}, of which {loaded.about.get('told_by', 'its config')} tells"
+        ) from None
     tokenizer = tokenizer_of(loaded.tokenizer or loaded.name)
     return from_open_clip(loaded.model, tokenizer, transform, device, precision)

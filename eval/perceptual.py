@@ -122,10 +122,15 @@ def read_nights(folder: Path, splits: Sequence[str] = SPLITS) -> Triplets:
 
 def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
     """A .beton file, or these splits of a folder laid out as NIGHTS or holding triplets-*.beton."""
+    path = path.parent if path.name in nights.TABLES else path
     if not path.is_dir():
         return read_beton(path)
     if files := sorted(path.glob("triplets-*.beton")):
         return read_betons(path, files, splits)
+    if next((found for form in ("p0", "*/p0", "*/*/p0") for found in path.glob(form)), None):
+        raise ValueError(
+            f"--triplets {path}: BAPPS; dataprep/build_ffcv.py bapps makes the .beton to evaluate"
+        )
     return read_nights(path, splits)
 
 

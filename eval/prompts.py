@@ -9,6 +9,7 @@ open_clip.  Two published profiles differ for SVHN: `clip_benchmark` spells the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -79,6 +80,35 @@ def read_lines(path: Path) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in read_text(path).splitlines()) if path.is_file() else None
 
 
+# Lists in other forms, which would pass as names: the model would be asked for "0: tench" or "'tench',".
+_NO_NAMES = (
+    (r"\d+ *[\t:.,)] *[^\d\s].*", "numbers before the names"),
+    (r"""[\[({].*|["'].*["'],?|.*,""", "a list out of a program"),
+)
+_NO_TEMPLATE = r"""lambda .*|f?(["']).*\1,?"""
+
+
+def read_classnames(folder: Path) -> tuple[str, ...] | None:
+    """The names beside the data, one a line; None if there are none.  ValueError for another form of list."""
+    names = read_lines(folder / CLASSNAMES_FILE)
+    filled = [n for n in names or () if n]
+    most = filled[:-1] or filled  # the last one has no comma
+    what = next((w for form, w in _NO_NAMES if most and all(re.fullmatch(form, n) for n in most)), None)
+    if what or _counted(filled):
+        raise ValueError(
+            f"{folder / CLASSNAMES_FILE}: {what or 'numbers before the names'} ({filled[0]!r}, …); a name "
+            "alone on each line is expected"
+        )
+    return names
+
+
+def _counted(names: Sequence[str]) -> bool:
+    """Whether they are numbered from 0 or 1 with a blank between; 1 apple, 2 apples are names."""
+    numbers, _, rest = zip(*(n.partition(" ") for n in names)) if names else ((), (), ())
+    from_first = [[str(i + first) for i in range(len(names))] for first in (0, 1)]
+    return len(names) > 2 and list(numbers) in from_first and all(rest) and len({*rest}) == len(rest)
+
+
 def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...]:
     """Templates whose only field is `{c}`; open_clip's `{}` is taken too.  ValueError names the bad line."""
     if not templates:
@@ -90,7 +120,7 @@ def checked_templates(templates: Sequence[str], where: object) -> tuple[str, ...
             filled = template.format(c="\0")
         except (KeyError, IndexError, ValueError):
             filled = ""
-        if "\0" not in filled:
+        if "\0" not in filled or re.fullmatch(_NO_TEMPLATE, template):
             raise ValueError(f"{where}, line {number}: {template!r} is no template with {{c}} in it")
         out.append(template)
     return tuple(out)
@@ -106,7 +136,7 @@ def load(
     by_list: labels are places in the list of names beside the data; else they follow the field's order, or
     own_classes', and such a list in another order is a ValueError.
     """
-    listed = read_lines(folder / CLASSNAMES_FILE)
+    listed = read_classnames(folder)
     beside_templates = read_lines(folder / TEMPLATES_FILE) if profile is None else None
     fallback = profile or PROFILES[0]
     field = known_classnames(name, fallback) or own_classes
@@ -124,7 +154,10 @@ def load(
     prompts = Prompts(tuple(classes), templates, label)
     if profile is not None or (listed is None and beside_templates is None):
         return prompts
-    return Prompts(prompts.classes, templates, _recognised(name, prompts))
+    told = _recognised(name, prompts)
+    if beside_templates is None and label == NO_TEMPLATES:
+        told = f"class names {told}, {label}"
+    return Prompts(prompts.classes, templates, told)
 
 
 def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folder: Path) -> None:

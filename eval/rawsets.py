@@ -175,7 +175,7 @@ def read(folder: Path, profile: str | None = None) -> EvalSet | None:
 
     Raises ValueError when torchvision finds the folder but not a whole set in it.
     """
-    entry = catalog.find(folder.name)
+    entry = catalog.find(catalog.name_of(folder))
     key = entry.key if entry is not None else None
     if key is None:
         key = next((k for k, (_, _, inside) in TORCHVISION.items() if folder.name == inside), None)

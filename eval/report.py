@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from eval import assumed, beside_paper, catalog, compare, curves, figures, page, panels, statistics
+from eval import beside_paper, catalog, compare, conditions, curves, figures, page, panels, statistics
 from eval.catalog import RETRIEVAL_TASK
 from eval.cli import say
 from eval.compare import Arm, Comparison, Row
@@ -87,9 +87,14 @@ def _seeds_caution(found: Comparison) -> str:
     row = _leading(found)
     seeds = row.seeds if row else None
     if seeds is None:
-        alone = len(found.a.runs) == len(found.b.runs) == 1
-        covered = "There is one training run of each, so the interval covers" if alone else "Intervals cover"
-        return f"{covered} the choice of test images only: with another seed it may come out the other way."
+        runs = "There is one training run of each"
+        if not len(found.a.runs) == len(found.b.runs) == 1:
+            counts = " and ".join(f"{len(arm.runs)} of {escape(arm.label)}" for arm in (found.a, found.b))
+            runs = f"Training runs: {counts}, which cannot be paired by seed"
+        return (
+            f"{runs}, so the interval covers the choice of test images only: "
+            "with another random seed it may come out the other way."
+        )
     text = f"Over {seeds.count} paired seeds the mean difference is {signed(seeds.mean.value)} points"
     if seeds.mean.low is not None:
         text += f", BCa interval {spread(seeds.mean)}"
@@ -276,80 +281,23 @@ def retrieval_section(found: Comparison) -> tuple[str, list[Figure]]:
 
 
 def single_table(arm: Arm) -> str:
-    """One arm alone: its figures without a comparison."""
-    one = arm.runs[0].final
+    """One arm alone: its figures without a comparison, a column for each seed."""
+    runs = [run.final for run in arm.runs]
     rows = []
-    for record in one.datasets.values():
-        for m in compare.measures(record):
-            value = pct(record["metrics"][m.metric])
-            rows.append(page.row((cell(escape(record["name"])), cell(page.tied(m.title)), cell(value, "n"))))
-    if one.data.get("triplets"):
-        record = one.data["triplets"]
+    for key in compare.shared_keys(arm.runs):
+        for m in compare.measures(runs[0].datasets[key]):
+            values = [cell(pct(one.datasets[key]["metrics"][m.metric]), "n") for one in runs]
+            name = runs[0].datasets[key]["name"]
+            rows.append(page.row((cell(escape(name)), cell(page.tied(m.title)), *values)))
+    if all(one.data.get("triplets") for one in runs):
+        record = runs[0].data["triplets"]
         for metric, name in compare.twoafc_names(record["metrics"]).items():
-            value = pct(record["metrics"].get(metric, float("nan")))
-            label = page.votes_label(record["votes"])
-            rows.append(page.row((cell(f"{name} {label}"), cell(""), cell(value, "n"))))
-    return page.table([("Set", ""), ("", ""), (page.arm_name(arm.label, 0), "n")], "".join(rows))
-
-
-# -- with what ------------------------------------------------------------------------------------------
-
-
-def _set_about(record: dict) -> str:
-    about = f"{record['samples']:,} images"
-    if "classes" in record:
-        templates = record["templates"]
-        more = f" and {len(templates) - 1} more" if len(templates) > 1 else ""
-        shown = f"{escape(record['prompts'])}: {page.code(templates[0])}{more}"
-        about += f", {record['classes']:,} classes; prompts {shown}"
-    else:
-        about += f", {sum(map(len, record['captions'])):,} captions"
-    if record.get("unreadable"):
-        about += f"; {len(record['unreadable'])} unreadable images left out"
-    return about + _notes(record) + f"<br>{span(escape(record['source'] + ', ' + record['path']), 'quiet')}"
-
-
-def _notes(record: dict) -> str:
-    return "".join(f"<br>{escape(note)}" for note in record.get("notes", ()))
-
-
-def data_section(arms: Sequence[Arm]) -> str:
-    one = arms[0].runs[0].final.data
-    rows = [(record["name"], _set_about(record)) for record in one["datasets"].values()]
-    if one.get("triplets"):
-        record = one["triplets"]
-        about = f"{record['metrics']['triplets']:,} triplets {page.votes_label(record['votes'])}"
-        rows.append(("Triplets", f"{about}{_notes(record)}<br>{span(escape(record['path']), 'quiet')}"))
-    if one["missing"]:
-        names = ", ".join(one["missing"]) if len(one["missing"]) < 31 else "all"
-        rows.append(("Not evaluated", f"Of the paper's 31 sets: {names}"))
-    return f"<h2>Data</h2>{page.definitions(rows)}"
-
-
-def settings_section(arms: Sequence[Arm]) -> str:
-    """What differs between the runs, then what they share, then how they were evaluated."""
-    heads, checkpoints = [("", "")], [cell("checkpoint")]
-    for number, arm in enumerate(arms):
-        for run in arm.runs:
-            about = run.final.data["checkpoint"]
-            seen = about["source"]
-            if "samples" in about:
-                seen = f"step {about['step']:,}, {about['samples']:,} samples"
-            heads.append((page.arm_name(run.label, number), ""))
-            lines = [span(escape(line), "sub") for line in (seen, *assumed.taken_as(run.final.data))]
-            checkpoints.append(cell("<br>".join([escape(about["model"]), *lines])))
-    differing = compare.differences(arms)
-    rows = [page.row(checkpoints)]
-    rows += [page.row((cell(page.code(n)), *(cell(escape(v)) for v in values))) for n, values in differing]
-    first = arms[0].runs[0].final.data
-    names = {name for name, _ in differing} | {"run"}
-    shared = [(k, page.code(v)) for k, v in compare.flat(first.get("recipe") or {}).items() if k not in names]
-    used = [(k, page.code(v)) for k, v in (compare.flat(first["settings"]) | first["versions"]).items()]
-    out = f"<h2>Settings</h2>{page.table(heads, ''.join(rows))}"
-    if shared:
-        out += '<p class="note">What differs between the runs; everything else in their recipes is equal.</p>'
-        out += page.folded("Settings the runs share", page.definitions(shared))
-    return out + page.folded("How it was evaluated", page.definitions(used))
+            found = [one.data["triplets"]["metrics"].get(metric, float("nan")) for one in runs]
+            values = [cell(pct(value), "n") for value in found]
+            rows.append(page.row((cell(f"{name} {page.votes_label(record['votes'])}"), cell(""), *values)))
+    seeds = [f" {n}" if len(runs) > 1 else "" for n in range(1, len(runs) + 1)]
+    heads = [(page.arm_name(f"{arm.label}{seed}", 0), "n") for seed in seeds]
+    return page.table([("Set", ""), ("", ""), *heads], "".join(rows))
 
 
 # -- the page ---------------------------------------------------------------------------------------------
@@ -379,13 +327,19 @@ def build(options: Report) -> tuple[str, list[Figure]]:
     for section, panels_drawn in map(retrieval_section, found):
         body.append(section)
         drawn += panels_drawn
-    body += [beside_paper.section(found[0] if found else None), data_section(arms), settings_section(arms)]
+    body += [
+        beside_paper.section(found[0] if found else None),
+        conditions.data(arms),
+        conditions.settings(arms),
+    ]
     return page.document(escape(options.title) or title, "".join(body)), drawn
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = tyro.cli(Report, args=arguments)
     text, drawn = build(options)
+    for line in conditions.not_shared([run for arm in compare.arms(options.runs) for run in arm.runs]):
+        say(f"note: not compared: {line}")
     for figure in drawn:
         figure.save(options.out / "figures")
     path = options.out / "index.html"

@@ -31,6 +31,7 @@ from eval.suite import Outcome, SetResult
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCHEMA = 1
+_NEEDED = ("name", "family", "task", "samples", "metrics", "near_chance", "source", "path", "predictions")
 
 
 def _file_name(key: str) -> str:
@@ -226,6 +227,16 @@ class Evaluation:
             raise ValueError(f"{path}: not whole JSON ({error}); evaluate again") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: of another version of this project; evaluate again")
+        try:
+            records = [data["checkpoint"]["model"], data["settings"], data["versions"], data["missing"]]
+            records += [[record[name] for name in _NEEDED] for record in data["datasets"].values()]
+            records += [
+                data["triplets"]["metrics"][m] for m in ("ceiling", "twoafc_soft") if data["triplets"]
+            ]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: of another version of this project, or damaged (no {error}); evaluate again"
+            ) from None
         return cls(folder, data)
 
     @property

@@ -10,6 +10,7 @@ The only file of this room that knows a trainer's run folder.  Everything is off
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
@@ -104,6 +105,9 @@ class Evaluate:
             )
 
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # suffixes of files of weights
+
+
 # -- the model ------------------------------------------------------------------------------------
 
 
@@ -112,7 +116,7 @@ def _from_run(path: Path) -> Loaded:
     from train.model import load_run
 
     notes: list[str] = []
-    folder = checkpoint.find(path, notes.append)
+    folder = checkpoint.find(os.path.abspath(path), notes.append)
     model, recipe = load_run(folder)
     if recipe.get("stage") == 1 and not recipe.get("init"):
         notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
@@ -135,8 +139,11 @@ def _from_name(name: str, weights: str, seed: int) -> Loaded:
 
     from train.model import create
 
-    file = Path(weights)
-    if weights and (file.suffix == ".safetensors" or file.is_file()):
+    file = Path(weights).expanduser()  # which the shell does not do after a comma
+    if weights and (file.suffix in WEIGHTS or file.exists()):
+        if not file.is_file():
+            what = "a folder; name the file in it" if file.is_dir() else "no such file"
+            raise ValueError(f"--checkpoint {name},{weights}: {what}")
         return _from_file(name, file)
     try:
         if weights:
@@ -177,27 +184,18 @@ def load(what: str, seed: int = 0) -> Loaded:
     if path.is_dir():
         folder = open_clip_folder(path)
         return from_schema(f"local-dir:{folder}", path.resolve().name) if folder else _from_run(path)
-    if path.suffix == ".safetensors" and "," not in what:
-        raise ValueError(f"--checkpoint {what}: say which architecture: NAME,{what}")
+    if (path.suffix in WEIGHTS or path.is_file()) and "," not in what:
+        raise ValueError(
+            f"--checkpoint {what}: a file; say which architecture: NAME,{what}, or name the run's folder"
+        )
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
-        raise ValueError(f"--checkpoint {what}: no such folder")
+        from open_clip import list_models
+
+        model = difflib.get_close_matches(name.replace("/", "-"), list_models(), 1, 0.9)
+        hint = f", and open_clip's name is {model[0]}" if model else ""
+        raise ValueError(f"--checkpoint {what}: no such folder{hint}")
     return _from_name(name, weights, seed)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    here = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if here else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {error}") from None
-    if device.type == "cuda" and not here:
-        raise ValueError(f"--device {name}: no such device is found here")
-    return device
 
 
 # -- one evaluation ---------------------------------------------------------------------------------
@@ -228,6 +226,8 @@ def prepare(options: Evaluate) -> Prepared:
     from eval import perceptual, sources
     from eval.catalog import check_found, select
     from eval.crops import Cache
+    from eval.evalset import shown
+    from eval.prompts import NO_TEMPLATES
 
     began = time.perf_counter()
     if options.triplets is not None and not options.triplets.exists():
@@ -252,6 +252,8 @@ def prepare(options: Evaluate) -> Prepared:
             )
         notes += [f"triplets: {note}" for note in triplets.notes]
     notes += [f"{s.entry.key}: {note}" for s in sets for note in s.notes]
+    if general := [s.entry.key for s in sets if s.prompts and NO_TEMPLATES in s.prompts.profile]:
+        notes.append(f"ImageNet's 80 templates, since no others are known, for {shown(general)}")
     return Prepared(options, sets, triplets, began, tuple(notes))
 
 
@@ -287,6 +289,31 @@ def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) ->
     }
 
 
+def _device(name: str) -> torch.device:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if cuda:  # before anything is put there: this rank's card, not the first for all
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        device = torch.device(("cuda" if cuda else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise ValueError(f"--device {name}: PyTorch has none of that name here ({why})") from None
+    return device
+
+
+def _out(loaded: Loaded, given: Path | None) -> Path:
+    """Where the results go.  ValueError where they could not be written once everything is computed."""
+    usual = Path("eval-results") / "-".join(dict.fromkeys((loaded.name, loaded.about["pretrained"])))
+    out = given or (loaded.run / "eval" if loaded.run else usual)
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {place} is no folder that can be written to")
+    return out
+
+
 def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
     import torch
@@ -297,8 +324,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     options = prepared.options
     device = _device(options.device)
     loaded = load(checkpoint, options.seed)
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    out = _out(loaded, out or options.out)
     team = ranks.start(device)
 
     say = cli.say if team.rank == 0 else lambda line: None
@@ -320,8 +346,6 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     if team.rank:
         return
     outcome.seconds["all"] = time.perf_counter() - prepared.began
-    usual = "-".join(dict.fromkeys((loaded.name, loaded.about["pretrained"])))
-    out = out or options.out or (loaded.run / "eval" if loaded.run else Path("eval-results") / usual)
     contents = results.write(out, outcome, _about(loaded, encoders, options, team.world_size))
     if 0 < len(contents["missing"]) < 31:
         say(f"of the paper's sets not evaluated: {', '.join(contents['missing'])}")

@@ -26,7 +26,7 @@ import numpy as np
 from eval import catalog, classfolders, imagenet, prompts, rawsets
 from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import Cache
-from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign
+from eval.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign, touched
 from pipeline import captions as caption_files
 from pipeline import nights, tars, utf8
 
@@ -88,8 +88,7 @@ def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
 
 def _indexed(shard: Path, extension: str, cache: Cache) -> dict:
     """As `_read_shard`, remembered until the tar or its reader changes."""
-    stat = shard.stat()
-    what = f"members 3 {tars.VERSION} {shard.resolve()} {stat.st_size} {stat.st_mtime_ns} {extension}"
+    what = f"members 3 {tars.VERSION} {touched(shard.resolve())} {extension}"
     key = hashlib.blake2b(what.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return cache.remember(key, lambda: _read_shard(shard, extension))
 
@@ -119,10 +118,10 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
     kind = prompts.read_text(kind_file).strip().lower() if kind_file.is_file() else "classification"
-    if kind == "multilabel":
-        raise ValueError(f"{folder}: a multilabel set; single labels and captions are what is evaluated")
-    if kind not in ("retrieval", "classification"):
-        raise ValueError(f"{kind_file}: {kind!r}, expected classification or retrieval")
+    if kind not in ("retrieval", "classification"):  # multilabel, image_caption_selection (winogavil, …)
+        raise ValueError(
+            f"{kind_file}: {kind!r}; classification and retrieval are what is evaluated (--datasets chooses)"
+        )
     extension = "txt" if kind == "retrieval" else "cls"
     images, targets, indices = [], [], []
     for shard in _shards(folder):
@@ -135,12 +134,16 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
         blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
         notes = _passed_over(indices, blank)
-        entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
+        entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
         return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
-    entry = catalog.entry_for(folder.name, CLASSIFICATION_TASK)
+    entry = catalog.entry_for(catalog.name_of(folder), CLASSIFICATION_TASK)
     loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
     notes = _passed_over(indices, 0)
+    if profile is None and not (folder / prompts.CLASSNAMES_FILE).is_file():
+        notes += (
+            f"no {prompts.CLASSNAMES_FILE}: the labels are taken to be in the order of the field's names",
+        )
     return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
 
@@ -169,7 +172,7 @@ def _idx(folder: Path, name: str) -> np.ndarray:
 def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
     """The test split of MNIST or Fashion-MNIST; the folder's name says which (`raw`: the parent's)."""
     named = folder.parent if folder.name == "raw" else folder
-    entry = catalog.entry_for(named.name, CLASSIFICATION_TASK)
+    entry = catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
     images, labels = _idx(folder, _IDX_IMAGES), _idx(folder, _IDX_LABELS)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
@@ -203,8 +206,9 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
         return _from_lines(text, path)
     try:
         data = json.loads(text)
-        if isinstance(data, list):
-            return [(row["file"], row["captions"]) for row in data]
+        if isinstance(data, list):  # ours, or BLIP's
+            file, texts = ("image", "caption") if data and "image" in data[0] else ("file", "captions")
+            return [(row[file], row[texts]) for row in data]
         if "annotations" in data:
             return caption_files.from_coco(data)
         return caption_files.from_karpathy(data, ("test",))
@@ -214,7 +218,8 @@ def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
 
 def _caption_files(folder: Path) -> list[Path]:
     """What may hold the captions, the one to take first."""
-    patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "dataset_*.json", "captions.json")
+    patterns = ("*_test_karpathy.json", "*_test_karpathy.txt", "*_karpathy_test.json", "flickr30k_test.json",
+                "dataset_*.json", "captions.json")  # fmt: skip
     names = sorted(name for name in os.listdir(folder) if name[0] != ".")
     return [folder / name for pattern in patterns for name in fnmatch.filter(names, pattern)]
 
@@ -234,21 +239,25 @@ def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
 def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> EvalSet:
     """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
     rows = _joined_rows(file)
+    if not rows:
+        raise ValueError(f"{file}: no picture with captions in it (of Karpathy's splits, test is read)")
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
     members, captions, blank = [], [], 0
     for name, texts in rows:
         # lexists: a link to nowhere is an unreadable picture, which is counted as such
-        found = next((p / name for p in places if os.path.lexists(p / name)), None)
-        if found is None:
+        found = [p / name for p in places if os.path.lexists(p / name)]
+        if not found:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
+        if len({*map(os.path.realpath, found)}) > 1:
+            raise ValueError(f"{file}: {name} is both {found[0]} and {found[1]}; keep one of them there")
         if any("\ud800" <= c <= "\udfff" for t in texts for c in t):
             raise ValueError(f"{file}: a caption of {name} has half a character in it ({ascii(texts)[:60]})")
         if not any(t.strip() for t in texts):
             raise ValueError(f"{file}: {name} has no caption")
-        members.append((found, 0, -1, name))
+        members.append((found[0], 0, -1, name))
         captions.append([t for t in texts if t.strip()])
         blank += len(texts) - len(captions[-1])
-    entry = catalog.entry_for(folder.name, RETRIEVAL_TASK)
+    entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
     notes = _passed_over((), blank)
     if others:
         notes += (f"captions from {file.name}, not {', '.join(f.name for f in others)}",)
@@ -292,22 +301,27 @@ def discover(
     """
     if not root.is_dir():
         raise ValueError(f"--data {root}: no such folder")
+    root = catalog.snapshot(
+        Path(os.path.abspath(root))
+    )  # a set is known by its folder's name, which . has not
     found: dict[str, EvalSet] = {}
     passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
     if not _caption_files(root) and any(map(_caption_files, folders[1:])):
         del folders[0]  # its folders hold pictures, but as sets with captions, not as classes
-    for folder in folders:
+    for folder in map(catalog.snapshot, folders):
         if wanted is not None and not _may_be(folder, wanted):
             continue
         try:
             one = read_folder(folder, profile, cache)
         except ValueError:
-            if catalog.is_wanted(catalog.find(folder.name) or classfolders.entry_of(folder), wanted):
+            if catalog.is_wanted(
+                catalog.find(catalog.name_of(folder)) or classfolders.entry_of(folder), wanted
+            ):
                 raise
             one = None  # damaged, and not what is asked for
         if one is None:
-            passed += [folder.name] if folder != root else []
+            passed += [catalog.name_of(folder)] if folder != root else []
             continue
         if not catalog.is_wanted(one.entry, wanted):
             continue
@@ -333,5 +347,5 @@ def discover(
 
 def _may_be(folder: Path, wanted: set[str]) -> bool:
     """False only for a folder whose name is another set's: it need not be opened."""
-    known = catalog.find(folder.name)
+    known = catalog.find(catalog.name_of(folder))
     return known is None or catalog.is_wanted(known, wanted)

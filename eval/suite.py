@@ -189,7 +189,10 @@ def evaluate(
         seconds["triplets"] = outcome.seconds
         share, soft = (outcome.metrics.get(m, float("nan")) for m in ("twoafc", "twoafc_soft"))
         both = "" if outcome.metrics["ceiling"] == 1 else f" (majority), {100 * soft:.1f} (share of people)"
-        say(f"triplets: {100 * share:.1f} 2AFC{both} of {len(triplets.vote)} ({triplets.votes_are})")
+        splits = " and ".join(sorted({*triplets.split.tolist()}))
+        say(
+            f"triplets, {splits}: {100 * share:.1f} 2AFC{both} of {len(triplets.vote)} ({triplets.votes_are})"
+        )
     return Outcome(results, outcome, seconds, encoded)
 
 

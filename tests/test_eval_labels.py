@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def classes(one) -> dict[str, str]:
         ("ILSVRC2012_val", "imagenet1k"),
         ("imagenet_2012", "imagenet1k"),
         ("sketch", "imagenet_sketch"),
+        ("imagenet-matched-frequency-format-val", "imagenetv2"),  # its other form, by WordNet id
         ("imagenetv2-threshold0.7-format-val", None),  # another sample, not the paper's set
         ("mini-imagenet", None),
     ],
@@ -258,7 +260,40 @@ def test_tiny_imagenet_as_it_is_distributed(tmp_path, picture):
     assert len(one.prompts.classes) == 2
 
 
+def test_pictures_that_have_the_id_in_their_names(tmp_path, picture):
+    """As Hugging Face's ILSVRC val: no labels file is needed."""
+    place = tmp_path / "imagenet-hf" / "val"
+    place.mkdir(parents=True)
+    for i, wnid in enumerate(IDS, 1):
+        (place / f"ILSVRC2012_val_{i:08d}_{wnid}.JPEG").write_bytes(picture)
+    one = sources.read_folder(place.parent)
+    assert [one.prompts.classes[i] for i in one.labels] == [NAME[w] for w in IDS]
+    assert one.notes == (f"labels from the pictures' names in {place}",)
+    (place / "ILSVRC2012_val_00000005.JPEG").write_bytes(picture)
+    with pytest.raises(ValueError, match="5 pictures of a validation set, in no class folders"):
+        sources.read_folder(place.parent)
+
+
 # -- other class folders ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["imagenet/images/val", "imagenet/val/images", "imagenet/images"])
+def test_a_folder_within_a_set_is_the_set(tmp_path, picture, place):
+    """CoOp's and Kaggle's folders, whichever of them is named."""
+    folders(tmp_path / place, WNIDS[:3], picture)
+    for root in (tmp_path / "imagenet", *(f for f in (tmp_path / place).parents if f.name == "images")):
+        if place != "imagenet/images":
+            with pytest.raises(ValueError, match="997 of imagenet1k's 1000 class folders are missing"):
+                sources.read_folder(root)
+    with pytest.raises(ValueError, match="997 of imagenet1k's 1000 class folders are missing"):
+        sources.read_folder(tmp_path / place)
+
+
+def test_the_same_letters_as_macs_write_them(tmp_path, picture):
+    names = [unicodedata.normalize("NFD", "zebra éclair"), "apple"]
+    place = folders(tmp_path / "food", names, picture)
+    (place / "classnames.txt").write_text("zebra éclair\napple\n")
+    assert classes(sources.read_folder(place)) == {names[0]: "zebra éclair", "apple": "apple"}
 
 
 @given(st.permutations(range(6)), st.booleans())
@@ -335,6 +370,34 @@ def test_a_train_among_vehicles_and_classes_only_in_train(tmp_path, picture):
     assert sources.read_folder(folders(tmp_path / "contest", ["train", "test"], picture)) is None
 
 
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (["train2014", "val2014"], False),
+        (["cars_train", "cars_test"], False),
+        (["trainA", "trainB", "testA", "testB"], False),
+        (["JPEGImages", "SegmentationClass"], False),
+        (["images", "masks"], False),
+        (["ref", "p0", "p1"], False),
+        (["with_mask", "without_mask"], True),
+        (["bullet train", "model train"], True),
+        (["images", "paintings"], True),
+    ],
+)
+def test_parts_of_sets_are_no_classes(tmp_path, picture, names, classes):
+    """COCO without its captions, segmentation, triplets: there is no "photo of a train2014"."""
+    one = sources.read_folder(folders(tmp_path / "mine", names, picture))
+    assert (one is not None) == classes
+
+
+@pytest.mark.parametrize("train, held", [("Training", "Test"), ("train", "valid"), ("Train", "Validation")])
+def test_splits_as_others_spell_them(tmp_path, picture, train, held):
+    folders(tmp_path / "fruit" / train, ["apple", "pear"], picture, 3)
+    folders(tmp_path / "fruit" / held, ["apple", "pear"], picture)
+    one = sources.read_folder(tmp_path / "fruit")
+    assert one.prompts.classes == ("apple", "pear") and len(one.images) == 2
+
+
 def test_a_class_that_is_a_link_to_nowhere(tmp_path, picture):
     place = folders(tmp_path / "mix", ["cat", "dog"], picture)
     (place / "fox").symlink_to("/nowhere")
@@ -351,7 +414,7 @@ def test_names_in_another_encoding(tmp_path, picture):
         sources.read_folder(place)
 
 
-@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}"])
+@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "c{}", "Label {}", "id-{}", "n{}"])
 def test_numbers_with_a_word_before_name_no_class_either(tmp_path, picture, form):
     """As Kaggle's state-farm has c0 … c9: a figure for "a photo of a c3" would be chance."""
     place = folders(tmp_path / "mine", [form.format(i) for i in range(5)], picture)
@@ -418,6 +481,36 @@ def test_marks_and_line_ends_in_class_names(tmp_path, picture, text, expected):
     (place / "classnames.txt").write_bytes(text.encode() + b"\n")
     with pytest.raises(ValueError, match="2 class folders but 3 class names"):
         sources.read_folder(place)
+
+
+@pytest.mark.parametrize(
+    "lines, what",
+    [
+        ("0 cat\n1 dog\n2 fox", "numbers before the names"),
+        ("1: cat\n2: dog\n3: fox", "numbers before the names"),
+        ("0\tcat\n1\tdog\n2\tfox", "numbers before the names"),
+        ('["cat", "dog", "fox"]', "a list out of a program"),
+        ("'cat',\n'dog',\n'fox'", "a list out of a program"),
+        ("cat,\ndog,\nfox", "a list out of a program"),
+        ("1 apple\n2 apples\n3 apples", None),
+        ("747-200\nA320\nDR-400", None),
+        ("10.5 mm\n11.5 mm\n12.5 mm", None),
+    ],
+)
+def test_lists_of_classes_in_another_form(tmp_path, picture, lines, what):
+    place = write_webdataset(tmp_path / "wds_beasts", [picture] * 3, [0, 1, 2], lines.splitlines())
+    if what is None:
+        assert sources.read_folder(place).prompts.classes == tuple(lines.splitlines())
+        return
+    with pytest.raises(ValueError, match=f"classnames.txt: {what} .*; a name alone on each line is expected"):
+        sources.read_folder(place)
+
+
+def test_a_tar_without_class_names(tmp_path, picture, any_count):
+    place = write_webdataset(tmp_path / "wds_fashion-mnist", [picture] * 3, [0, 1, 2], ["x"])
+    (place / "classnames.txt").unlink()
+    said = "no classnames.txt: the labels are taken to be in the order of the field's names"
+    assert said in sources.read_folder(place).notes
 
 
 def test_a_blank_line_after_the_class_names_of_a_tar(tmp_path, picture):
@@ -516,6 +609,19 @@ def test_sets_of_captions_are_no_classes_of_their_root(tmp_path, picture):
     assert [s.captions for s in sources.discover(tmp_path)] == [[["picture 0"], ["picture 1"]]] * 2
 
 
+def test_a_set_is_known_by_its_place(tmp_path, picture, monkeypatch):
+    """`--data .`, and Hugging Face's cache, where the folder of a data set is called by its commit."""
+    hub = tmp_path / "hub" / "datasets--clip-benchmark--wds_cifar10"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("0f3a")
+    inside = write_webdataset(hub / "snapshots" / "0f3a", [picture] * 3, [0, 1, 2], ["a", "b", "c"])
+    for root in (hub.parent, hub, inside):
+        with pytest.raises(ValueError, match="cifar10 has 10000 test images, 3 are here"):
+            sources.discover(root)
+    monkeypatch.chdir(folders(tmp_path / "pets at home", ["cat", "dog"], picture))
+    assert [s.entry.key for s in sources.discover(Path("."))] == ["pets at home"]
+
+
 def test_a_link_to_nowhere_is_one_unreadable_image(tmp_path, picture):
     from eval.crops import Cache
 
@@ -587,6 +693,10 @@ def test_a_damaged_set_that_is_not_asked_for_ends_nothing(two_sets, picture):
             ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
             ("Black footed Albatross", "Laysan Albatross"),
         ),
+        (["1_cat", "2_dog", "3_fox"], ("cat", "dog", "fox")),
+        (["00-negative", "01-positive"], ("negative", "positive")),
+        (["1_apple", "2_apples", "3_apples"], ("1 apple", "2 apples", "3 apples")),
+        (["3_legs", "4_wheels"], ("3 legs", "4 wheels")),  # they do not count the classes
         (["001.ak47", "mug"], ("001.ak47", "mug")),  # not all: the name is the user's
         (["101.5", "102.5"], ("101.5", "102.5")),
     ],

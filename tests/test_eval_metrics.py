@@ -19,6 +19,7 @@ from PIL import Image
 
 from eval import encode, perceptual, prompts, retrieval, sources, suite, zeroshot
 from eval.crops import Cache, Preprocess
+from eval.evalset import FileImages
 from eval.ranks import Ranks
 
 NAMES = [f"thing {i}" for i in range(7)]
@@ -312,6 +313,36 @@ def test_a_bare_functions_address_is_not_in_the_key():
     rgb = type(rgb)(rgb.__code__, globals(), "rgb")  # as another process has it: elsewhere in memory
     rgb.__qualname__ = "test_a_bare_functions_address_is_not_in_the_key.<locals>.rgb"
     assert key(rgb) == first
+
+
+@pytest.mark.parametrize("part", ["index", "identities", "crops", "features"])
+@pytest.mark.parametrize("left", [0.0, 0.5, None])
+def test_what_is_damaged_in_a_cache_is_made_anew(root, tmp_path, part, left):
+    """As a machine that crashes leaves files: empty, short, or with what was there before."""
+    first = run(root, tmp_path / "cache")
+    for file in tmp_path.glob("cache/*/*"):
+        data = file.read_bytes()
+        if file.parent.name == part:
+            file.write_bytes(b"\xff{" * 50 if left is None else data[: int(left * len(data))])
+        if part == "crops" and file.parent.name == "features":  # where these are, no crop is looked at
+            file.unlink()
+    cache = Cache(tmp_path / "cache")
+    sets = sources.discover(root, cache=cache)
+    again = suite.evaluate(encoders(), sets, None, cache, suite.Settings(batch_size=4, workers=2), Ranks())
+    for a, b in zip(first.sets, again.sets):
+        assert a.metrics == b.metrics and all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
+    assert cache.notes and all(f"/{part}/" in n and "damaged, made anew" in n for n in cache.notes)
+
+
+def test_another_picture_with_the_old_ones_size_and_time(tmp_path):
+    """As `cp -p` and `rsync -t` put it there."""
+    file = tmp_path / "a.png"
+    file.write_bytes(b"one")
+    images, stat = FileImages([(file, 0, -1, "a.png")]), file.stat()
+    before = images.stamp()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert images.stamp() != before
 
 
 def test_two_evaluations_fill_one_cache(root, tmp_path):

@@ -12,7 +12,20 @@ import pytest
 import torch
 from eval_kit import encoded, encoders, pictures, write_webdataset
 
-from eval import catalog, compare, encode, page, paper, perceptual, report, results, sources, suite, zeroshot
+from eval import (
+    catalog,
+    compare,
+    conditions,
+    encode,
+    page,
+    paper,
+    perceptual,
+    report,
+    results,
+    sources,
+    suite,
+    zeroshot,
+)
 from eval.cli import command
 from eval.crops import Cache
 from eval.ranks import Ranks
@@ -273,6 +286,49 @@ def test_bad_runs_are_named(runs, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def _changed(evaluation, change) -> None:
+    file = evaluation / "results.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def test_results_of_another_version_are_named(runs, tmp_path):
+    for number, change in enumerate(
+        (
+            lambda data: data.update(schema=0),
+            lambda data: data.pop("checkpoint"),
+            lambda data: data["datasets"]["cifar10"].pop("metrics"),
+            lambda data: data["triplets"]["metrics"].pop("twoafc_soft"),
+        )
+    ):
+        place = tmp_path / str(number)
+        shutil.copytree(runs["pi2"] / "eval" / "step-000100", place)
+        _changed(place, change)
+        with pytest.raises(ValueError, match=r"results.json: of another version of this project"):
+            compare.read_run(str(place))
+
+
+def test_what_runs_do_not_share_is_said(runs, tmp_path, capsys):
+    """Sets and settings of one run alone; every seed of an arm that stands alone; a folder with a = in it."""
+    place = tmp_path / "lr=0.1"
+    shutil.copytree(runs["pi2"] / "eval" / "step-000100", place)
+    _changed(place, lambda data: (data["datasets"].pop("cifar10"), data["settings"].update(precision="amp")))
+    text, _ = _page(place, runs["baseline2"], tmp_path=tmp_path)
+    assert f"cifar10, which is not in {place}" in text and "lr=0.1 against" in text
+    assert re.search("evaluated with precision.*?amp", text)
+    assert command(lambda: report.main([str(place), str(runs["pi"]), "--out", str(tmp_path / "out")])) == 0
+    assert "note: not compared: cifar10" in capsys.readouterr().out
+    text, _ = _page(f"PI={runs['pi']}", f"PI={runs['pi2']}", tmp_path=tmp_path)
+    uneven, _ = _page(f"PI={runs['pi']}", f"PI={runs['pi2']}", f"B={runs['baseline']}", tmp_path=tmp_path)
+    assert "Training runs: 2 of PI and 1 of B, which cannot be paired by seed" in uneven
+    row = re.search(r"<tr><td>CIFAR-10</td><td>top.1</td>(.*?)</tr>", text)[1]
+    values = [
+        compare.read_run(str(runs[n])).final.datasets["cifar10"]["metrics"]["acc1"] for n in ("pi", "pi2")
+    ]
+    assert re.findall(r"[\d.]+(?=</td>)", row) == [page.pct(v) for v in values]
+
+
 def test_different_data_are_not_compared(runs, root, tmp_path):
     other = tmp_path / "sets"
     images = [encoded(p) for p in pictures(COUNT)]
@@ -338,7 +394,7 @@ def test_both_scores_called_2afc_are_shown_where_they_differ(tmp_path, soft):
         assert (row.p is None) == (metric == "twoafc_soft")  # McNemar's test is of hits and misses
     shown = report.single_table(arms[0])
     assert all(name in shown for name in names) and ("share of people" in shown) == soft
-    text = report.settings_section(arms)
+    text = conditions.settings(arms)
     assert "QuickGELU; mean 0.5, 0.5, 0.5; std 0.25" in text and "no file tells: &lt;this&gt;" in text
 
 

@@ -140,7 +140,7 @@ BAD = [
     (["--checkpoint", "{tmp}", "--data", "{root}", "--watch", "0"], "is no run's folder"),
     (
         ["--checkpoint", MODEL, "--data", "{root}", "--device", "gpu"],
-        "--device gpu: Expected one of cpu",
+        "--device gpu: PyTorch has none of that name here",
     ),
 ]
 

@@ -121,10 +121,19 @@ def test_files_beside_the_data_win_and_the_profile_is_named(tmp_path):
     assert fashion.classes[0] == "T-shirt/top" and fashion.profile == prompts.NO_TEMPLATES
 
 
-@pytest.mark.parametrize("line", ["a photo", "a {d}", "a {c", "{0}"])
+@pytest.mark.parametrize(
+    "line",
+    ["a photo", "a {d}", "a {c", "{0}", 'lambda c: f"a photo of {c}."', '"a photo of {c}.",', "f'{c}'"],
+)
 def test_bad_template_is_named(line):
     with pytest.raises(ValueError, match="line 2"):
         prompts.checked_templates(["{c}", line], "templates.txt")
+
+
+def test_templates_that_nobody_gave_are_said(tmp_path):
+    (tmp_path / "classnames.txt").write_text("cat\ndog")
+    profile = prompts.load("beasts", tmp_path, None, None).profile
+    assert profile == f"class names beside the data, {prompts.NO_TEMPLATES}"
 
 
 def test_open_clip_templates_are_taken():
@@ -319,6 +328,27 @@ def test_caption_files(tmp_path, images, name, content):
     (folder / "val2014" / "b.png").unlink()
     with pytest.raises(ValueError, match="b.png is in no folder"):
         sources.read_folder(folder)
+
+
+def test_captions_of_blip_and_pictures_in_two_places(tmp_path, images):
+    place = tmp_path / "blip"
+    for sub in ("val2014", "small"):
+        (place / sub).mkdir(parents=True)
+    (place / "val2014" / "a.png").write_bytes(images[0])
+    rows = [{"image": "val2014/a.png", "caption": ["one", "two"]}]
+    (place / "coco_karpathy_test.json").write_text(json.dumps(rows))
+    assert sources.read_folder(place).captions == [["one", "two"]]
+    (place / "coco_karpathy_test.json").write_text(json.dumps([{"image": "a.png", "caption": ["one"]}]))
+    (place / "small" / "a.png").symlink_to(place / "val2014" / "a.png")
+    assert len(sources.read_folder(place).images) == 1  # the same file
+    (place / "small" / "a.png").unlink()
+    (place / "small" / "a.png").write_bytes(images[1])
+    with pytest.raises(ValueError, match="a.png is both .*small/a.png and .*val2014/a.png"):
+        sources.read_folder(place)
+    (place / "coco_karpathy_test.json").unlink()
+    (place / "dataset_coco.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match="no picture with captions in it"):
+        sources.read_folder(place)
 
 
 def test_flickr_lines(tmp_path, images):

@@ -84,6 +84,17 @@ def test_splits_asked_for_must_be_there(built, what, splits, absent):
         assert {*run.prepare(options).triplets.split} == {*(splits or ("val", "test"))}
 
 
+def test_the_table_itself_halves_of_the_test_set_and_bapps(built, tmp_path):
+    table = built / "source" / "data.csv"
+    _same(perceptual.read(table), perceptual.read(built / "source"))
+    half = perceptual.read(built / "source", ("test_no_imagenet",))
+    assert set(half.split) == {"test_no_imagenet"} and len(half.vote) == 3
+    (tmp_path / "bapps" / "val" / "cnn" / "p0").mkdir(parents=True)
+    for place in ("bapps", "bapps/val", "bapps/val/cnn"):
+        with pytest.raises(ValueError, match="BAPPS; .*build_ffcv.py bapps"):
+            perceptual.read(tmp_path / place)
+
+
 def test_a_file_without_a_word_goes_by_its_name(tmp_path):
     for name, split in (("triplets-val", "val"), ("mine", "test")):
         file = kit.triplets(tmp_path / f"{name}.beton", 4)
@@ -169,7 +180,7 @@ def _built(folder: Path, out: Path, *splits: str) -> perceptual.Triplets:
 
 
 def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
-    from eval import report
+    from eval import conditions
     from eval.results import Evaluation
 
     folder = nights(tmp_path / "source")
@@ -180,7 +191,7 @@ def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
     note = "1 triplets of fewer than 6 votes left out"
     assert f"note: triplets: {note}" in capsys.readouterr().out
     assert Evaluation.read(tmp_path / "run").data["triplets"]["notes"] == [note]
-    assert note in report.data_section(compare.arms([str(tmp_path / "run")]))
+    assert note in conditions.data(compare.arms([str(tmp_path / "run")]))
 
 
 def test_a_split_of_the_test_set(tmp_path):

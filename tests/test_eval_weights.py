@@ -436,7 +436,112 @@ def test_other_files_of_weights_are_taken_whole_or_refused(weights, tensors, cha
     assert "unpickled" not in capsys.readouterr().out
 
 
-def test_weights_of_a_ddp_run_are_the_same(weights, tensors):
-    file = _saved(weights, tensors, lambda held: {"epoch": 3, "state_dict": held})
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", ""]
+)
+@pytest.mark.parametrize("form", ["state_dict", "model_ema", "alone", "safetensors"])
+def test_weights_are_the_same_by_whatever_names(weights, tensors, prefix, form):
+    """DDP's, torch.compile's, trainers'; beside an optimizer, or as the only weights under another name."""
+    named = {prefix + name: value for name, value in tensors.items()}
+    file = weights.with_name("named.safetensors" if form == "safetensors" else "named.pt")
+    if form == "safetensors":
+        save_file(named, file)
+    else:
+        optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+        torch.save(named if form == "alone" else {"epoch": 3, form: named, "optimizer": optimizer}, file)
     state = run.load(f"{MODEL},{file}").model.state_dict()
     assert all(torch.equal(state[name], tensors[name]) for name in state)
+
+
+def test_openais_own_weights_have_their_activation(weights, tensors):
+    marks = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.tensor(7))
+    torch.save({name: value.half() for name, value in (tensors | marks).items()}, weights.with_suffix(".pt"))
+    found = run.load(f"{MODEL},{weights.with_suffix('.pt')}")
+    assert assumed.activation(found.model) == "QuickGELU" and found.assumed == ()
+    assert "OpenAI's input_resolution" in found.about["told_by"]
+
+
+def _written(file: Path, kind: str, tensors) -> Path:
+    if kind == "script":
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(file))
+    elif kind == "ema":
+        torch.save({"state_dict": tensors, "state_dict_ema": tensors}, file)
+    elif kind == "transformers":
+        torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, file)
+    elif kind == "image":
+        torch.save({name: value for name, value in tensors.items() if name.startswith("visual.")}, file)
+    elif kind == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif kind == "lora":
+        torch.save(tensors | {"visual.transformer.resblocks.0.attn.lora_A": torch.zeros(3)}, file)
+    else:
+        torch.save(tensors, file)
+        file.write_bytes(file.read_bytes()[:5000])
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("script", "a TorchScript archive, as OpenAI's are, .* save its tensors: python -c"),
+        ("ema", "more than one set of weights is in it: state_dict, state_dict_ema"),
+        ("transformers", "the names are transformers', open_clip's are expected"),
+        ("lora", "merge them into the weights first"),
+        ("image", "the image tower alone"),
+        ("pointer", "a pointer of Git LFS in the file's place"),
+        ("cut", "not a whole file of torch.save's"),
+    ],
+)
+def test_what_is_no_models_weights_is_said(weights, tensors, kind, message):
+    file = _written(weights.with_suffix(".pt"), kind, tensors)
+    with pytest.raises(ValueError, match=message):
+        run.load(f"{MODEL},{file}")
+
+
+def test_files_beside_the_weights_that_are_another_models(root, weights, tmp_path, capsys):
+    beside = weights.parent / "open_clip_config.json"
+    beside.write_text(json.dumps({"preprocess_cfg": {"size": 64}}))
+    assert "tells of pictures of 64 pixels" in refused(f"{MODEL},{weights}", root, capsys)
+    for told in ({"interpolation": "sinc"}, {"resize_mode": "fit"}):
+        beside.write_text(json.dumps({"preprocess_cfg": told}))
+        said = refused(f"{MODEL},{weights}", root, capsys)
+        assert "open_clip has no resizing" in said and "open_clip_config.json tells" in said
+    beside.unlink()
+    (weights.parent / "config.json").write_text('{"vision_config": "vit"}')
+    assert origin.told(weights).quick_gelu is None
+    (weights.parent / "preprocessor_config.json").write_text('{"image_std": [0, 0.5, 0.5]}')
+    with pytest.raises(ValueError, match="std of the pixels is .0, 0.5, 0.5"):
+        origin.told(weights)
+    (weights.parent / "preprocessor_config.json").write_text('{"image_mean": [123.7, 116.3, 103.5]}')
+    with pytest.raises(ValueError, match="of pixels from 0 to 1 is expected"):
+        origin.told(weights)
+
+
+# -- what is said of names, and where results go --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("ViT-B/32,openai", "no such folder, and open_clip's name is ViT-B-32"),
+        (f"{MODEL},{{w}}", "a folder; name the file in it"),
+        (f"{MODEL},nowhere.pt", "nowhere.pt: no such file"),
+        ("{w}/q.safetensors", "a file; say which architecture: NAME,.* or name the run's folder"),
+    ],
+)
+def test_names_that_are_nearly_right(weights, what, message):
+    with pytest.raises(ValueError, match=message):
+        run.load(what.format(w=weights.parent))
+
+
+def test_a_home_after_a_comma(weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(weights.parent))
+    assert run.load(f"{MODEL},~/q.safetensors").about["source"] == str(weights)
+
+
+@pytest.mark.parametrize("name, value", [("device", "mps"), ("device", "gpu"), ("out", "{file}/x")])
+def test_what_could_not_be_done_is_said_before_anything_is_computed(root, weights, capsys, name, value):
+    arguments = ["--checkpoint", MODEL, "--data", root, "--no-cache", f"--{name}", value.format(file=weights)]
+    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: --{name} ") and "top-1" not in said.out

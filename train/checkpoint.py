@@ -238,10 +238,19 @@ def find(path: Path | str, say: Callable[[str], None] | None = None) -> Path:
     if (path / STATE).is_file():
         check(path)
         return path
-    found = latest(path, say)
+    damaged: list[str] = []
+    found = latest(path, damaged.append)
+    for line in damaged if say is not None else ():
+        say(line)
+    if found is None and damaged:
+        raise ValueError(
+            f"{path}: none of its checkpoints is whole; the newest: {damaged[0].partition(';')[0]}"
+        )
     if found is None:
+        runs = ", ".join(sorted(str(p.parent) for p in path.glob("*/checkpoints")))
         raise ValueError(
             f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
+            + (f"; runs in it: {runs}" if runs else "")
         )
     return found
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
 from pipeline.packing import Packed
-from train import checkpoint, origin
+from train import checkpoint, foreign, origin
 from train.config import Recipe, Stage1
 from train.recipes import CONFIGS, check_model_name
 
@@ -135,40 +134,22 @@ def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
     """(open_clip model of this name with a file's weights, what is told of these).
 
     The activation is the one that the weights tell, else the name's.  Raises ValueError or RuntimeError for
-    weights that do not fit; other formats than .safetensors are open_clip's to read, without unpickling code.
+    weights that do not fit; no code is unpickled.
     """
-    told = origin.told(file)
+    told, state = origin.told(file), {}
+    if file.suffix not in (".npz", ".npy"):
+        state, own = foreign.read(file)
+        told = own.over(told) if own.says else told
     if told.quick_gelu is False and origin.has_quick_gelu(name):
         raise ValueError(f"trained with GELU (says {told.says}), {name} has QuickGELU")
     model = create(name, quick_gelu=bool(told.quick_gelu))
-    if file.suffix == ".safetensors":
-        model.load_state_dict(checkpoint.weights(file))
-    else:
-        _load_foreign(model, file)
-    return model, told
+    if state:
+        foreign.fill(model, state)
+    else:  # big_vision's arrays
+        import open_clip
 
-
-def _load_foreign(model: nn.Module, file: Path) -> None:
-    """open_clip's reading of other formats, but for positions, which it would stretch to fit."""
-    import open_clip
-
-    try:
-        if file.suffix not in (".npz", ".npy"):
-            held = torch.load(file, map_location="meta", weights_only=True)
-            held, own = held.get("state_dict", held), model.state_dict()
-            for name, value in held.items():
-                mine = own.get(name.removeprefix("module."), value)
-                if "pos" in name and mine.shape != value.shape:
-                    raise ValueError(
-                        f"{name} is {tuple(value.shape)} there, expected {tuple(mine.shape)}: weights of "
-                        "another resolution or length of text"
-                    )
         open_clip.load_checkpoint(model, str(file))
-    except pickle.UnpicklingError as error:
-        why = next((line for line in str(error).splitlines() if "GLOBAL" in line), "damaged").strip()
-        raise ValueError(f"not tensors alone, and nothing else is unpickled ({why})") from None
-    except (EOFError, AttributeError, TypeError, StopIteration) as error:
-        raise ValueError(f"no weights by name in it ({error!r})") from None
+    return model, told
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:

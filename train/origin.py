@@ -85,7 +85,8 @@ def _preprocessor(data: dict, says: str) -> Origin:
 
 def _config(data: dict, says: str) -> Origin:
     """transformers' model."""
-    acts = {part.get("hidden_act") for part in (data, data.get("vision_config") or {})} - {None}
+    parts = [part for part in (data, data.get("vision_config")) if isinstance(part, dict)]
+    acts = {part.get("hidden_act") for part in parts} - {None}
     return Origin("quick_gelu" in acts, None, says) if acts else Origin()
 
 
@@ -145,11 +146,15 @@ def told(weights: Path) -> Origin:
 
 
 def _check_pixels(found: Origin) -> None:
-    """ValueError for a mean or a deviation that is not three numbers."""
+    """ValueError for a mean or a deviation that is not three numbers, or is of pixels from 0 to 255."""
     for name in ("mean", "std"):
         value = (found.preprocess or {}).get(name, CLIP_MEAN)
         if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_is_number(v) for v in value)):
             raise ValueError(f"{found.says}: {name} of the pixels is {value!r}, three numbers are expected")
+        if not all(0 <= v <= 1 and (v or name == "mean") for v in value):
+            raise ValueError(
+                f"{found.says}: {name} of the pixels is {value!r}; of pixels from 0 to 1 is expected"
+            )
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
 import json
@@ -237,7 +238,12 @@ def check_model_name(name: str) -> None:
     """ValueError if open_clip and train/model_configs have no such model."""
     if name not in model_files():
         own = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-        raise ValueError(f"--model {name}: neither an open_clip model nor one of train/model_configs ({own})")
+        known = {n.lower(): n for n in model_files()}
+        near = [known[n] for n in difflib.get_close_matches(name.lower(), known, 2)]
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"--model {name}: neither an open_clip model nor one of train/model_configs ({own}){hint}"
+        )
 
 
 def caption_length(model: str) -> int:
