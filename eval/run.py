@@ -316,7 +316,6 @@ def _out(loaded: Loaded, given: Path | None) -> Path:
 
 def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
-    import torch
 
     from eval import cli, ranks, results, suite
     from eval.crops import Cache
