@@ -204,8 +204,8 @@ TABLE = b"filepath,title\n0.jpg,one\n"
 @pytest.mark.parametrize(
     "name, data, code, told",
     [
-        ("c.csv.gz", gzip.compress(TABLE), 2, "found instead: packed files (gunzip them)"),
-        ("c.csv", gzip.compress(TABLE), 2, "not UTF-8 text but gzip data; gunzip it"),
+        ("c.csv.gz", gzip.compress(TABLE, mtime=0), 2, "found instead: packed files (gunzip them)"),
+        ("c.csv", gzip.compress(TABLE, mtime=0), 2, "not UTF-8 text but gzip data; gunzip it"),
         ("c.csv", b"PK\x03\x04\x14\0\0\0", 2, "but a zip or a spreadsheet"),
         ("c.csv", POINTER, 2, "but a pointer of Git LFS; git lfs pull fetches the file"),
         ("0.parquet", POINTER, 2, "not parquet but a pointer of Git LFS"),
