@@ -66,7 +66,7 @@ def test_bapps_mistakes(tmp_path, capsys):
     (source / "2afc/train/cnn/judge/000001.npy").unlink()
     bapps._names.cache_clear()
     assert main(run) == 2
-    assert "3 in ref, 3 in p0, 3 in p1, 2 in judge" in capsys.readouterr().err
+    assert "p1/000001.png, judge/000002.npy" in capsys.readouterr().err
     (source / "2afc/train/cnn/ref/000002.png").rename(source / "2afc/train/cnn/ref/000003.png")
     np.save(source / "2afc/train/cnn/judge/000001.npy", np.array([1.0]))
     bapps._names.cache_clear()
