@@ -231,7 +231,7 @@ def test_an_sbatch_that_fails_in_silence_is_told():
 @pytest.mark.parametrize("refused", (False, True))
 def test_eval_submits_like_the_others(refused, tmp_path, monkeypatch, capsys):
     dump(tmp_path, refused)
-    for name, value in SURROUNDINGS.items():
+    for name, value in (SURROUNDINGS | {"SLURM_CONF": "/etc/mine.conf"}).items():
         monkeypatch.setenv(name, value)
     where = Where(account="me", partition="gpu", timeout=90, slurm_arg=("cpus-per-task=3",))
     evaluate = submitted("slurm", tmp_path / "run", print, None, where)
@@ -247,7 +247,8 @@ def test_eval_submits_like_the_others(refused, tmp_path, monkeypatch, capsys):
     for flag in ("account=me", "partition=gpu", "time=90", "cpus-per-task=3", "gpus-per-node=1"):
         assert batch.count(f"#SBATCH --{flag}\n") == 1
     assert batch.count("cpus-per-task") == 2  # and srun's
-    assert not [name for name in told_to_sbatch(tmp_path) if name.startswith(("SLURM", "SBATCH", "SRUN"))]
+    heard = {name for name in told_to_sbatch(tmp_path) if name.startswith(("SLURM", "SBATCH", "SRUN"))}
+    assert heard == {"SLURM_CONF"}
     assert os.environ["SLURM_JOB_ID"] == "7"
 
 
