@@ -17,11 +17,12 @@ setup:
 	@LATEST=$(LATEST) bash .ci/setup $(PYTHON) $(VENV)
 
 demo: setup
-	@$(BIN)/python -m train.demo $(DEMO)
+	@$(BIN)/python -m eval.demo $(DEMO)
 
 test: setup
 	@$(BIN)/python -m eval.oracle || echo "no clip-benchmark here: its parity tests will be skipped"
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/interpreter
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu

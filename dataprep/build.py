@@ -28,9 +28,9 @@ import numpy as np
 from dataprep import space
 from dataprep.pool import Progress, run
 from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
-from dataprep.writer import join, replacing
-from pipeline import machine
-from pipeline.fields import Beton
+from pipeline.base import machine
+from pipeline.beton.fields import Beton
+from pipeline.beton.writer import join, replacing
 
 FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")

@@ -25,17 +25,18 @@ if not __package__:  # run by path: import the project's packages, and nothing f
 import tyro
 
 from dataprep import build as building
-from dataprep import checks, emoji, nights
-from dataprep.bapps import Bapps
+from dataprep import checks
 from dataprep.build import RunSettings, build, check_out
 from dataprep.cluster import ClusterSettings
-from dataprep.columns import Choice
 from dataprep.convert import ImageSettings
-from dataprep.download import URL, fetch_nights
-from dataprep.pairs import Layout, notes, open_pairs
 from dataprep.shard import SampleSettings
-from dataprep.things import Spose, Things
-from pipeline.nights import SPLITS
+from dataprep.sources import emoji, nights
+from dataprep.sources.bapps import Bapps
+from dataprep.sources.columns import Choice
+from dataprep.sources.download import URL, fetch_nights
+from dataprep.sources.pairs import Layout, notes, open_pairs
+from dataprep.sources.things import Spose, Things
+from pipeline.formats.nights import SPLITS
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.

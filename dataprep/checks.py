@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataprep.convert import mean_luma
 from dataprep.pool import Progress, run
-from pipeline import fields as f
-from pipeline import pictures, text
+from pipeline import text
+from pipeline.beton import fields as f
+from pipeline.formats import pictures
 
 _CHUNK = 2_000  # samples a task
 _SHOWN = 20  # faults that are named

@@ -18,7 +18,7 @@ import tyro
 
 from dataprep.build import Job
 from dataprep.pool import Progress, run
-from pipeline.slurm import SlurmFlags, check_path, submitting
+from pipeline.base.slurm import SlurmFlags, check_path, submitting
 
 
 @dataclass(frozen=True, kw_only=True)

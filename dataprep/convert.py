@@ -4,8 +4,8 @@ Every image is decoded once in full, so that what cannot be decoded never reache
 that already fits is kept byte for byte; for it the full entropy decoding is the check, which tells the
 mean luma too (`pipeline/jpeg_scan.py`); libjpeg judges what that does not vouch for.
 
-Not here: from a file to pixels (`pipeline/pictures.py`), captions (`pipeline/text.py`), where images come
-from (the sources).
+Not here: from a file to pixels (`pipeline/formats/pictures.py`), captions (`pipeline/text.py`),
+where images come from (the sources).
 
 H, W height and width in pixels.
 """
@@ -25,9 +25,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dataprep.writer import Jpeg
-from pipeline import pictures
-from pipeline.pictures import Head, Rejected, read_head
+from pipeline.beton.writer import Jpeg
+from pipeline.formats import pictures
+from pipeline.formats.pictures import Head, Rejected, read_head
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
 _LONGEST = 65_500  # libjpeg's limit

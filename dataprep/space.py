@@ -12,7 +12,7 @@ import numpy as np
 
 from dataprep.convert import ImageSettings, Rejected, convert
 from dataprep.shard import Bad, Left, Pair, SampleSettings, Source, Task, Triplet, read_image
-from pipeline.fields import CONTEXT_LENGTH
+from pipeline.beton.fields import CONTEXT_LENGTH
 
 
 def check(folder: Path, source: Source, settings: SampleSettings, left: int) -> None:

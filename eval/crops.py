@@ -28,8 +28,8 @@ import PIL
 import torch
 from torch import Tensor
 
-from eval.evalset import ArrayImages, FileImages, Unreadable
 from eval.ranks import Ranks
+from eval.sets.evalset import ArrayImages, FileImages, Unreadable
 
 Images = FileImages | ArrayImages
 READER = 2  # of how files become RGB: raise it whenever a picture may come out otherwise

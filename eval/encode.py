@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.crops import Cache, Crops, Preprocess
-from eval.evalset import EvalSet
 from eval.ranks import Ranks
+from eval.sets.evalset import EvalSet
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.slurm import SlurmFlags, gpus_of_nodes
+from pipeline.base.slurm import SlurmFlags, gpus_of_nodes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import catalog
-from eval.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.crops import replace_into
+from eval.sets import catalog
+from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.suite import Outcome, SetResult
 
 RESULTS, PREDICTIONS = "results.json", "predictions"

@@ -32,14 +32,14 @@ from eval.models import (
     open_clip_folder,
     refused,
 )
-from pipeline import machine
+from pipeline.base import machine
 
 if TYPE_CHECKING:
     import torch
 
     from eval.encode import Encoders
-    from eval.evalset import EvalSet
-    from eval.perceptual import Triplets
+    from eval.metrics.perceptual import Triplets
+    from eval.sets.evalset import EvalSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +223,12 @@ class Prepared:
 
 def prepare(options: Evaluate) -> Prepared:
     """Raises ValueError for data that are missing, damaged, or not what their name says."""
-    from eval import perceptual, sources
-    from eval.catalog import check_found, select
     from eval.crops import Cache
-    from eval.evalset import shown
-    from eval.prompts import NO_TEMPLATES
+    from eval.metrics import perceptual
+    from eval.sets import sources
+    from eval.sets.catalog import check_found, select
+    from eval.sets.evalset import shown
+    from eval.sets.prompts import NO_TEMPLATES
 
     began = time.perf_counter()
     if options.triplets is not None and not options.triplets.exists():

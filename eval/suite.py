@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval import encode, perceptual, retrieval, zeroshot
-from eval.catalog import CLASSIFICATION_TASK
+from eval import encode
 from eval.crops import Cache, Crops
 from eval.encode import Encoders
-from eval.evalset import EvalSet
+from eval.metrics import perceptual, retrieval, zeroshot
 from eval.ranks import Ranks
+from eval.sets.catalog import CLASSIFICATION_TASK
+from eval.sets.evalset import EvalSet
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from eval.cli import say
 from eval.jobs import Where
 from eval.results import RESULTS
-from pipeline.slurm import SameDevices, check_path, submitting
+from pipeline.base.slurm import SameDevices, check_path, submitting
 
 POLL = 5.0  # seconds between looks at the folder
 

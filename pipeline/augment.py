@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 from pipeline.philox import philox
 
 if TYPE_CHECKING:

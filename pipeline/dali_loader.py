@@ -24,7 +24,7 @@ import torch
 from pipeline import pixels
 from pipeline.augment import AUGMENTS, Augment, lookup_table
 from pipeline.batch import ImageText, Triplet
-from pipeline.fields import Beton
+from pipeline.beton.fields import Beton
 from pipeline.order import Order
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions

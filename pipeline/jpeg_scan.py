@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 
 PEEK = 11  # bits looked up at once (the fastest of 10…13); longer codes are compared length by length
 END = 128  # coefficients that an end-of-block code counts for: more than a block has

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 from pipeline.philox import philox
 
 KINDS = ("random", "block", "file")

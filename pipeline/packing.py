@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 
 
 class Packed(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)

@@ -27,7 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pipeline.compiled import compiled
+from pipeline.base.compiled import compiled
 
 _FAST = {"contract", "nnan", "ninf", "nsz"}  # no reassociation: the same sums on every machine
 _ROWS = 4  # rows that share the horizontal weights

@@ -22,9 +22,9 @@ import torch
 from pipeline import pixels
 from pipeline.augment import Augment, Draws, draws
 from pipeline.batch import ImageText, Triplet
-from pipeline.fields import JPEG_MODE, Beton, Rows
+from pipeline.beton.fields import JPEG_MODE, Beton, Rows
+from pipeline.beton.ranges import advise
 from pipeline.order import Order
-from pipeline.ranges import advise
 
 log = logging.getLogger(__name__)
 

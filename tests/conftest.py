@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipeline import machine
+from pipeline.base import machine
 
 # A deadline would be a timed assertion: it fails on a busy machine.
 settings.register_profile("project", deadline=None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-import dataprep_kit as kit
 import numpy as np
 import pytest
-from eval_kit import write_webdataset
 
 from dataprep.build_ffcv import main
-from eval import perceptual, sources
-from pipeline.fields import Beton
+from eval.metrics import perceptual
+from eval.sets import sources
+from pipeline.beton.fields import Beton
+from tests.kits import dataprep as kit
+from tests.kits.eval import write_webdataset
 
 # -- triplets: a NIGHTS folder, and the .beton made of it ------------------------------------------
 

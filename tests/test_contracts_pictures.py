@@ -13,12 +13,13 @@ from PIL import Image
 
 from dataprep import build_ffcv, checks
 from dataprep.convert import ImageSettings, Rejected, convert
-from dataprep.writer import Jpeg, writing
-from eval import perceptual
-from eval.evalset import FileImages, Unreadable
-from eval.prepared import BetonImages, PreparedImages
-from pipeline import dali_loader, ffcv_loader, pictures
-from pipeline.fields import Beton, pairs_schema
+from eval.metrics import perceptual
+from eval.sets.evalset import FileImages, Unreadable
+from eval.sets.prepared import BetonImages, PreparedImages
+from pipeline import dali_loader, ffcv_loader
+from pipeline.beton.fields import Beton, pairs_schema
+from pipeline.beton.writer import Jpeg, writing
+from pipeline.formats import pictures
 
 # -- one judge of a stored picture ------------------------------------------------------------------
 

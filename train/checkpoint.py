@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from train import origin
+from train.weights import origin
 
 WEIGHTS, OPTIMIZER, STATE, RECIPE = (
     "weights.safetensors",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.augment import AUGMENTS, Augment
-from pipeline.fields import Beton
+from pipeline.beton.fields import Beton
 from pipeline.order import Order
 from pipeline.stream import StreamLoader
 from train.config import Recipe

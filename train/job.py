@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import machine
-from pipeline.slurm import restore
+from pipeline.base import machine
+from pipeline.base.slurm import restore
 from train.config import Recipe
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
     in_cluster: when asked to make room, put the job in the queue again (only rank 0 does, once the
     checkpoint is written; the others wait to be ended).
     """
-    from train import distributed, gpus, loop
-    from train.signals import INTERRUPT, Stop
+    from train import distributed, loop
+    from train.cluster import gpus
+    from train.cluster.signals import INTERRUPT, Stop
 
     stop = Stop()
     with distributed.join(recipe.compute.threads) as world:

@@ -23,11 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline import machine
-from pipeline.fields import Beton
-from pipeline.slurm import check_path, gpus_of_nodes, own_environment
-from train import gpus, recipes
-from train.cluster import Launch, preview, run_local, submit
+from pipeline.base import machine
+from pipeline.base.slurm import check_path, gpus_of_nodes, own_environment
+from pipeline.beton.fields import Beton
+from train import recipes
+from train.cluster import gpus
+from train.cluster.scheduler import Launch, preview, run_local, submit
 from train.config import Recipe, differences, to_dict
 from train.job import describe, exit_code, run
 

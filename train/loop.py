@@ -26,18 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from kernels.structure import why_slow
-from pipeline import machine
+from pipeline.base import machine
 from train import checkpoint, data
 from train import model as models
 from train.arithmetic import forward_flops, image_side, peak_flops
+from train.cluster.signals import INTERRUPT, NONE, Stop
 from train.config import Recipe, to_dict
 from train.distributed import World, share_buffers
 from train.metrics import LibraryWarnings, Log, Metrics, Window
 from train.optim import Optimizer, learning_rate
 from train.recipes import open_split
-from train.signals import INTERRUPT, NONE, Stop
-from train.stage1 import PerceptualStage
-from train.stage2 import ContrastiveStage
+from train.stages.stage1 import PerceptualStage
+from train.stages.stage2 import ContrastiveStage
 
 STAGES = {1: PerceptualStage, 2: ContrastiveStage}
 PACKAGES = (

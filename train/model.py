@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
 from pipeline.packing import Packed
-from train import checkpoint, foreign, origin
+from train import checkpoint
 from train.config import Recipe, Stage1
 from train.recipes import CONFIGS, check_model_name
+from train.weights import foreign, origin
 
 QKV = ("attn.in_proj_weight",)  # open_clip keeps a block's W_q, W_k, W_v stacked in one parameter
 QKV_BIAS = ("attn.in_proj_weight", "attn.in_proj_bias")

@@ -3,7 +3,7 @@
 Counted, not guessed: parameters, floating-point operations (torch's own counter) and the bytes kept for
 the backward pass (a tiny batch through the towers as they are trained).  Assumed, and printed as such:
 the share of the peak that is reached, images a core decodes in a second, bytes of a stored image.  Give
-`--measured` the samples/s of one GPU (from `--profile` or kernels/bench.py), and the first goes.
+`--measured` the samples/s of one GPU (from `--profile` or `python -m kernels.bench`), and the first goes.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def plan(
 
 def source(recipe: Recipe, machine: Machine) -> tuple[int, float, int, str]:
     """(samples, bytes, tokens a caption, where they come from) of the training file."""
-    from pipeline.fields import Beton
+    from pipeline.beton.fields import Beton
 
     file = recipe.data.data
     if file is None or not Path(file).is_file():

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import tyro
 
-from pipeline.fields import Beton
+from pipeline.beton.fields import Beton
 from train.config import MAX_LOGIT_SCALE, Compute, Data, Optim, Recipe, Saving, Stage1, Stage2
 
 T = TypeVar("T")

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline_kit import damaged_jpegs, pairs_file, triplets_file
-
 from pipeline.augment import AUGMENTS
 from pipeline.dali_loader import DALILoader, once
+from tests.kits.pipeline import damaged_jpegs, pairs_file, triplets_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataprep_kit
 import pytest
-import train_kit as kit
-from eval_kit import encoded, pictures, write_webdataset
 
 from eval.results import Evaluation
-from pipeline.fields import Beton
+from pipeline.beton.fields import Beton
+from tests.kits import dataprep as dataprep_kit
+from tests.kits import train as kit
+from tests.kits.eval import encoded, pictures, write_webdataset
 
 AROUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MEM_PER_NODE": "100", "SLURM_MEM_PER_CPU": "10"}
 AROUND |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "5", "SBATCH_PARTITION": "nowhere"}

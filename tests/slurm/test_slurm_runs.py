@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import train_kit as kit
 
+from tests.kits import train as kit
 from train import checkpoint
 
 RUNNING = ("RUNNING",)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from sections.common import TOY, cuda, device, out, timed
 
 

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-
 from sections.common import TOY, cuda, device, timed
 
 
@@ -45,7 +44,7 @@ def one_side(call, inputs: list, moved: float, exact: list | None) -> dict:
 
 def infonce() -> dict:
     """A rank's loss of a global batch, collectives left out, beside open_clip's; errors to float64."""
-    from kernels.bench_gpu import _rank_loss
+    from kernels.bench.gpu import _rank_loss
 
     torch.set_float32_matmul_precision("high")
     result = {}
@@ -99,7 +98,7 @@ def attention() -> dict:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from kernels.attention import attention as ours
-    from kernels.bench import synthetic_captions, synthetic_lengths
+    from kernels.bench.command import synthetic_captions, synthetic_lengths
     from pipeline.packing import pack
 
     dtype, result = torch.bfloat16, {}
@@ -153,7 +152,7 @@ def varlen(qkv, heads: int, bounds: torch.Tensor, longest: int, causal: bool) ->
 
 
 def triplet() -> dict:
-    from kernels import bench_gpu
+    from kernels.bench import gpu as bench_gpu
 
     found: dict[str, float] = {}
     bench_gpu.bench_limits(found)

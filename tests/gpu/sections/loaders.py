@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from sections.common import SCRATCH, TOY, await_turn, await_turn_once_compiled, cuda, device, timed, wall
 from sections.steps import STEPS, make_step
 
 
 def photographs() -> dict:
     """A made-up .beton of photographs of real size, 4:2:0, and the CPU engine's code compiled."""
-    from pipeline import synthetic
+    from pipeline.throughput import synthetic
 
     synthetic.write(photos(), synthetic.photographs(4 if TOY else 32), 200 if TOY else 20_000)
     with ffcv_loader(1, 64) as loader:
@@ -115,7 +114,7 @@ def jpeg_torchvision() -> dict:
     """torchvision's batched decoder: whole 256 × 384 pictures, 4:2:0, from one thread."""
     import torchvision
 
-    from pipeline import synthetic
+    from pipeline.throughput import synthetic
 
     jpegs = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in synthetic.photographs(32)]
     row: dict = {"torchvision": torchvision.__version__, "bytes": sum(map(len, jpegs)) / len(jpegs)}
@@ -134,7 +133,7 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
     import nvidia.dali as dali
     from nvidia.dali import fn, types
 
-    from pipeline import synthetic
+    from pipeline.throughput import synthetic
 
     jpegs = [np.frombuffer(j, np.uint8) for j in synthetic.photographs(32)]
     rng = np.random.default_rng(0)

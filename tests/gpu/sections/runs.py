@@ -55,7 +55,7 @@ def resume() -> dict:
 def demo() -> dict:
     """The short demo on this device; its runs come back for a comparison with a CPU's."""
     runs = SCRATCH / "runs"
-    command = [sys.executable, "-m", "train.demo", "--short", "--data", str(SCRATCH / "demo-data")]
+    command = [sys.executable, "-m", "eval.demo", "--short", "--data", str(SCRATCH / "demo-data")]
     done = subprocess.run([*command, "--out", str(runs)], capture_output=True, text=True)
     short = runs.with_name("runs-short")
     with tarfile.open(out() / "demo.tar.gz", "w:gz") as tar:

@@ -1,0 +1,268 @@
+"""Measures this room: against stock FFCV and open_clip on the same data, and at full size.
+
+    python -m dataprep.bench speed --photos FOLDER     one line of JSON at the end
+    python -m dataprep.bench rows --rows 15000000      time and memory of a simulated full build
+
+`speed` gives one process to each side in turns and keeps the best of several rounds.  Rates are per
+second of processor time, of the side's child processes too, so that a busy machine does not decide;
+that favours FFCV's writer, whose waiting is not counted.  What passing JPEGs through costs is the check
+that they are sound, their entropy decoding: libjpeg's rate at that alone is measured too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gc
+import io
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import simplejpeg
+import tyro
+from PIL import Image
+
+from dataprep.build import RunSettings, build
+from dataprep.convert import ImageSettings
+from dataprep.shard import Pair, SampleSettings, Task
+from dataprep.sources.pairs import open_pairs
+from pipeline.text import tokenize
+
+FULL = 15_000_000
+_QUIET = RunSettings(workers=1, restart=True, disk_check=False)
+
+
+def _silent():
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _best(rounds: int, *sides: Callable[[], None]) -> list[float]:
+    """The least processor time of each side, in seconds, over rounds in which they take turns."""
+    times = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, taken in zip(sides, times):
+            gc.collect()
+            start = _processor_seconds()
+            side()
+            taken.append(_processor_seconds() - start)
+    return [min(taken) for taken in times]
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    for child in multiprocessing.active_children():
+        child.join()  # FFCV does not wait for its workers
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _on_disk(path: Path) -> int:
+    """Bytes that a file takes: holes between pages take none."""
+    return path.stat().st_blocks * 512
+
+
+# -- images -----------------------------------------------------------------------------------
+
+
+def _ours(table: Path, out: Path, images: ImageSettings) -> Callable[[], None]:
+    def side() -> None:
+        with _silent(), contextlib.redirect_stdout(io.StringIO()):
+            build(open_pairs(table), out, SampleSettings(images=images), _QUIET)
+
+    return side
+
+
+def _stock(files: list[Path], out: Path, longest: int | None) -> Callable[[], None]:
+    """FFCV's own writer on the same files, opened by PIL as its documentation does."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    class Files:
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index):
+            with Image.open(files[int(index)]) as image:
+                return image.convert("RGB"), int(index)
+
+    def side() -> None:
+        image = RGBImageField(write_mode="jpg", max_resolution=longest, jpeg_quality=90)
+        with _silent():
+            writer = DatasetWriter(str(out), {"image": image, "index": IntField()}, num_workers=1)
+            writer.from_indexed_dataset(Files())
+
+    return side
+
+
+def _libjpeg_check(files: list[Path]) -> Callable[[], None]:
+    data = [path.read_bytes() for path in files]
+
+    def side() -> None:
+        for jpeg in data:
+            simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
+
+    return side
+
+
+@dataclass(kw_only=True)
+class Speed:
+    """Images and captions a second and core, against stock FFCV's DatasetWriter and open_clip."""
+
+    photos: Path
+    """Folder of JPEGs; captions.csv (filepath, caption) in it is used where it is there."""
+    images: int = 1_000
+    """Images written by each side in a round; files are taken again as often as needed."""
+    size: int = 256
+    """Short side when re-encoding."""
+    rounds: int = 3
+    cores: int = 16
+    """For the prediction of a full build."""
+
+    def run(self) -> None:
+        files = sorted(p for p in self.photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
+        if not files:
+            raise ValueError(f"{self.photos}: no .jpg files in it")
+        files = [files[i % len(files)] for i in range(self.images)]
+        captions = self._captions(files)
+        with tempfile.TemporaryDirectory() as folder:
+            results = self._measure(Path(folder), files, captions)
+        print(json.dumps({key: round(value, 2) for key, value in results.items()}))
+
+    def _captions(self, files: list[Path]) -> list[str]:
+        with contextlib.suppress(OSError), open(self.photos / "captions.csv", encoding="utf-8") as file:
+            known = {row["filepath"]: row["caption"] for row in csv.DictReader(file)}
+            return [known.get(path.name) or path.stem for path in files]
+        return [path.stem for path in files]
+
+    def _measure(self, folder: Path, files: list[Path], captions: list[str]) -> dict[str, float]:
+        table, out, stock_out = folder / "photos.csv", folder / "ours.beton", folder / "stock.beton"
+        with open(table, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["filepath", "caption"])
+            rows.writerows(zip((str(path.absolute()) for path in files), captions))
+        encode = ImageSettings(size=self.size, passthrough=False)
+        longest = round(self.size * 1.5)  # the long side of a 3:2 photograph
+        ours, stock = _best(self.rounds, _ours(table, out, encode), _stock(files, stock_out, longest))
+        stored = _on_disk(out) / len(files)
+        passed, plain, check = _best(
+            self.rounds,
+            _ours(table, out, ImageSettings(size="none")),
+            _stock(files, stock_out, None),
+            _libjpeg_check(files),
+        )
+        info = json.loads(out.with_suffix(".json").read_text())
+        if info["images_kept_byte_for_byte"] != len(files):
+            print(
+                f"only {info['images_kept_byte_for_byte']} of {len(files)} are baseline RGB", file=sys.stderr
+            )
+        kept, count = _on_disk(out) / len(files), len(files)
+        words, theirs = self._tokenizers(captions)
+        self._predict("re-encoding", FULL * ours / count, FULL * stored)
+        self._predict("passing through", FULL * passed / count, FULL * kept)
+        return {
+            "reencode_vs_ffcv": stock / ours, "passthrough_vs_ffcv": plain / passed,
+            "tokenize_vs_open_clip": theirs / words,
+            "reencode_images_per_s": count / ours, "passthrough_images_per_s": count / passed,
+            "ffcv_resizing_images_per_s": count / stock, "ffcv_images_per_s": count / plain,
+            "libjpeg_check_images_per_s": count / check,
+            "captions_per_s": 10 * count / words, "open_clip_captions_per_s": 10 * count / theirs,
+        }  # fmt: skip
+
+    def _tokenizers(self, captions: list[str]) -> tuple[float, float]:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        theirs, many = SimpleTokenizer(), captions * 10
+        tokenize(many), theirs(many)  # both keep the words they have seen
+        return tuple(_best(self.rounds, lambda: tokenize(many), lambda: theirs(many)))
+
+    def _predict(self, what: str, core_seconds: float, size: float) -> None:
+        hours = core_seconds / 3600 / self.cores
+        print(
+            f"{FULL:,} such images, {what}: {hours:.1f} h on {self.cores} cores "
+            f"({core_seconds / 3600:,.0f} core hours), {size / 1e9:,.0f} GB, "
+            f"and as much again for the shards while they are joined",
+            file=sys.stderr,
+        )
+
+
+# -- full size ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """`rows` tiny JPEGs with captions, made as they are read: everything but the reading is real."""
+
+    rows: int
+    each: int = 4_000
+    kind = "pairs"
+    captions = 1
+
+    def tasks(self) -> list[Task]:
+        starts = range(0, self.rows, self.each)
+        counts = [min(self.each, self.rows - start) for start in starts]
+        return [Task("simulated", s, s + n, n, n) for s, n in zip(starts, counts)]
+
+    def images(self) -> int:
+        return self.rows
+
+    def read(self, task: Task) -> Iterator[Pair]:
+        jpegs = [_tiny_jpeg(level) for level in range(0, 256, 4)]
+        for row in range(task.start, task.stop):
+            yield Pair(f"{row:09d}", jpegs[row % 64], [f"picture {row} of a build that is only simulated"])
+
+    def describe(self) -> dict:
+        return {"name": "simulated", "path": "simulated", "rows": self.rows}
+
+
+def _tiny_jpeg(level: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (level, 128, 255 - level)).save(out, "JPEG", quality=50, optimize=True)
+    return out.getvalue()
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """Build a file of very many tiny rows; prints its time and the greatest memory of a process."""
+
+    rows: int = FULL
+    out: Path = Path("rows.beton")
+    """The file to write; it is removed afterwards unless --keep."""
+    workers: int = 0
+    keep: bool = False
+
+    def run(self) -> None:
+        start = time.perf_counter()
+        info = build(Simulated(self.rows), self.out, SampleSettings(), RunSettings(workers=self.workers))
+        seconds = time.perf_counter() - start
+        peak, children = (
+            resource.getrusage(who).ru_maxrss / 1024
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        told = {
+            "rows": info["samples"], "bytes": info["bytes"], "seconds": round(seconds, 1),
+            "rows_per_s": round(info["samples"] / seconds),
+            "peak_mb_parent": round(peak), "peak_mb_worker": round(children),
+        }  # fmt: skip
+        if not self.keep:
+            for suffix in (".beton", ".json", ".rejects.jsonl"):
+                self.out.with_suffix(suffix).unlink()
+        print(json.dumps(told))
+
+
+def main() -> int:
+    """Run one benchmark; mistakes are one line and exit code 2."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        tyro.extras.subcommand_cli_from_dict({"speed": Speed, "rows": Rows}, description=__doc__).run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

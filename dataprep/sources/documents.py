@@ -1,0 +1,79 @@
+"""JSON files as rows: a list, COCO's captions, image → captions, or, told by None, a row a line.
+
+Not here: which fields are wanted (`tables.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+from pipeline.formats import utf8
+from pipeline.formats.captions import from_coco
+from pipeline.formats.tars import PICTURES
+
+
+@cache
+def items(path: Path) -> list | None:
+    """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
+    with open(path, "rb") as file:
+        first = file.readline()
+        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
+            first = file.readline()
+        more = file.readline()
+    utf8.check(first, str(path))
+    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if path.suffix.lower() != ".json" and not start.startswith(b"["):
+        return None
+    if more.strip() and parsed(first):
+        return None
+    try:
+        data = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        if start.startswith(b"[") or isinstance(error, _Twice):
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        return None  # its lines tell what is wrong with them
+    return data if isinstance(data, list) else _document(path, data)
+
+
+class _Twice(ValueError):
+    """A name that comes twice in one JSON object: Python keeps the last and drops the others."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _Twice(f"{twice!r} comes more than once in one object")
+    return row
+
+
+def parsed(line: bytes) -> dict:
+    """The JSON object in a line; empty where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _document(path: Path, data: object) -> list[dict] | None:
+    """Rows of one JSON object; None where it is a row itself, or no object."""
+    if not isinstance(data, dict):
+        return None
+    if isinstance(data.get("images"), list):
+        try:
+            found = from_coco(data)
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
+                "make a table of the images you want, with columns filepath and caption"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return [{"file_name": name, "caption": captions} for name, captions in found]
+    if data and all(name.lower().endswith(PICTURES) for name in data):
+        return [{"file_name": name, "caption": captions} for name, captions in data.items()]
+    return None

@@ -1,0 +1,156 @@
+"""The embedded demonstration data: emoji drawings by three vendors, and what is built of them.
+
+Training sees noto and twemoji; fluent3d, a style of drawing of its own, is held out and becomes four
+evaluation sets in clip_benchmark's webdataset layout.  The triplets were constructed; no human vote
+is in them, and every file made of them says so.  Licences: `demo/NOTICE`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from dataprep.shard import Pair, Task, Triplet
+from dataprep.sources import nights
+from pipeline.beton.writer import replacing
+from pipeline.formats.nights import Row
+
+FOLDER = Path(__file__).parent / "demo"
+TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
+_EVAL_FORMAT = 1  # raised when the evaluation sets are written differently
+CONSTRUCTED = "constructed, no human vote"
+
+
+@cache
+def rows(vendor: str) -> list[dict]:
+    """The embedded table's rows of one vendor, in the order of concepts."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(FOLDER / "pairs.parquet", filters=[("vendor", "==", vendor)])
+    return table.to_pylist()
+
+
+@dataclass(frozen=True)
+class EmojiPairs:
+    """The training drawings with four captions each.
+
+    The name comes twice, so that it is drawn as often as the name with keywords, which are other ones
+    for each vendor.  The drawings get a margin of white: the held-out ones fill less of their frame,
+    and crops only enlarge.
+    """
+
+    margin: int = 4  # pixels on each side
+    kind = "pairs"
+    captions = 4
+
+    def tasks(self) -> list[Task]:
+        return [Task("demo/pairs.parquet", 0, self.images(), self.images(), self.images())]
+
+    def images(self) -> int:
+        return sum(len(rows(vendor)) for vendor in TRAIN)
+
+    def read(self, task: Task) -> Iterator[Pair]:
+        for vendor in TRAIN:
+            for row in rows(vendor):
+                image = _png(row["image"], self.margin)
+                yield Pair(f"{vendor}/{row['id']}", image, [row["name"], *row["captions"]])
+
+    def describe(self) -> dict:
+        path = "dataprep/demo/pairs.parquet"
+        return {"name": "demo", "path": path, "vendors": list(TRAIN), "margin": self.margin}
+
+
+@dataclass(frozen=True)
+class EmojiTriplets:
+    """The constructed triplets of one split; the concepts of `test` are in no train row."""
+
+    split: str
+    kind = "triplets"
+    votes = CONSTRUCTED
+    captions = 0
+
+    def rows(self) -> tuple[Row, ...]:
+        return nights.read_rows(FOLDER / "triplets.csv", self.split, 1)
+
+    def tasks(self) -> list[Task]:
+        return nights.plan("demo/triplets.csv", len(self.rows()), repeated=True)
+
+    def images(self) -> int:
+        return len({path for row in self.rows() for path in row.paths})
+
+    def read(self, task: Task) -> Iterator[Triplet]:
+        drawings = {f"{v}/{row['id']}.png": row["image"] for v in TRAIN for row in rows(v)}
+        for row in self.rows()[task.start : task.stop]:
+            ref, left, right = (drawings[path] for path in row.paths)
+            yield Triplet(row.key, ref, left, right, row.vote, row.votes)
+
+    def describe(self) -> dict:
+        return {"name": "demo", "path": "dataprep/demo/triplets.csv", "split": self.split}
+
+
+# -- evaluation sets --------------------------------------------------------------------------
+
+
+def write_eval(root: Path) -> bool:
+    """The held-out vendor as clip_benchmark webdatasets under `root`; False if they are there already."""
+    stamp = root / "emoji.json"
+    known = json.dumps({"format": _EVAL_FORMAT, "state": (FOLDER / "pairs.parquet").stat().st_size}) + "\n"
+    if stamp.is_file() and stamp.read_text() == known:
+        return False
+    _write_sets(root)
+    stamp.write_text(known)
+    return True
+
+
+def _write_sets(root: Path) -> None:
+    held_out = rows(HELD_OUT)
+    images = [_png(row["image"]) for row in held_out]
+    for name, column, template in (
+        ("names", "name", "{c}"),
+        ("subcategories", "subcategory", "{c}"),
+        ("categories", "category", "{c}"),
+    ):
+        labels = [row[column] for row in held_out]
+        # The names are one class each, though two concepts are called alike.
+        classes = labels if column == "name" else sorted(set(labels))
+        numbers = range(len(labels)) if column == "name" else [classes.index(label) for label in labels]
+        folder = root / f"wds_emoji-{name}"
+        _write_shard(folder, images, "cls", [str(n) for n in numbers])
+        (folder / "classnames.txt").write_text("".join(f"{_words(c)}\n" for c in classes))
+        (folder / "zeroshot_classification_templates.txt").write_text(template + "\n")
+    folder = root / "wds_emoji-retrieval"
+    _write_shard(folder, images, "txt", ["\n".join(row["captions"]) for row in held_out])
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+
+
+def _words(name: str) -> str:
+    return name.replace("-", " ").replace("_", " ") if name.islower() and " " not in name else name
+
+
+def _png(data: bytes, margin: int = 0) -> bytes:
+    """An embedded drawing as PNG, on a larger white ground if `margin` is given."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        ground = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), "white")
+        ground.paste(image, (margin, margin))
+    ground.save(out, "PNG")
+    return out.getvalue()
+
+
+def _write_shard(folder: Path, images: list[bytes], suffix: str, labels: list[str]) -> None:
+    test = folder / "test"
+    test.mkdir(parents=True, exist_ok=True)
+    with replacing(test / "0.tar") as name, tarfile.open(name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (image, label) in enumerate(zip(images, labels)):
+            for ending, content in (("png", image), (suffix, label.encode())):
+                member = tarfile.TarInfo(f"{number:04d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (test / "nshards.txt").write_text("1\n")

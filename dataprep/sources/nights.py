@@ -1,0 +1,69 @@
+"""NIGHTS triplets, and any set in its layout (`pipeline/formats/nights.py` reads the table)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dataprep.shard import Bad, Left, Task, Triplet
+from pipeline.formats import nights
+
+_SHARD, _SHARD_REPEATED = 2_000, 200_000  # rows a shard; long ones where triplets share images
+
+
+def plan(path: str, rows: int, repeated: bool) -> list[Task]:
+    """Tasks of a table of triplets; long ones where images repeat, so that each is stored once."""
+    step = _SHARD_REPEATED if repeated else _SHARD
+    starts = range(0, rows, step)
+    return [Task(path, s, min(s + step, rows), min(step, rows - s), min(step, rows - s)) for s in starts]
+
+
+@cache
+def read_rows(table: Path, split: str, min_votes: int | None) -> tuple[nights.Row, ...]:
+    """The rows of one split, read once."""
+    return nights.read(table, (split,), min_votes)
+
+
+@dataclass(frozen=True)
+class Nights:
+    """One split of a folder in NIGHTS' layout; `min_votes` None as `pipeline.formats.nights.read` has it."""
+
+    folder: Path
+    split: str
+    min_votes: int | None = None
+    kind = "triplets"
+    votes = "human"
+    captions = 0
+
+    def table(self) -> Path:
+        return nights.table_of(self.folder)
+
+    def rows(self) -> tuple[nights.Row, ...]:
+        return read_rows(self.table(), self.split, self.min_votes)
+
+    def tasks(self) -> list[Task]:
+        if not self.rows():
+            enough = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
+            raise ValueError(f"{self.table()}: no row of split {self.split!r}{enough}")
+        return plan(str(self.table()), len(self.rows()), self.images() < 3 * len(self.rows()))
+
+    def images(self) -> int:
+        return len({path for row in self.rows() for path in row.paths})
+
+    def read(self, task: Task) -> Iterator[Triplet | Bad | Left]:
+        for row in self.rows()[task.start : task.stop]:
+            ref, left, right = (self.folder / path for path in row.paths)
+            yield Triplet(row.key, ref, left, right, row.vote, row.votes)
+        few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
+        if few and not task.start:
+            yield Left("rows with too few votes (--min-votes 0 takes them)", few)
+
+    def describe(self) -> dict:
+        table = self.table()
+        state = table.stat()
+        return {
+            "name": "nights", "path": str(self.folder), "split": self.split, "min_votes": self.min_votes,
+            table.name: [state.st_size, state.st_mtime_ns],
+        }  # fmt: skip

@@ -1,0 +1,200 @@
+"""THINGS odd-one-out judgements as 2AFC triplets over object images.
+
+Three forms: triplets as rows of three object numbers from 0, the last one the odd one (SPoSE, VICE);
+rows of three image stems, the third one odd (DreamSim); and a SPoSE embedding, from which triplets
+are drawn with the vote that its model gives.
+
+A human answer (a, b, odd) becomes two rows: with a as reference, b was preferred over odd; with b as
+reference, a was.  Which of the two stands left is drawn from the row's number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from dataprep.shard import Left, Task, Triplet
+from dataprep.sources.columns import state_of
+from dataprep.sources.nights import plan
+from pipeline.formats import utf8
+from pipeline.formats.tars import PICTURES
+
+_ENDINGS = tuple(f".{ending}" for ending in PICTURES)
+
+
+@cache
+def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """(names, image files) of the objects, in the order of `ids` or else of their names.
+
+    An object's image is NAME.jpg, or the first in the folder NAME.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of object images")
+    files, folders = {}, {}
+    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
+        if path.is_dir():
+            folders[path.name] = next(iter(_pictures(path)), None)
+        elif path.suffix.lower() in _ENDINGS:
+            files.setdefault(path.stem, path)
+    there = folders | files
+    names = _names(ids) if ids else tuple(sorted(there))
+    missing = (folder / f"{name}.jpg" for name in names)  # is told when it is read
+    return names, tuple(there.get(name) or path for name, path in zip(names, missing))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.name[0] != ".")
+
+
+def _names(ids: Path) -> tuple[str, ...]:
+    lines = utf8.text(ids.read_bytes(), str(ids)).splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{ids}: {twice[0]} comes more than once")
+    return names
+
+
+@cache
+def _answers(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    """(N, 3) int32 object numbers, the third one odd; ValueError names the line that is wrong."""
+    try:
+        table = np.loadtxt(path, ndmin=2, delimiter=_delimiter(path), encoding="utf-8-sig")
+    except ValueError:
+        table = _stems(path, names)
+    except OSError:
+        raise ValueError(f"{path}: no such file") from None
+    if table.shape[1] != 3 or not len(table):
+        raise ValueError(f"{path}: rows of three objects expected, it has {table.shape[1]} columns")
+    wrong = (table < 0) | (table >= len(names)) | (table != np.floor(table))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.any(1))[0])
+        told = ", ".join(f"{number:.15g}" for number in table[row])
+        raise ValueError(f"{path}: line {row + 1}: [{told}], there are {len(names)} objects, from 0 on")
+    same = (table == np.roll(table, 1, axis=1)).any(1)
+    if same.any():
+        raise ValueError(f"{path}: line {int(np.argmax(same)) + 1}: an object stands there twice")
+    return table.astype(np.int32)
+
+
+def _delimiter(path: Path) -> str | None:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return "," if "," in file.readline() else None
+
+
+def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = []
+    for line, words in enumerate(utf8.text(path.read_bytes(), str(path)).replace(",", " ").splitlines(), 1):
+        stems = [Path(word).stem if Path(word).suffix.lower() in _ENDINGS else word for word in words.split()]
+        if len(stems) != 3:
+            raise ValueError(f"{path}: line {line}: three objects expected, {len(stems)} found")
+        unknown = [stem for stem in stems if stem not in numbers]
+        if unknown:
+            raise ValueError(f"{path}: line {line}: no image of {unknown[0]}")
+        rows.append([numbers[stem] for stem in stems])
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class Things:
+    """Human odd-one-out answers: two triplets each."""
+
+    answers: Path
+    images_folder: Path
+    ids: Path | None = None
+    kind = "triplets"
+    votes = "human"
+    captions = 0
+
+    def table(self) -> np.ndarray:
+        return _answers(self.answers, _images(self.images_folder, self.ids)[0])
+
+    def tasks(self) -> list[Task]:
+        return plan(str(self.answers), 2 * len(self.table()), repeated=True)
+
+    def images(self) -> int:
+        return len(_images(self.images_folder, self.ids)[0])
+
+    def read(self, task: Task) -> Iterator[Triplet | Left]:
+        _, files = _images(self.images_folder, self.ids)
+        table = self.table()
+        unnamed = len(files) - len(np.unique(table))
+        if self.ids is None and unnamed and not task.start:
+            told = "pictures of no answer (numbers count pictures by name; --ids tells another order)"
+            yield Left(told, unnamed)
+        for row in range(task.start, task.stop):
+            first, second, odd = (files[n] for n in table[row // 2])
+            ref, near = (first, second) if row % 2 == 0 else (second, first)
+            right = hashlib.blake2b(b"%d" % row, digest_size=1).digest()[0] & 1
+            pair = (odd, near) if right else (near, odd)
+            yield Triplet(f"{row // 2}{'ab'[row % 2]}", ref, *pair, float(right), 1)
+
+    def describe(self) -> dict:
+        files = [self.answers, self.images_folder, *([self.ids] if self.ids else [])]
+        return {"name": "things", "path": str(self.answers), "state": state_of(files)}
+
+
+@dataclass(frozen=True)
+class Spose:
+    """Triplets drawn from a SPoSE embedding: `count` of them, from `seed`.
+
+    The model says that of three objects the pair (i, j) is seen as most similar with a probability in
+    proportion to exp(x_i·x_j); so with a as reference, c is preferred over b with the probability
+    sigmoid(x_a·x_c − x_a·x_b) (Hebart et al. 2020, eq. 1–2).
+    """
+
+    embedding: Path
+    images_folder: Path
+    count: int
+    seed: int = 0
+    ids: Path | None = None
+    kind = "triplets"
+    votes = "by the SPoSE model of human answers, no human vote of its own"
+    captions = 0
+
+    def vectors(self) -> np.ndarray:
+        """(objects, dimensions)."""
+        try:
+            vectors = np.loadtxt(self.embedding, ndmin=2, encoding="utf-8-sig")
+        except OSError:
+            raise ValueError(f"{self.embedding}: no such file") from None
+        except ValueError as error:
+            raise ValueError(f"{self.embedding}: {error}") from None
+        if len(vectors) != self.images():
+            there = f"{self.images()} images are in {self.images_folder}"
+            raise ValueError(f"{self.embedding}: {len(vectors)} objects, but {there}")
+        if not np.isfinite(vectors).all():
+            row = int(np.argmin(np.isfinite(vectors).all(1)))
+            raise ValueError(f"{self.embedding}: line {row + 1}: not all are finite numbers")
+        return vectors
+
+    def tasks(self) -> list[Task]:
+        if self.count < 1 or self.images() < 3:
+            raise ValueError("things: --count must be at least 1, and there must be three objects")
+        self.vectors()
+        return plan(str(self.embedding), self.count, repeated=True)
+
+    def images(self) -> int:
+        return len(_images(self.images_folder, self.ids)[0])
+
+    def read(self, task: Task) -> Iterator[Triplet]:
+        _, files = _images(self.images_folder, self.ids)
+        vectors = self.vectors()
+        for row in range(task.start, task.stop):
+            rng = np.random.default_rng([self.seed, row])
+            a, b, c = rng.choice(len(files), 3, replace=False)
+            nearer = vectors[a] @ vectors[c] - vectors[a] @ vectors[b]
+            vote = np.exp(-np.logaddexp(0, -nearer))  # the sigmoid, of numbers of any size
+            yield Triplet(str(row), files[a], files[b], files[c], float(vote), 0)
+
+    def describe(self) -> dict:
+        files = [self.embedding, self.images_folder, *([self.ids] if self.ids else [])]
+        told = {"name": "things", "path": str(self.embedding), "count": self.count, "seed": self.seed}
+        return told | {"state": state_of(files)}

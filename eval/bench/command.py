@@ -1,0 +1,207 @@
+"""Time against clip-benchmark 1.6.2: the same webdataset folders, the same weights, the same threads.
+
+    python -m eval.bench --data data/demo/eval --model demo-RN --model-configs train/model_configs
+
+Whole commands are timed, process start included, fp32 on both sides; sets that are not in
+clip-benchmark's form are first written in it, for both.  Cold: an empty cache.  Warm: the same
+command again, as for a new statistic; clip-benchmark keeps nothing, so it has no warm time.  Both
+sides must give the same figures, else the times mean nothing (`different_figures` is then not
+empty).  CPU seconds are given beside wall seconds, since other work on the machine stretches only
+the latter.  The floor of the cold run is decoding every picture and passing pictures and texts once
+through the model (`floor_s`, measured inside it); what is left is start-up.  Ends in a line of JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from eval import oracle
+from eval.results import Evaluation
+from eval.sets import prompts, sources
+from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
+from eval.sets.evalset import EvalSet
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time this evaluation against clip-benchmark's on the same folders and weights."""
+
+    data: Path
+    """Folder of evaluation sets, in any form `eval.run` reads."""
+    model: str
+    """An open_clip model name; its weights are random."""
+    model_configs: Path | None = None
+    """Folder of further open_clip model configurations, where the model is one of them."""
+    batch_size: int = 64
+    """Images a forward pass, on both sides (clip-benchmark's default)."""
+    threads: int = 1
+    """OMP threads, on both sides."""
+    out: Path | None = None
+    """Also write the JSON here."""
+
+
+def _weights(options: Bench, folder: Path) -> Path:
+    """One set of random weights for both sides."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    if options.model_configs:
+        open_clip.add_model_config(options.model_configs)
+    torch.manual_seed(0)
+    model = open_clip.create_model(options.model, pretrained_text=False)
+    path = folder / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Wall-clock and CPU seconds of child processes."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+
+def _timed(call: Callable[[], T]) -> tuple[Spent, T]:
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    value = call()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Spent(time.perf_counter() - started, cpu), value
+
+
+def export(one: EvalSet, folder: Path) -> None:
+    """Write a set as clip-benchmark's webdataset folder, pictures losslessly as PNG."""
+    (folder / "test").mkdir(parents=True)
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for i in range(len(one.images)):
+            picture = io.BytesIO()
+            one.images[i].save(picture, "png", compress_level=1)
+            end, text = (
+                ("cls", str(one.labels[i])) if one.captions is None else ("txt", "\n".join(one.captions[i]))
+            )
+            for name, data in ((f"{i:07d}.png", picture.getvalue()), (f"{i:07d}.{end}", text.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (folder / "test" / "nshards.txt").write_text("1")
+    if one.prompts is None:
+        (folder / "dataset_type.txt").write_text("retrieval")
+    else:
+        (folder / prompts.CLASSNAMES_FILE).write_text("\n".join(one.prompts.classes) + "\n")
+        (folder / prompts.TEMPLATES_FILE).write_text("\n".join(one.prompts.templates) + "\n")
+
+
+def _in_their_form(root: Path, folder: Path) -> Path:
+    """A folder of wds_KEY folders: links to those that are, exports of the others."""
+    folder.mkdir()
+    for one in sources.discover(root):
+        place = folder / f"wds_{one.entry.folder}"
+        if one.source == "webdataset":
+            place.symlink_to(one.path.resolve(), target_is_directory=True)
+        else:
+            export(one, place)
+    return folder
+
+
+def _ours(options: Bench, root: Path, weights: Path, cache: Path, out: Path) -> Evaluation:
+    command = [
+        sys.executable, "-m", "eval.run", "--checkpoint", f"{options.model},{weights}", "--data", str(root),
+        "--cache", str(cache), "--out", str(out), "--batch-size", str(options.batch_size), "--workers", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise ValueError(f"eval.run failed: {done.stderr.strip()[-500:]}")
+    return Evaluation.read(out)
+
+
+def _theirs(
+    options: Bench, root: Path, weights: Path, keys: dict[str, list[str]], out: Path
+) -> tuple[Spent, dict]:
+    spent, metrics = Spent(0, 0), {}
+    for task, names in keys.items():
+        if names:
+            more, found = _timed(
+                lambda task=task, names=names: oracle.evaluate(
+                    root, names, options.model, weights, out, task, options.batch_size,
+                    options.model_configs, options.threads,
+                )
+            )  # fmt: skip
+            spent, metrics = spent + more, metrics | found
+    return spent, metrics
+
+
+def _differences(found: Evaluation, theirs: dict) -> list[str]:
+    out = []
+    for key, expected in theirs.items():
+        ours = found.datasets[key]["metrics"]
+        out += [
+            f"{key} {n}: {ours.get(n)} and {v}" for n, v in expected.items() if v == v and ours.get(n) != v
+        ]
+    return out
+
+
+def run(options: Bench) -> dict:
+    """Seconds and ratios.  Raises ValueError where clip-benchmark is not installed or a side fails."""
+    if not oracle.installed():
+        raise ValueError("clip-benchmark is not installed: python -m eval.oracle installs it")
+    if options.model_configs and not options.model_configs.is_dir():
+        raise ValueError(f"--model-configs {options.model_configs}: no such folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        weights, root = _weights(options, scratch), _in_their_form(options.data, scratch / "sets")
+        cold, first = _timed(lambda: _ours(options, root, weights, scratch / "cache", scratch / "cold"))
+        warm, found = _timed(lambda: _ours(options, root, weights, scratch / "cache", scratch / "warm"))
+        keys = {
+            task: [k for k, r in found.datasets.items() if r["task"] == task]
+            for task in (CLASSIFICATION_TASK, RETRIEVAL_TASK)
+        }
+        theirs, metrics = _theirs(options, root, weights, keys, scratch / "theirs")
+    floor = sum(s for name, s in first.data["seconds"].items() if name != "all")
+    return {
+        "model": options.model,
+        "sets": {k: r["samples"] for k, r in found.datasets.items()},
+        "threads": options.threads,
+        "clip_benchmark_s": round(theirs.wall, 2),
+        "cold_s": round(cold.wall, 2),
+        "warm_s": round(warm.wall, 2),
+        "floor_s": round(floor, 2),
+        "clip_benchmark_cpu_s": round(theirs.cpu, 2),
+        "cold_cpu_s": round(cold.cpu, 2),
+        "warm_cpu_s": round(warm.cpu, 2),
+        "cold_vs_clip_benchmark": round(cold.wall / theirs.wall, 4),
+        "warm_vs_clip_benchmark": round(warm.wall / theirs.wall, 4),
+        "cold_vs_clip_benchmark_cpu": round(cold.cpu / theirs.cpu, 4),
+        "warm_vs_clip_benchmark_cpu": round(warm.cpu / theirs.cpu, 4),
+        "different_figures": _differences(found, metrics),
+    }
+
+
+def main() -> None:
+    options = tyro.cli(Bench)
+    found = run(options)
+    line = json.dumps(found)
+    if options.out:
+        options.out.write_text(line + "\n")
+    print(line)

@@ -1,0 +1,272 @@
+"""The report's charts: one drawing, three uses (inline SVG that follows the page's theme, SVG file, PNG).
+
+Colours are the page's light ones; inline, each becomes the CSS variable of the same role, so a
+chart turns dark with the page.  Every panel is its own small figure, so a phone can stack them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from eval.report.panels import Answer, Pictures, Query, RetrievalPanel
+
+INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
+ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
+}
+_FONT = re.compile(r"font-family: [^;\"]*")
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: x, y (n,); colour is an index into ARM_COLOURS."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    marks: bool = False
+
+
+@dataclass
+class Figure:
+    """A finished drawing; `name` is its file name and the salt of its SVG ids."""
+
+    name: str
+    drawing: object
+    title: str
+    alt: str = field(default="")
+
+    def _svg(self) -> str:
+        import matplotlib
+
+        text = io.StringIO()
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
+            self.drawing.savefig(
+                text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            )
+        return text.getvalue()
+
+    def inline(self) -> str:
+        """An <svg> element without fixed size whose colours and font are the page's."""
+        text = self._svg()
+        text = text[text.index("<svg") :]
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+        for colour, variable in _VARIABLES.items():
+            text = text.replace(colour, f"var({variable})")
+        text = _FONT.sub("font-family: inherit", text)
+        text = text.replace("bold ", "").replace(
+            "<svg ", f'<svg role="img" aria-label="{self.alt or self.title}" ', 1
+        )
+        # ids are unique only within one matplotlib figure
+        text = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', text)
+        text = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\1{self.name}-\2", text)
+        return text
+
+    def save(self, folder: Path) -> list[Path]:
+        """NAME.svg and NAME.png (200 dpi, white)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        svg, png = folder / f"{self.name}.svg", folder / f"{self.name}.png"
+        svg.write_text(self._svg(), encoding="utf-8")
+        self.drawing.savefig(png, dpi=200, facecolor="white", metadata={"Software": None})
+        return [svg, png]
+
+
+def _new(width: float, height: float):
+    from matplotlib.figure import Figure as Drawing
+
+    drawing = Drawing(figsize=(width, height))
+    return drawing, drawing.add_subplot()
+
+
+def _thousands(value: float, _=None) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _styled(draw):
+    """Draw with the report's style, leaving the caller's matplotlib settings alone."""
+
+    def wrapped(*args, **kwargs):
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def smoothed(y: Sequence[float], span: int) -> np.ndarray:
+    """Centred moving mean over `span` points, shorter at the ends."""
+    y = np.asarray(y, float)
+    if len(y) < 3 or span < 2:
+        return y
+    ones = np.ones(span)
+    return np.convolve(y, ones, "same") / np.convolve(np.ones(len(y)), ones, "same")
+
+
+@_styled
+def lines(
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    xlabel: str,
+    log: bool = False,
+    percent: bool = False,
+) -> Figure:
+    """Curves of the arms over one x; percent: y are fractions."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    drawing, axes = _new(4.3, 2.75)
+    scale = 100 if percent else 1
+    for s in series:
+        y, marker = np.asarray(s.y, float) * scale, "o" if s.marks else None
+        colour = ARM_COLOURS[s.colour % len(ARM_COLOURS)]
+        axes.plot(s.x, y, color=colour, label=s.label, linewidth=1.8, marker=marker, markersize=3.5)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.set_xlabel(xlabel)
+    axes.set_title(title)
+    axes.margins(x=0.02)
+    if len(series) > 1:
+        axes.legend(loc="best", handlelength=1.4)
+    described = "; ".join(f"{s.label} ends at {s.y[-1] * scale:.3g}" for s in series if len(s.y))
+    return Figure(name, drawing, title, f"{title}: {described}")
+
+
+@_styled
+def bars(
+    name: str,
+    title: str,
+    groups: Sequence[str],
+    values: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    deltas: Sequence[str],
+) -> Figure:
+    """Grouped bars (Figure 2): values[arm][group] fractions, the difference written above each group."""
+    drawing, axes = _new(max(4.3, 0.95 * len(groups) + 0.6), 2.9)
+    width = 0.8 / len(values)
+    x = np.arange(len(groups))
+    for arm, heights in enumerate(values):
+        axes.bar(
+            x + (arm - (len(values) - 1) / 2) * width, 100 * np.asarray(heights), width * 0.92,
+            color=ARM_COLOURS[arm % 4], label=labels[arm],
+        )  # fmt: skip
+    tops = 100 * np.max(np.asarray(values), 0)
+    for at, top, text in zip(x, tops, deltas):
+        axes.annotate(text, (at, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xticks(x, [textwrap.fill(g, 13) for g in groups], fontsize=9)
+    axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
+    axes.set_title(title)
+    axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
+    return Figure(name, drawing, title, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
+
+
+@_styled
+def answers(name: str, title: str, panel: RetrievalPanel, way: str) -> Figure:
+    """Figure 5: a row for each query, beside it both arms' first answers with scores."""
+    from matplotlib.figure import Figure as Drawing
+
+    queries, pictures = panel.queries(way), panel.pictures()
+    drawing = Drawing(figsize=(13, 1.35 * len(queries) + 0.6), layout="constrained")
+    drawing.set_layout_engine("none")  # without this detour, saving would arrange it all anew
+    drawing.suptitle(
+        title, x=0.01, y=1 - 0.1 / drawing.get_figheight(), ha="left", va="top", fontweight="bold"
+    )
+    rows = drawing.add_gridspec(
+        len(queries), 3, width_ratios=(3, 5, 5), left=0.01, right=0.99, bottom=0.01, hspace=0.28, wspace=0.04,
+        top=1 - 0.65 / drawing.get_figheight(),
+    )  # fmt: skip
+    for row, query in enumerate(queries):
+        places = [drawing.add_subplot(rows[row, column]) for column in range(3)]
+        for axes in places:
+            axes.set_axis_off()
+        _query(places[0], query, pictures)
+        for number in (0, 1):
+            heading = f"{panel.labels[number]}: {query.standings[number]}"
+            colour = ARM_COLOURS[number]
+            places[1 + number].text(
+                0, 1.03, heading, color=colour, fontsize=8.5, transform=places[1 + number].transAxes
+            )
+            _answer_list(places[1 + number], query.answers[number], pictures)
+    described = f"{title}: {panel.labels[0]} and {panel.labels[1]} on {len(queries)} queries"
+    return Figure(name, drawing, title, described)
+
+
+def _query(axes, query: Query, pictures: Pictures) -> None:
+    """The caption, or the picture with its true captions."""
+    axes.text(0, 1.03, query.outcome, fontsize=8.5, fontweight="bold", transform=axes.transAxes)
+    at, width = 0.0, 44
+    if query.image is not None:
+        _picture(axes.inset_axes((0, 0, 0.36, 0.96)), pictures.thumbnail(query.image))
+        at, width = 0.39, 27
+    text = "\n".join(line for t in query.texts[:3] for line in textwrap.wrap(t, width)[:2])
+    axes.text(at, 0.94, text, fontsize=8, va="top", transform=axes.transAxes)
+
+
+def _answer_list(axes, found: Sequence[Answer], pictures: Pictures) -> None:
+    for place, answer in enumerate(found):
+        said, colour = f"{answer.said()}{' ✓' if answer.right else ''}", INK if answer.right else MUTED
+        weight = "bold" if answer.right else "normal"
+        if answer.image is None:
+            text = f"{said}  {textwrap.shorten(answer.text, 62, placeholder=' …')}"
+            axes.text(0, 0.86 - 0.2 * place, text, fontsize=8, color=colour, fontweight=weight,
+                      transform=axes.transAxes)  # fmt: skip
+        else:
+            _picture(axes.inset_axes((0.2 * place, 0.14, 0.19, 0.82)), pictures.thumbnail(answer.image))
+            axes.text(0.2 * place + 0.095, 0, said, fontsize=8, color=colour, fontweight=weight, ha="center",
+                      transform=axes.transAxes)  # fmt: skip
+
+
+def _picture(axes, image) -> None:
+    """An image, or an empty frame where there is none any more."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    if image is None:
+        return
+    axes.set_axis_off()
+    axes.imshow(np.asarray(image.convert("RGB")))

@@ -1,0 +1,294 @@
+"""What an evaluation set is once indexed: its images, unread, and its labels or captions.
+
+Finding and reading sets is `eval/sets/sources.py`'s business, decoding and cropping `eval/crops.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from eval.sets import catalog
+from eval.sets.catalog import Entry
+from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
+
+_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
+                  struct.error)  # fmt: skip
+# What Pillow decodes by itself and people keep pictures in; EPS (Ghostscript) and documents are left out.
+_PICTURES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
+}  # fmt: skip
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture; hidden ones (macOS's `._x.jpg`) are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _PICTURES
+
+
+# Folders that systems put among the user's: from Macs' archives, a NAS, a formatted disk, Windows.
+_FOREIGN = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+HIDDEN = "hidden files (names that begin with a dot) passed over"
+BLANK = "blank captions left out"
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a folder of that name is hidden or a system's: no class and no set."""
+    return name.startswith(".") or name in _FOREIGN
+
+
+# Without the picture's name they help nobody; what matters ends as Unreadable, which has it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
+    return sorted(p for p in folder.iterdir() if is_picture(p.name))
+
+
+def touched(path: Path) -> tuple[str, int, int, int]:
+    """Name, size and times of a file; −1 for one that is not there (its image is unreadable, no more).
+
+    Both times: `cp -p` and `rsync -t` put another file there with an earlier st_mtime, not st_ctime.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return str(path), -1, -1, -1
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+class Unreadable(ValueError):
+    """An image that no decoder reads; the message names it."""
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's conversion; 16 bits are reduced to 8, of which Pillow (and so the field) makes white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65_535:
+            raise ValueError(f"pixels of mode {image.mode} have no agreed range")
+        image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+class FileImages:
+    """Images that are byte ranges of files (tar members, or whole files); safe to read from threads."""
+
+    def __init__(self, members: Sequence[tuple[Path, int, int, str]]):
+        """members: (file, offset, size, name) each; size -1 means the whole file."""
+        self.members = list(members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def name(self, i: int) -> str:
+        path, _, size, name = self.members[i]
+        return str(path) if size < 0 else f"{path}, member {name}"
+
+    def read(self, i: int) -> bytes:
+        path, offset, size, _ = self.members[i]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def _bytes(self, i: int) -> bytes:
+        """As `read`; nothing for a file that is not there, such as a link to nowhere."""
+        try:
+            return self.read(i)
+        except OSError:
+            return b""
+
+    def __getitem__(self, i: int) -> Image.Image:
+        """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
+        try:
+            return _rgb(Image.open(io.BytesIO(self.read(i))))
+        except UnidentifiedImageError:
+            raise Unreadable(f"{self.name(i)}: no image that any decoder knows") from None
+        except _DECODE_ERRORS as error:
+            raise Unreadable(f"{self.name(i)}: not a readable image ({error})") from None
+
+    def stamp(self) -> str:
+        """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
+        rows = sorted(touched(p) for p in {m[0] for m in self.members})
+        spans = [(str(p), o, s) for p, o, s, _ in self.members]
+        return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
+
+    def identity(self) -> str:
+        """Hash of the images' bytes in order: two sets over the same pictures have the same one."""
+        digest = hashlib.blake2b(digest_size=16)
+        for i in range(len(self)):
+            data = self._bytes(i)
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+class ArrayImages:
+    """Images held as one uint8 array (N, H, W) or (N, H, W, 3)."""
+
+    def __init__(self, array: np.ndarray, where: Path):
+        self.array, self.where = array, where
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, i: int) -> str:
+        return f"{self.where}, image {i}"
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return Image.fromarray(self.array[i]).convert("RGB")
+
+    def identity(self) -> str:
+        digest = hashlib.blake2b(repr(self.array.shape).encode(), digest_size=16)
+        for start in range(0, len(self.array), 1024):
+            digest.update(np.ascontiguousarray(self.array[start : start + 1024]))
+        return digest.hexdigest()
+
+    stamp = identity  # the array is in memory: reading it is cheap
+
+
+class StoredImages(ArrayImages):
+    """Images in a file that is sliced like an array (an HDF5 data set), read one by one."""
+
+    def __getitem__(self, i: int) -> Image.Image:
+        try:
+            return super().__getitem__(i)
+        except OSError as error:
+            raise Unreadable(f"{self.name(i)}: not readable ({error})") from None
+
+    def identity(self) -> str:
+        try:
+            return super().identity()
+        except OSError as error:
+            raise ValueError(f"{self.where}: not readable ({error})") from None
+
+    def stamp(self) -> str:
+        return hashlib.blake2b(repr(touched(self.where)).encode(), digest_size=16).hexdigest()
+
+
+class CroppedImages(FileImages):
+    """Boxes (left, top, right, bottom) cut out of files, as PASCAL VOC's single objects are."""
+
+    def __init__(self, paths: Sequence[Path], boxes: Sequence[tuple[int, int, int, int]]):
+        super().__init__([(p, 0, -1, p.name) for p in paths])
+        self.boxes = list(boxes)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return super().__getitem__(i).crop(self.boxes[i])
+
+    def stamp(self) -> str:
+        return f"{super().stamp()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+
+    def identity(self) -> str:
+        return f"{super().identity()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+
+
+class JoinedImages:
+    """The images of several files' sets, one set after the other; `starts` has the first of each."""
+
+    def __init__(self, parts: Sequence[FileImages]):
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _of(self, i: int) -> tuple[FileImages, int]:
+        part = int(np.searchsorted(self.starts, i, "right")) - 1
+        return self.parts[part], i - int(self.starts[part])
+
+    def name(self, i: int) -> str:
+        part, i = self._of(i)
+        return part.name(i)
+
+    def read(self, i: int) -> bytes:
+        part, i = self._of(i)
+        return part.read(i)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        part, i = self._of(i)
+        return part[i]
+
+    def stamp(self) -> str:
+        return _joined(p.stamp() for p in self.parts)
+
+    def identity(self) -> str:
+        return _joined(p.identity() for p in self.parts)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return hashlib.blake2b(" ".join(names).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """One set, indexed and labelled; no image has been decoded yet.
+
+    N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
+    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.  `notes`: what
+    was left out or taken for granted, for the user to read; classes that no image has, or that share a
+    name, are added.
+    """
+
+    entry: Entry
+    path: Path
+    source: str  # the form it was read from
+    images: FileImages | ArrayImages
+    labels: np.ndarray | None = None
+    prompts: Prompts | None = None
+    captions: list[list[str]] | None = None
+    groups: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not len(self.images):
+            raise ValueError(f"{self.path}: no image in it")
+        classes = None if self.prompts is None else len(self.prompts.classes)
+        catalog.check_counts(self.entry, len(self.images), classes, self.path)
+        if self.labels is not None:
+            assert len(self.labels) == len(self.images)
+            bad = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
+            if bad.size:
+                i = int(bad[0])
+                raise ValueError(
+                    f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
+                )
+            if not self.prompts.classes[-1] and self.labels.max() < classes - 1:
+                raise ValueError(
+                    f"{self.path}: the class names end in a blank line, one more class, which no image has; "
+                    f"remove it from {CLASSNAMES_FILE}"
+                )
+            object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
+
+    def _about_classes(self) -> list[str]:
+        """Classes that no image has, and (but for the field's own lists) those that share a name."""
+        names, out = self.prompts.classes, []
+        empty = [names[i] or "''" for i in sorted({*range(len(names))} - {*self.labels.tolist()})]
+        if empty:
+            out.append(f"{len(empty)} classes without a picture, still among the answers: {shown(empty)}")
+        if "" in names and names != known_classnames(self.entry.prompts):
+            out.append(f"{names.count('')} classes without a name (blank lines among the class names)")
+        twice = [n for n, count in Counter(map(str.lower, names)).items() if count > 1]  # one to a tokenizer
+        if twice and names != known_classnames(self.entry.prompts):
+            out.append(
+                f"{len(twice)} names are shared by classes, which no model can tell apart: {shown(twice)}"
+            )
+        return out
+
+
+def shown(items: Sequence[str], limit: int = 5) -> str:
+    """The first of them, and that there are more."""
+    return ", ".join(items[:limit]) + (", …" if len(items) > limit else "")

@@ -1,0 +1,350 @@
+"""The benchmark's part for a GPU: each kernel beside torch and open_clip, then whole training steps.
+
+Every figure comes with the limit it is measured against: bytes a second of a large copy and FLOP/s of a large
+matrix product, both measured on the card first. Needs torch, triton and open_clip; a section that fails
+is named in the result and does not stop the others.
+
+B pairs, D width, R rows of packed captions, L tokens in a row.
+"""
+
+from __future__ import annotations
+
+import statistics
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import reference
+from kernels.attention import attention
+from kernels.bench.command import Case, Step, synthetic_captions, synthetic_lengths
+from kernels.contrastive import contrastive_loss
+from kernels.towers import TowerSettings, encode_image, encode_packed_text
+from kernels.triplet import triplet_loss
+
+LOCAL, GLOBAL, WIDTH = 5120, 30720, 512  # the paper's batch on 6 GPUs
+ROW = 128
+PUBLISHED_FLOP = 44.3e9  # a ViT-B/32 pair, forward and backward, 77 tokens
+DATASHEET = {(8, 0): 312e12, (9, 0): 989e12}  # dense bf16 FLOP/s of A100 SXM and H100 SXM
+
+
+def bench_gpu() -> dict[str, Any]:
+    """All sections on the current CUDA device; raises ValueError where there is none."""
+    if not torch.cuda.is_available():
+        raise ValueError("--gpu: torch sees no CUDA device here")
+    import triton
+
+    torch.manual_seed(0)
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "failed": {},
+    }
+    limits: dict[str, float] = {}
+    sections = (bench_limits, bench_triplet, bench_infonce, bench_attention, bench_steps)
+    for section in sections:
+        name = section.__name__.removeprefix("bench_")
+        try:
+            result[name] = section(limits)
+        except RuntimeError as error:  # out of memory, a kernel that does not run
+            traceback.print_exc()
+            result["failed"][name] = str(error).splitlines()[0]
+        torch.cuda.empty_cache()
+    return result
+
+
+def bench_limits(limits: dict[str, float]) -> dict[str, float]:
+    """What the card reaches: a copy of 2 GiB and a product of 8192³ in bfloat16."""
+    a = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    limits["bytes_per_s"] = 2 * a.nbytes / milliseconds(lambda: a.clone()) * 1e3
+    x, y = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    limits["flop_per_s"] = 2 * 8192**3 / milliseconds(lambda: x @ y) * 1e3
+    copy, product = limits["bytes_per_s"] / 1e9, limits["flop_per_s"] / 1e12
+    print(f"limits: copy {copy:.0f} GB/s, product {product:.0f} TFLOP/s")
+    return dict(limits)
+
+
+def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
+    """Loss and gradients of 65,536 triplets: 6 arrays (B, D) to read or write."""
+    batch = 65536
+    features = [
+        torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)
+    ]
+    vote = torch.rand(batch, device="cuda")
+
+    def plain(*inputs: Tensor) -> Tensor:
+        return reference.triplet_losses(*(x.float() for x in inputs), vote, 0.05).mean()
+
+    sides = {
+        "triton": lambda: triplet_loss(*features, vote, engine="triton")[0],
+        "torch": partial(plain, *features),
+        "torch compiled": partial(torch.compile(plain), *features),
+    }
+    moved = 6 * features[0].nbytes
+    return compare(f"triplet {batch}×{WIDTH}", sides, features, limits, moved=moved)
+
+
+def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
+    """One rank's loss of a global batch, without the communication: local rows, gathered columns."""
+    image, text = (F.normalize(torch.randn(LOCAL, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2))
+    others = [
+        F.normalize(torch.randn(GLOBAL - LOCAL, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2)
+    ]
+    scale = torch.tensor(100.0, device="cuda", requires_grad=True)
+    images, texts = (torch.cat(pair).requires_grad_() for pair in zip((image, text), others))
+    labels = torch.arange(LOCAL, device="cuda")
+
+    def clip_loss() -> Tensor:  # open_clip's ClipLoss(local_loss=True) after its gather
+        per_image = scale * images[:LOCAL] @ texts.T
+        per_text = scale * texts[:LOCAL] @ images.T
+        return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
+
+    flop = 2 * LOCAL * GLOBAL * WIDTH
+    sides = {"triton": lambda: _rank_loss(images, texts, scale, LOCAL), "open_clip": clip_loss}
+    inputs = [images, texts, scale]
+    return compare(f"InfoNCE {LOCAL}×{GLOBAL}×{WIDTH}", sides, inputs, limits, flop=4 * flop)
+
+
+class _RankLoss(torch.autograd.Function):
+    """What `contrastive_loss` does on one rank of several, its collectives left out (timing only)."""
+
+    @staticmethod
+    def forward(ctx, images, texts, scale, local):
+        from kernels.fused import contrastive as fused
+
+        row_lse, column_lse, diagonal = fused.sweep(images[:local], texts, scale, 0)
+        ctx.save_for_backward(images, texts, scale, row_lse, column_lse)
+        ctx.local = local
+        return (row_lse.sum() + column_lse[:local].sum() - 2 * diagonal.sum()) / (2 * len(texts))
+
+    @staticmethod
+    def backward(ctx, upstream):
+        from kernels.fused import contrastive as fused
+
+        images, texts, scale, row_lse, column_lse = ctx.saved_tensors
+        d_image, d_texts, d_scale = fused.gradients(images[: ctx.local], texts, scale, row_lse, column_lse, 0)
+        unit = upstream / (2 * len(texts))
+        d_images = torch.zeros_like(images)
+        d_images[: ctx.local] = d_image * (unit * scale)
+        return d_images, (d_texts * (unit * scale)).to(texts.dtype), d_scale * unit, None
+
+
+def _rank_loss(images: Tensor, texts: Tensor, scale: Tensor, local: int) -> Tensor:
+    return _RankLoss.apply(images, texts, scale, local)
+
+
+def bench_attention(limits: dict[str, float]) -> dict[str, Any]:
+    """An image tower's rows and packed captions' rows, beside SDPA from the same packed projections."""
+    segment = pack(synthetic_captions(synthetic_lengths(LOCAL)), ROW)[1].cuda()
+    shapes = {
+        "image 50 tokens, 12 heads": (LOCAL, 50, 12, None, False),
+        f"captions in rows of {ROW}, 8 heads": (len(segment), ROW, 8, segment, True),
+    }
+    results = {}
+    for name, (rows, length, heads, numbers, causal) in shapes.items():
+        qkv = torch.randn(rows, length, 3 * heads * 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        call = partial(attention, qkv, heads, segment=numbers, causal=causal)
+        sides = {engine: partial(call, engine=engine) for engine in ("triton", "sdpa")}
+        if (
+            numbers is not None
+        ):  # not the same result: what FlashAttention takes where it need not mask captions
+            sides["sdpa, causal only"] = partial(attention, qkv, heads, causal=True)
+        moved = 3 * qkv.nbytes + 2 * qkv.nbytes // 3  # qkv twice in, out, its gradient in, that of qkv out
+        results[name] = compare(name, sides, [qkv], limits, moved=moved)
+    return results
+
+
+def bench_steps(limits: dict[str, float]) -> dict[str, Any]:
+    """Whole steps of ViT-B/32 in bfloat16 with AdamW: ours on packed captions, open_clip on padded ones."""
+    import open_clip
+
+    torch.set_float32_matmul_precision("high")
+    model = open_clip.create_model("ViT-B-32", device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    useful = useful_flop(model)
+    results: dict[str, Any] = {"useful_flop_per_pair": useful, "published_flop_per_pair": PUBLISHED_FLOP}
+    cases: dict[str, tuple[Callable[[int], Callable[[], Tensor]], int]] = {
+        "ours, triton attention": (partial(our_loss, model, "triton"), LOCAL),
+        "ours, sdpa": (partial(our_loss, model, "sdpa"), LOCAL),
+        "open_clip compiled": (partial(open_clip_loss, model, True), LOCAL // 4),
+        "open_clip eager": (partial(open_clip_loss, model, False), LOCAL // 4),
+    }
+    for name, (make, batch) in cases.items():
+        torch.compiler.reset()
+        results[name] = whole_step(name, make, batch, optimizer, useful, limits)
+    return results
+
+
+def whole_step(
+    name: str,
+    make: Callable[[int], Callable[[], Tensor]],
+    batch: int,
+    optimizer: torch.optim.Optimizer,
+    useful: float,
+    limits: dict[str, float],
+) -> dict[str, float]:
+    """Median time of a step; a batch that does not fit the memory is halved."""
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            loss = make(batch)
+            times = [step_time(loss, optimizer) for _ in range(13)][3:]
+            break
+        except torch.OutOfMemoryError:
+            print(f"{name}: a batch of {batch} does not fit")
+            if batch < 64:
+                raise
+            batch //= 2
+    rate = batch / statistics.median(times) * 1e3
+    sheet = DATASHEET.get(torch.cuda.get_device_capability())
+    row = {
+        "batch": batch,
+        "milliseconds": statistics.median(times),
+        "pairs_per_s": rate,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "share_of_measured_product": rate * useful / limits["flop_per_s"],
+    }
+    said = f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB"
+    if sheet:
+        row |= {"mfu_published": rate * PUBLISHED_FLOP / sheet, "mfu_useful": rate * useful / sheet}
+        said += f", MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
+    print(said)
+    return row
+
+
+def step_time(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
+    """Milliseconds of one step on the device."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    optimizer.zero_grad(set_to_none=True)
+    loss().backward()
+    optimizer.step()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop)
+
+
+def our_loss(model: Any, engine: str, batch: int) -> Callable[[], Tensor]:
+    """The fast towers, compiled, on packed captions, LayerNorm and GELU recomputed; our InfoNCE."""
+    settings = TowerSettings(attention=engine, recompute="pointwise")
+    images = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+    images = images.contiguous(memory_format=torch.channels_last)
+    packed = [x.cuda() for x in pack(synthetic_captions(synthetic_lengths(batch)), ROW)]
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def towers(images: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
+        image = encode_image(model, images, settings)
+        text = encode_packed_text(model, *packed, settings=settings)
+        return F.normalize(image.float(), dim=-1).bfloat16(), F.normalize(text.float(), dim=-1).bfloat16()
+
+    def loss() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            image, text = towers(images, *packed)
+        return contrastive_loss(image, text, model.logit_scale.exp())
+
+    return loss
+
+
+def open_clip_loss(model: Any, compiled: bool, batch: int) -> Callable[[], Tensor]:
+    """open_clip's forward and loss on captions padded to 77 tokens."""
+    images = torch.randn(batch, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
+    step = Step(model, images, synthetic_captions(synthetic_lengths(batch)).cuda())
+    run = torch.compile(step.loss) if compiled else step.loss
+
+    def loss() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return run(Case())
+
+    return loss
+
+
+def useful_flop(model: Any) -> float:
+    """FLOPs of a pair by torch's counter, nothing padded and nothing computed that is not read."""
+    batch = 64
+    images = torch.randn(batch, 3, 224, 224, device="cuda")
+    step = Step(model, images, synthetic_captions(synthetic_lengths(batch)).cuda())
+    flops, _, _ = step.count(Case(towers=TowerSettings()))
+    model.zero_grad(set_to_none=True)
+    return flops / batch
+
+
+def compare(
+    title: str,
+    sides: dict[str, Callable[[], Tensor]],
+    inputs: list[Tensor],
+    limits: dict[str, float],
+    moved: float = 0.0,
+    flop: float = 0.0,
+) -> dict[str, Any]:
+    """Forward alone and with backward: time, peak memory, and the share of the limit for both together."""
+    rows = {}
+    for name, call in sides.items():
+        upstream = torch.ones_like(call().detach())
+
+        def both(call=call, upstream=upstream) -> None:
+            torch.autograd.grad(call(), inputs, upstream)
+
+        row = {"forward_ms": milliseconds(call), "ms": milliseconds(both), "peak_bytes": peak(both)}
+        seconds = row["ms"] / 1e3
+        if moved:
+            row["share_of_copy"] = moved / seconds / limits["bytes_per_s"]
+        if flop:
+            row["share_of_product"] = flop / seconds / limits["flop_per_s"]
+        rows[name] = row
+        share = "".join(f", {row[key]:.0%} of the {word}" for key, word in _SHARES if key in row)
+        print(
+            f"{title}, {name}: {row['forward_ms']:.3f} ms forward, {row['ms']:.3f} ms with backward, "
+            f"{row['peak_bytes'] / 1e6:.0f} MB{share}"
+        )
+    return rows
+
+
+_SHARES = (("share_of_copy", "copy rate"), ("share_of_product", "matrix product rate"))
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Median time of a call on the device."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=50, rep=200, return_mode="median")
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """Bytes allocated at most beyond what was there before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def pack(tokens: Tensor, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Captions (B, T) first-fit, longest first, into rows: tokens, segment, position (R, row), pool (B,)."""
+    lengths = (tokens.argmax(-1) + 1).tolist()
+    free: list[int] = []  # places left in each row
+    packed, segment, position = ([], [], [])
+    pool = torch.zeros(len(tokens), dtype=torch.int64)
+    for caption in sorted(range(len(tokens)), key=lambda i: -lengths[i]):
+        n = lengths[caption]
+        r = next((i for i, left in enumerate(free) if left >= n), len(free))
+        if r == len(free):
+            free.append(row)
+            packed.append(torch.zeros(row, dtype=torch.int32))
+            segment.append(torch.full((row,), len(tokens), dtype=torch.int32))
+            position.append(torch.zeros(row, dtype=torch.int32))
+        at = row - free[r]
+        packed[r][at : at + n] = tokens[caption, :n]
+        segment[r][at : at + n] = caption
+        position[r][at : at + n] = torch.arange(n)
+        pool[caption] = r * row + at + n - 1
+        free[r] -= n
+    return torch.stack(packed), torch.stack(segment), torch.stack(position), pool

@@ -1,0 +1,356 @@
+"""BAPPS, THINGS and the NIGHTS download; all on fixtures of the genuine shape."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataprep.build_ffcv import main
+from dataprep.sources import bapps, download, things
+from dataprep.sources.things import Things
+from pipeline.beton.fields import Beton
+from tests.kits import dataprep as kit
+
+ONE = ["--workers", "1"]
+
+# -- BAPPS --------------------------------------------------------------------------------------
+
+
+def bapps_folder(folder: Path) -> Path:
+    """2afc/{train,val}/SUBSET/{ref,p0,p1,judge}; votes 0, .5, 1 in train, fifths in val."""
+    seed = 0
+    for split, subset, count in (("train", "cnn", 3), ("train", "mix", 2), ("val", "color", 6)):
+        for part in ("ref", "p0", "p1", "judge"):
+            (folder / "2afc" / split / subset / part).mkdir(parents=True)
+        for n in range(count):
+            base = folder / "2afc" / split / subset
+            for part in ("ref", "p0", "p1"):
+                (base / part / f"{n:06d}.png").write_bytes(kit.jpeg(seed))
+                seed += 1
+            votes = n / 2 if split == "train" else n / 5
+            np.save(base / "judge" / f"{n:06d}.npy", np.array([votes], np.float32))
+    return folder
+
+
+def test_bapps_keeps_soft_votes(tmp_path):
+    source = bapps_folder(tmp_path / "in")
+    assert main(["bapps", "--source", str(source), "--out", str(tmp_path), *ONE]) == 0
+    train, val = Beton(tmp_path / "triplets-train.beton"), Beton(tmp_path / "triplets-val.beton")
+    assert kit.keys(train) == [f"train/cnn/{n:06d}" for n in range(3)] + [
+        f"train/mix/{n:06d}" for n in range(2)
+    ]
+    assert train.metadata["vote"].tolist() == [0, 0.5, 1, 0, 0.5]
+    assert val.metadata["vote"] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(train.metadata["votes"]) == {2} and set(val.metadata["votes"]) == {5}
+    assert [train.jpeg(1, name).tobytes() for name in ("ref", "left", "right")] == [
+        kit.jpeg(n) for n in (3, 4, 5)
+    ]
+    assert train.info["votes"] == "human" and train.info["source"]["subsets"] == ["cnn", "mix"]
+
+
+def test_bapps_mistakes(tmp_path, capsys):
+    source = bapps_folder(tmp_path / "in")
+    run = ["bapps", "--source", str(source), "--out", str(tmp_path / "out"), *ONE]
+    assert main([*run, "--subsets", "superres"]) == 2
+    assert "no subset superres; it has cnn, mix" in capsys.readouterr().err
+    np.save(source / "2afc/train/cnn/judge/000001.npy", np.array([1.5]))
+    assert main(run) == 2
+    assert "train/cnn/000001: bad judgement" in capsys.readouterr().err
+    (source / "2afc/train/cnn/judge/000001.npy").unlink()
+    bapps._names.cache_clear()
+    assert main(run) == 2
+    assert "p1/000001.png, judge/000002.npy" in capsys.readouterr().err
+    (source / "2afc/train/cnn/ref/000002.png").rename(source / "2afc/train/cnn/ref/000003.png")
+    np.save(source / "2afc/train/cnn/judge/000001.npy", np.array([1.0]))
+    bapps._names.cache_clear()
+    assert main(run) == 2  # as many, but the third would be of another triplet
+    assert "do not match: ref/000003.png, p0/000002.png" in capsys.readouterr().err
+
+
+def test_bapps_whose_files_have_other_names_are_not_paired(tmp_path, capsys):
+    source = bapps_folder(tmp_path / "in")
+    base = source / "2afc/train/cnn"
+    for part, number, end in (("ref", 0, "png"), ("p0", 2, "png"), ("p1", 1, "png"), ("judge", 2, "npy")):
+        (base / part / f"{number:06d}.{end}").unlink()
+    assert main(["bapps", "--source", str(source), "--out", str(tmp_path / "out"), *ONE]) == 2
+    assert "do not match: ref/000001.png, p0/000000.png, p1/000000.png" in capsys.readouterr().err
+
+
+def test_bapps_never_unpickles(tmp_path, capsys):
+    source = bapps_folder(tmp_path / "in")
+    np.save(source / "2afc/train/mix/judge/000000.npy", np.array([{"a": 1}]), allow_pickle=True)
+    assert main(["bapps", "--source", str(source), "--out", str(tmp_path / "out"), *ONE]) == 2
+    assert "allow_pickle=False" in capsys.readouterr().err
+
+
+# -- THINGS -------------------------------------------------------------------------------------
+
+OBJECTS = ["aardvark", "abacus", "accordion", "acorn", "airplane"]
+
+
+def things_folder(folder: Path) -> Path:
+    """Some objects as NAME.jpg, some as folders of several images."""
+    for n, name in enumerate(OBJECTS):
+        path = folder / "images" / (f"{name}.JPG" if n % 2 else f"{name}/{name}_01b.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(kit.jpeg(n))
+    (folder / "images/abacus.txt").write_text("no image")
+    (folder / "images/accordion/._accordion_01b.jpg").write_bytes(b"from a Mac")
+    (folder / "unique_id.txt").write_text("\n".join(OBJECTS) + "\n")
+    np.savetxt(folder / "trainset.txt", [[0, 1, 2], [4, 3, 0]], fmt="%d")
+    return folder
+
+
+def check_answers(beton: Beton) -> None:
+    """Each answer twice: the odd one is never the preferred one."""
+    images = {kit.jpeg(n): n for n in range(len(OBJECTS))}
+    rows = [tuple(images[beton.jpeg(i, n).tobytes()] for n in ("ref", "left", "right")) for i in range(4)]
+    for (ref, left, right), vote, (a, b, odd) in zip(
+        rows, beton.metadata["vote"], [(0, 1, 2), (1, 0, 2), (4, 3, 0), (3, 4, 0)]
+    ):
+        chosen, other = (right, left) if vote == 1 else (left, right)
+        assert (ref, chosen, other) == (a, b, odd) and vote in (0, 1)
+    assert kit.keys(beton) == ["0a", "0b", "1a", "1b"]
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_things_answers_by_number(tmp_path, ids):
+    folder = things_folder(tmp_path)
+    arguments = ["things", "--answers", str(folder / "trainset.txt"), "--images", str(folder / "images")]
+    arguments += ["--ids", str(folder / "unique_id.txt")] if ids else []
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+
+
+def test_things_answers_by_name(tmp_path):
+    folder = things_folder(tmp_path)
+    lines = ["aardvark abacus accordion.jpg", "airplane, acorn, aardvark"]
+    (folder / "names.txt").write_text("\n".join(lines))
+    arguments = ["things", "--answers", str(folder / "names.txt"), "--images", str(folder / "images")]
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+
+
+def test_things_pictures_of_any_ending_keep_the_order(tmp_path, capsys):
+    """A picture that is not known as one would move all numbers after it."""
+    folder = things_folder(tmp_path)
+    (folder / "images/abacus.JPG").rename(folder / "images/abacus.BMP")
+    np.savetxt(folder / "trainset.txt", [[0, 1, 2], [4, 3, 0]], fmt="%.1f")
+    arguments = ["things", "--answers", str(folder / "trainset.txt"), "--images", str(folder / "images")]
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+    assert not Beton(tmp_path / "t.beton").info["passed_over"]
+    (folder / "images/zebra.jpg").write_bytes(kit.jpeg(9))
+    things._images.cache_clear()
+    assert main([*arguments, "--out", str(tmp_path / "u.beton"), *ONE]) == 0
+    assert "passed over 1: pictures of no answer" in capsys.readouterr().out
+
+
+def test_things_ids_are_lines(tmp_path, capsys):
+    folder = things_folder(tmp_path)
+    (folder / "images/acorn.JPG").rename(folder / "images/ice cream.jpg")
+    names = ["aardvark", "abacus", "accordion", "ice cream", "airplane"]
+    (folder / "unique_id.txt").write_text("\n".join(names) + "\n")
+    arguments = [
+        "things",
+        "--answers",
+        str(folder / "trainset.txt"),
+        "--images",
+        str(folder / "images"),
+        *ONE,
+    ]
+    arguments += ["--ids", str(folder / "unique_id.txt"), "--out", str(tmp_path / "t.beton")]
+    assert main(arguments) == 0
+    check_answers(Beton(tmp_path / "t.beton"))
+    (folder / "unique_id.txt").write_text("\n".join([*names[:-1], "abacus"]))
+    things._images.cache_clear()
+    assert main(arguments) == 2
+    assert "unique_id.txt: abacus comes more than once" in capsys.readouterr().err
+
+
+def test_sides_of_things_are_balanced(tmp_path):
+    folder = things_folder(tmp_path)
+    np.savetxt(folder / "many.txt", np.tile([0, 1, 2], (500, 1)), fmt="%d")
+    source = Things(folder / "many.txt", folder / "images", folder / "unique_id.txt")
+    votes = [raw.vote for raw in source.read(source.tasks()[0])]
+    assert 0.42 < np.mean(votes) < 0.58
+
+
+def test_spose_embedding(tmp_path):
+    folder = things_folder(tmp_path)
+    vectors = np.random.default_rng(0).random((5, 7))
+    np.savetxt(folder / "spose_embedding_7d_sorted.txt", vectors)
+    arguments = ["things", "--embedding", str(folder / "spose_embedding_7d_sorted.txt"), "--count", "50",
+                 "--images", str(folder / "images"), "--ids", str(folder / "unique_id.txt")]  # fmt: skip
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
+    beton = Beton(tmp_path / "t.beton")
+    images = {kit.jpeg(n): n for n in range(len(OBJECTS))}
+    for i, vote in enumerate(beton.metadata["vote"]):
+        a, b, c = (images[beton.jpeg(i, n).tobytes()] for n in ("ref", "left", "right"))
+        weight = np.exp([vectors[a] @ vectors[b], vectors[a] @ vectors[c]])
+        assert len({a, b, c}) == 3 and vote == pytest.approx(weight[1] / weight.sum())
+    assert "no human vote of its own" in beton.info["votes"] and (beton.metadata["votes"] == 0).all()
+    spans = np.concatenate([beton.spans(n, np.arange(50))[0] for n in ("ref", "left", "right")])
+    assert len(np.unique(spans)) == 5  # an image is stored once
+
+
+def test_spose_of_odd_numbers(tmp_path, capsys):
+    """Of any size, to a vote of 0…1; not those that are none."""
+    folder = things_folder(tmp_path)
+    vectors = np.random.default_rng(0).random((5, 7)) * 100
+    arguments = ["things", "--embedding", str(folder / "e.txt"), "--count", "50",
+                 "--images", str(folder / "images"), "--out", str(tmp_path / "t.beton"), *ONE]  # fmt: skip
+    np.savetxt(folder / "e.txt", vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(arguments) == 0
+    votes = Beton(tmp_path / "t.beton").metadata["vote"]
+    assert votes.min() >= 0 and votes.max() == 1
+    vectors[3, 2] = np.nan
+    np.savetxt(folder / "e.txt", vectors)
+    assert main(arguments) == 2
+    assert "e.txt: line 4: not all are finite numbers" in capsys.readouterr().err
+
+
+def test_things_mistakes(tmp_path, capsys):
+    folder = things_folder(tmp_path)
+    for text, message in (
+        ("0 1 9\n", "line 1: [0, 1, 9], there are 5 objects, from 0 on"),
+        ("0 1 2\n1.5 2 3\n", "line 2: [1.5, 2, 3], there are 5 objects"),
+        ("0 1 2\n3 4 3\n", "line 2: an object stands there twice"),
+        ("0 1\n", "rows of three objects"),
+        ("aardvark abacus zebra\n", "line 1: no image of zebra"),
+    ):
+        (folder / "bad.txt").write_text(text)
+        arguments = ["things", "--answers", str(folder / "bad.txt"), "--images", str(folder / "images")]
+        assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 2
+        assert message in capsys.readouterr().err
+    np.savetxt(folder / "e.txt", np.ones((4, 2)))
+    arguments = ["things", "--embedding", str(folder / "e.txt"), "--images", str(folder / "images")]
+    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 2
+    assert "4 objects, but 5 images" in capsys.readouterr().err
+
+
+# -- NIGHTS over the network ----------------------------------------------------------------------
+
+
+class Server:
+    """A web server with ranges, which can break answers off or fail some times."""
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files, self.break_after, self.fail, self.sent, self.ranges = files, None, 0, 0, True
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                data = outer.files.get(self.path)
+                if outer.fail:
+                    outer.fail -= 1
+                    self.send_error(503)
+                    return
+                if data is None:
+                    self.send_error(404)
+                    return
+                wanted = self.headers.get("Range") if outer.ranges else None
+                first, last = 0, len(data) - 1
+                if wanted:
+                    a, _, b = wanted.removeprefix("bytes=").partition("-")
+                    first, last = int(a), int(b or last)
+                body = data[first : last + 1]
+                self.send_response(206 if wanted else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if outer.break_after is not None and len(body) > outer.break_after:
+                    body = body[: outer.break_after]
+                    self.close_connection = True
+                outer.sent += len(body)
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/nights"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """NIGHTS as it is published: nights.zip and chunks, of a few triplets."""
+    source = kit.nights_folder(tmp_path / "published", 8)
+    files = {}
+    for kind in ("ref", "distort"):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for path in sorted((source / kind / "000").iterdir()):
+                archive.write(path, f"000/{path.name}")
+        files[f"/nights/nights_chunked/{kind}/000.zip"] = out.getvalue()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("nights/ref/000/000.png", bytes(1_000_000))
+        archive.write(source / "data.csv", "nights/data.csv")
+    files["/nights/nights.zip"] = out.getvalue()
+    monkeypatch.setattr(download, "_PAUSE", 0.01)
+    monkeypatch.setattr(download, "CHUNKS", range(1))
+    server = Server(files)
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def test_download_and_build(published, tmp_path):
+    arguments = ["nights", "--download", str(tmp_path / "nights"), "--url", published.url]
+    assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0
+    assert kit.keys(Beton(tmp_path / "out/triplets-train.beton")) == ["0", "1", "4", "5"]
+    sent = published.sent
+    assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0
+    assert published.sent == sent  # nothing is fetched again
+
+
+def test_broken_answers_are_continued(published, tmp_path):
+    published.fail = 2
+    published.break_after = 5_000
+    download.fetch_nights(tmp_path / "nights", published.url)
+    for kind in ("ref", "distort"):
+        names = sorted(p.name for p in (tmp_path / "nights" / kind / "000").iterdir())
+        assert names == sorted(p.name for p in (tmp_path / "published" / kind / "000").iterdir())
+        for name in names:
+            ours = (tmp_path / "nights" / kind / "000" / name).read_bytes()
+            assert ours == (tmp_path / "published" / kind / "000" / name).read_bytes()
+
+
+def test_a_download_goes_on_where_it_stopped(published, tmp_path):
+    target = tmp_path / "nights"
+    target.mkdir()
+    whole = published.files["/nights/nights_chunked/ref/000.zip"]
+    (target / ".ref-000.zip.part").write_bytes(whole[:-100])
+    (target / "data.csv").write_bytes((tmp_path / "published/data.csv").read_bytes())
+    download.fetch_nights(target, published.url)
+    other = len(published.files["/nights/nights_chunked/distort/000.zip"])
+    assert published.sent < 2 * other + len(whole) + 200  # sizes are asked for by requests broken off
+    assert (target / "ref/000/000.png").is_file()
+
+
+def test_what_the_server_does_not_deliver_is_told(published, tmp_path, capsys):
+    arguments = ["nights", "--download", str(tmp_path / "nights"), "--url"]
+    assert main([*arguments, published.url + "/elsewhere"]) == 2
+    assert "answers 404" in capsys.readouterr().err
+    published.files["/nights/nights_chunked/distort/000.zip"] = b"no zip"
+    assert main([*arguments, published.url]) == 2
+    assert "not a zip file" in capsys.readouterr().err
+    published.ranges = False
+    (tmp_path / "nights/data.csv").unlink()
+    assert main([*arguments, published.url]) == 2
+    assert "does not deliver ranges" in capsys.readouterr().err
+
+
+def test_source_or_download(capsys):
+    assert main(["nights"]) == 2
+    assert "--source FOLDER or --download FOLDER" in capsys.readouterr().err

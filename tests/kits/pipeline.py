@@ -1,0 +1,108 @@
+"""Small .beton files for the pipeline's tests."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from pipeline.augment import draws
+from pipeline.beton.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
+from pipeline.beton.writer import Jpeg, writing
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    """Smooth colours with some edges, (H, W, 3) uint8: noise alone would judge rounding only."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    pixels = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = rng.integers(0, height), rng.integers(0, width)
+    pixels[top:, left:] = rng.integers(0, 256, 3)
+    return pixels
+
+
+def jpeg(pixels: np.ndarray) -> Jpeg:
+    return Jpeg(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 92), *pixels.shape[:2])
+
+
+def sizes(count: int) -> list[tuple[int, int]]:
+    """Landscape, portrait, square, smaller than a target, one row high."""
+    kinds = [(60, 90), (90, 60), (64, 64), (21, 33), (7, 5), (1, 40), (130, 50)]
+    return [kinds[i % len(kinds)] for i in range(count)]
+
+
+def pairs_file(
+    path: Path, count: int = 20, captions: int = 2, broken: dict[int, bytes] | None = None
+) -> Beton:
+    """`count` pairs; sample i has i % captions + 1 captions; `broken` replaces stored bytes."""
+    with writing(path, pairs_schema(captions), count) as writer:
+        for i, (height, width) in enumerate(sizes(count)):
+            pixels = picture(i, height, width)
+            image, tokens = jpeg(pixels), np.zeros((captions, 77), np.int32)
+            for row in range(i % captions + 1):
+                tokens[row, :3] = 49406, 1000 * row + i, 49407
+            if broken and i in broken:
+                image = Jpeg(broken[i], height, width)
+            luma = float((pixels @ LUMA).mean())
+            writer.add({"image": image, "tokens": tokens, "luma": luma, "key": b"key-%d" % i})
+    return Beton(path)
+
+
+def damaged_jpegs(whole: Beton, each: int) -> dict[int, bytes]:
+    """Stored JPEGs with every kind of damage at every place, for `pairs_file`: `each` of a kind and place."""
+    rng = np.random.default_rng(3)
+    kinds = {
+        "ones": lambda old: b"\xff" * len(old), "zeros": lambda old: bytes(len(old)),
+        "noise": lambda old: rng.bytes(len(old)), "bit": lambda old: bytes([old[0] ^ 16]) + old[1:],
+        "lost": lambda old: b"", "doubled": lambda old: old + old,
+    }  # fmt: skip
+    places = {"head": (0, 0.2), "middle": (0.45, 0.8), "end": (0.9, 1)}
+    cases = [(k, p) for k in kinds.values() for p in places.values() for _ in range(each)]
+    broken = {}
+    for index, (change, (low, high)) in enumerate(cases):
+        data = whole.jpeg(index).tobytes()
+        at = int(rng.uniform(low, high) * (len(data) - 24))
+        broken[index] = data[:at] + change(data[at : at + 24]) + data[at + 24 :]
+    return broken
+
+
+def triplets_file(path: Path, count: int = 12, broken: dict[int, bytes] | None = None) -> Beton:
+    """`count` triplets of one size each; `broken` replaces the left picture's bytes."""
+    with writing(path, triplets_schema(), count) as writer:
+        for i, (height, width) in enumerate(sizes(count)):
+            views = [picture(3 * i + v, height, width) for v in range(3)]
+            images = dict(zip(("ref", "left", "right"), map(jpeg, views)))
+            if broken and i in broken:
+                images["left"] = Jpeg(broken[i], height, width)
+            luma = np.array([(p @ LUMA).mean() for p in views], np.float32)
+            writer.add(images | {"vote": i / count, "votes": 4, "luma": luma, "key": b"trip-%d" % i})
+    return Beton(path)
+
+
+def with_wrong_pointers(file: Beton, path: Path) -> Beton:
+    """A copy whose pictures are said to lie one byte further on."""
+    records = file.metadata
+    records["image"]["data_ptr"] += np.uint64(1)
+    data = bytearray(file.path.read_bytes())
+    start = HEADER.itemsize + len(file.fields) * DESCRIPTOR.itemsize
+    data[start : start + records.nbytes] = records.tobytes()
+    path.write_bytes(data)
+    return Beton(path)
+
+
+def pil(file: Beton, index: int, name: str = "image") -> Image.Image:
+    return Image.open(io.BytesIO(file.jpeg(index, name).tobytes()))
+
+
+def drawn(file: Beton, augment, seed: int, epoch, index: Sequence[int]):
+    """`draws` for samples of a pairs file."""
+    index = np.asarray(index)
+    size = file.sizes("image", index)
+    luma = file.metadata["luma"][index][:, None]
+    return draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)

@@ -1,0 +1,154 @@
+"""Plans and profiles: figures that can be checked by hand or against others' numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.kits import train as kit
+from train import arithmetic, model, plan, profiling, recipes
+from train.distributed import World
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return kit.pairs(tmp_path_factory.mktemp("data") / "pairs.beton")
+
+
+def test_flops_are_the_towers_own_sum():
+    """Every matrix product of debug-ViT counted by hand."""
+    clip = model.create("debug-ViT")
+    image, text = arithmetic.forward_flops(clip, 6)
+
+    def tower(tokens: int, width: int, layers: int, patches: int = 0) -> int:
+        block = 2 * tokens * width * 3 * width + 4 * tokens * tokens * width  # projections, attention
+        after = 2 * width * width + 2 * 2 * width * 4 * width  # output projection and MLP of a token
+        full, pooled = (layers - 1) * (block + tokens * after), block + after
+        embedding = 2 * patches * 3 * 8 * 8 * width
+        return full + pooled + embedding + 2 * width * 16
+
+    # The last block's query is projected for the pooled token alone.
+    assert image == tower(5, 32, 2, patches=4) - 2 * 4 * 32 * 32
+    assert text == tower(6, 16, 2) - 2 * 5 * 16 * 16
+
+
+def test_flops_of_a_resnet_are_its_convolutions_and_one_query():
+    clip = model.create("debug-RN").train()
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    image, _ = arithmetic.forward_flops(clip, 6)
+    kit.assert_same(clip.state_dict(), before)
+    assert clip.training
+    visual, (images, _) = clip.eval().visual, arithmetic.example(clip, 1, 6)
+    with FlopCounterMode(display=False) as convolutions:
+        x = visual.stem(images)
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = layer(x)
+    width, places, heads = x.shape[1], 1 + x[0, 0].numel(), visual.attnpool.num_heads
+    # Query, it through the keys' matrix, values and output of one token; scores and means in every head.
+    pool = 2 * width * (3 * width + visual.output_dim) + 4 * heads * places * width
+    assert image == convolutions.get_total_flops() + pool
+
+
+def test_the_plan_of_the_paper_adds_up():
+    recipe, machine = recipes.STAGE2["paper"], plan.Machine(tokens=16)
+    counts = plan.Counts(
+        parameters=151_277_313, trained=151_277_313, pixels=301_056, image_flops=8_150_000_000,
+        text_flops=1_130_000_000, kept={"none": 20_000_000, "pointwise": 12_000_000, "blocks": 2_000_000},
+    )  # fmt: skip
+    found, ways = plan.plan(recipe, machine, counts, 15_061_515, 4e11)
+    assert found.share == 5_120 and found.steps == math.ceil(32 * 15_061_515 / 30_720)
+    assert found.gflop_a_sample == pytest.approx(
+        4 * (8.15 + 1.13)
+    )  # forward, backward, and the cached forward
+    assert found.samples_a_second_a_gpu == pytest.approx(312e12 / 2 / (found.gflop_a_sample * 1e9))
+    assert found.gpu_hours == pytest.approx(6 * found.hours)
+    assert found.hours * 3600 * 6 * found.samples_a_second_a_gpu == pytest.approx(found.steps * 30_720)
+    assert found.checkpoint_gb == pytest.approx(12 * 0.151277313)
+    assert ways[0].micro == 2_560 and found.fits
+    assert not next(w for w in ways if (w.micro, w.recompute) == (5_120, "none")).total_gb < 80
+    faster, _ = plan.plan(recipe, replace(machine, measured=5_000), counts, 15_061_515, 4e11)
+    assert faster.samples_a_second_a_gpu == 5_000
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--gpu", "v100"], "--gpu v100: known are a100"),
+        (["--ngpus", "7"], "--batch 30720: not divisible by 7 ranks"),
+        (["--efficiency", "1.5"], "--efficiency 1.5"),
+        (["--model", "ViT-Q"], "--model ViT-Q"),
+        (["--measured", "nan"], "--measured nan: must be finite"),
+        (["--json", "/nonexistent/x"], "/nonexistent/x"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_line(args, said, capsys, monkeypatch):
+    monkeypatch.setattr(
+        plan, "count", lambda *a: plan.Counts(1, 1, 1, 1, 1, dict.fromkeys(plan.RECOMPUTES, 1))
+    )
+    assert plan.main(["--stage", "2", *args]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ") and said in told and "\n" not in told
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no data lies that the recipe would find by itself
+    out = tmp_path / "plan.json"
+    args = ["--stage", str(stage), "--recipe", "debug", "--ngpus", "2", "--json", str(out)]
+    args += ["--samples", "1000"] if stage == 1 else ["--data", str(split), "--model", "debug-RN"]
+    assert plan.main(args) == 0
+    told = capsys.readouterr().out
+    for word in ("parameters", "loader", "memory a GPU", "checkpoint", "(this recipe)"):
+        assert word in told
+    assert ("read from" in told) == (stage == 2)
+    values = json.loads(out.read_text())
+    assert values["plan"]["share"] == 8 and values["plan"]["steps"] == 4
+    kept = values["counts"]["kept"]
+    assert kept["none"] > kept["pointwise"] > kept["blocks"] > 0
+
+
+def test_kept_bytes_are_what_autograd_keeps():
+    """By the difference of two batch sizes, against the peak of a whole forward pass's storages."""
+    recipe = recipes.STAGE2["debug"]
+    clip = model.create("debug-ViT")
+    a_sample = plan._kept(clip, recipe, "none", 6)
+    towers, storages = model.Towers(clip, recipe), {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        outputs = towers(*arithmetic.example(clip, 10, 6))
+    parameters = {p.untyped_storage().data_ptr() for p in clip.parameters()}
+    whole = sum(size for place, size in storages.items() if place not in parameters)
+    assert len(outputs) == 2 and 9 * a_sample <= whole <= 12 * a_sample
+
+
+@given(loader=st.floats(1e-4, 1), step=st.floats(1e-4, 1), more=st.floats(1, 3))
+def test_every_measurement_has_a_verdict(loader, step, more):
+    told = profiling.verdict(loader, step, max(loader, step) * more)
+    if loader > 1.05 * step:
+        assert "waits for data" in told
+    elif more > 1.16:
+        assert "disturb" in told
+    elif more < 1.14:
+        assert "waits for the step" in told
+
+
+def test_a_profile_measures_and_trains_nothing(split, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    found = profiling.profile(kit.debug(2, split, run), World(), 3)
+    assert json.loads((run / "profile.json").read_text()) == found
+    assert min(found[f"{k}_seconds"] for k in ("loader", "step", "together")) > 0
+    assert json.loads((run / "profile" / "rank-0.json").read_text())["traceEvents"]
+    assert not (run / "checkpoints").exists()
+    assert found["verdict"] in (run / "log.txt").read_text()

@@ -1,0 +1,103 @@
+"""Weights that others saved: which of a file's tensors are the model's, and by what names.
+
+Read are tensors alone (`weights_only`); nothing else is unpickled.  Taken is what fills the whole model:
+open_clip's, under the prefixes of DDP, `torch.compile` and trainers, beside optimizers, OpenAI's own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from train import checkpoint
+from train.weights.origin import OURS, Origin
+
+_OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's weights have besides
+_HINTS = {
+    "vision_model.": "the names are transformers', open_clip's are expected",
+    "lora": "parts of LoRA are among them; merge them into the weights first",
+}
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], Origin]:
+    """(the weights by open_clip's names, what their names tell) of a .safetensors file or torch.save's.
+
+    Raises ValueError for other contents, and where more than one set of weights is in it.
+    """
+    with open(file, "rb") as opened:
+        if opened.read(20).startswith(b"version https://git-"):
+            raise ValueError("a pointer of Git LFS in the file's place; git lfs pull fetches the file")
+    held = checkpoint.weights(file) if file.suffix == ".safetensors" else _unpickled(file)
+    found = {key: part for key, part in {"": held, **held}.items() if _is_weights(part)}
+    if len(found) > 1:
+        raise ValueError(
+            f"more than one set of weights is in it: {', '.join(found)}; save the one that is meant"
+        )
+    if not found:
+        raise ValueError("no weights by name in it")
+    state = {name.replace("_orig_mod.", ""): value for name, value in next(iter(found.values())).items()}
+    prefix = next((n.removesuffix("logit_scale") for n in state if n.endswith("logit_scale")), "")
+    if all(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not all(name in state for name in _OPENAI):
+        return state, Origin()
+    told = Origin(True, OURS, f"{file.name}, which has OpenAI's {_OPENAI[0]},")
+    return {name: value for name, value in state.items() if name not in _OPENAI}, told
+
+
+def _unpickled(file: Path) -> dict:
+    if zipfile.is_zipfile(file) and any("/code/" in name for name in zipfile.ZipFile(file).namelist()):
+        raise ValueError(
+            "a TorchScript archive, as OpenAI's are, which is a program; save its tensors: python -c 'import "
+            'sys, torch; torch.save(torch.jit.load(sys.argv[1], "cpu").state_dict(), sys.argv[2])\' IN OUT'
+        )
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = next((line for line in str(error).splitlines() if "GLOBAL" in line), "damaged").strip()
+        raise ValueError(f"not tensors alone, and nothing else is unpickled ({why})") from None
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"not a whole file of torch.save's ({error})") from None
+    except EOFError:
+        held = None
+    return held if isinstance(held, dict) else {}
+
+
+def _is_weights(part: object) -> bool:
+    tensors = [isinstance(value, Tensor) for value in part.values()] if isinstance(part, dict) else []
+    return bool(tensors) and all(tensors) and all(isinstance(name, str) for name in part)
+
+
+def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put a whole model's weights into `model`, as `open_clip.load_checkpoint` does.
+
+    Raises ValueError for positions that it would stretch to fit, RuntimeError for others that do not fit.
+    """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    own, state = model.state_dict(), convert_state_dict(model, dict(state))
+    if "positional_embedding" in state and "positional_embedding" not in own:
+        state = convert_to_custom_text_state_dict(state)
+    state = {n: v for n, v in state.items() if n in own or not n.endswith(".position_ids")}
+    for name in {"logit_scale", "logit_bias"} & own.keys():
+        value = state.get(name, torch.zeros(1) if name == "logit_bias" else None)
+        if value is not None and value.numel() == 1:
+            state[name] = value.reshape(own[name].shape)
+    for name, value in state.items():
+        mine = own.get(name, value)
+        if "pos" in name and mine.shape != value.shape:
+            raise ValueError(
+                f"{name} is {tuple(value.shape)} there, expected {tuple(mine.shape)}: weights of "
+                "another resolution or length of text"
+            )
+    if {n for n in own if n.startswith("visual.")} == state.keys() != own.keys():
+        raise ValueError("the image tower alone, and what is said of texts needs the text tower")
+    hint = next((hint for part, hint in _HINTS.items() if any(part in name for name in state)), None)
+    if hint and not state.keys() <= own.keys():
+        raise ValueError(f"{hint} ({next(name for name in state if name not in own)}, …)")
+    model.load_state_dict(state)
