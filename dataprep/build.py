@@ -20,24 +20,25 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from dataprep import space
-from dataprep.pool import Progress, run
+from dataprep.pool import run
 from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
-from pipeline.base import machine
+from pipeline.base import console, hardware, machine
+from pipeline.base.console import Progress
+from pipeline.base.files import replacing
 from pipeline.beton.fields import Beton
-from pipeline.beton.writer import join, replacing
+from pipeline.beton.writer import join
 
 FORMAT = 2  # raised when the same settings come to mean another file
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
 
-class TooManyRejects(Exception):
+class TooManyRejects(console.Failed):
     """The share of samples not taken is above the limit; the command line's exit code is 1."""
 
 
@@ -322,7 +323,7 @@ class Job:
             "passed_over": dict(sorted(total.passed_over.items())),
             "warned": dict(sorted(total.warned.items())),
             "settings": asdict(self.settings),
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": hardware.versions(_PACKAGES),
             "fingerprint": self.fingerprint,
         }
         if self.source.kind == "pairs":

@@ -13,8 +13,6 @@ Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +22,6 @@ if not __package__:  # run by path: import the project's packages, and nothing f
 
 import tyro
 
-from dataprep import build as building
 from dataprep import checks
 from dataprep.build import RunSettings, build, check_out
 from dataprep.cluster import ClusterSettings
@@ -36,6 +33,7 @@ from dataprep.sources.columns import Choice
 from dataprep.sources.download import URL, fetch_nights
 from dataprep.sources.pairs import Layout, notes, open_pairs
 from dataprep.sources.things import Spose, Things
+from pipeline.base import console
 from pipeline.formats.nights import SPLITS
 
 _flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
@@ -254,38 +252,21 @@ COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCo
 COMMANDS |= {"things": ThingsCommand, "verify": Verify, "inspect": Inspect}
 
 
-def _settle_streams() -> None:
-    """Names that are no text, a terminal of few letters, and `2>&-`: the next file would be stderr then."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it takes the lowest free number)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # another kind of stream, as notebooks have them
-            stream.reconfigure(errors="backslashreplace")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    _settle_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return console.command(lambda: _run(arguments), interrupted="stopped; the same command goes on")
+
+
+def _run(arguments: list[str]) -> int | None:
     if not arguments:
         print("No source named: building the demonstration data. Yours: pairs or nights, --help tells.")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "demo")
-    try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="build_ffcv.py", description=__doc__, args=arguments
-        )
-        return command.run() or 0
-    except building.TooManyRejects as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="build_ffcv.py", description=__doc__, args=arguments
+    )
+    return command.run()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataprep.convert import mean_luma
-from dataprep.pool import Progress, run
+from dataprep.pool import run
 from pipeline import text
+from pipeline.base.console import Progress
 from pipeline.beton import fields as f
 from pipeline.formats import pictures
 

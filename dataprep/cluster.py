@@ -11,13 +11,14 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from dataprep.build import Job
-from dataprep.pool import Progress, run
+from dataprep.pool import WorkersDied, run
+from pipeline.base import slurm
+from pipeline.base.console import Progress
 from pipeline.base.slurm import SlurmFlags, check_path, submitting
 
 
@@ -46,17 +47,6 @@ class ClusterSettings(SlurmFlags):
         own = {"job_name": "dataprep", "time": self.timeout, "cpus_per_task": workers, "wckey": None}
         return self.parameters(own)
 
-    def _executor(self, folder: Path, workers: int):
-        import submitit  # only here: nothing else of the room needs it
-
-        if self.cluster == "slurm":
-            executor = submitit.SlurmExecutor(folder)
-            executor.update_parameters(**self.slurm_parameters(workers))
-        else:
-            executor = submitit.LocalExecutor(folder)
-            executor.update_parameters(timeout_min=self.timeout)
-        return executor
-
     def _run(self, job: Job, left: list[int]) -> None:
         if not left:
             return
@@ -64,7 +54,8 @@ class ClusterSettings(SlurmFlags):
         check_path(folder, "--out")
         count = min(self.shards, len(left))
         with submitting():
-            executor = self._executor(folder, job.how.processes)
+            parameters = self.slurm_parameters(job.how.processes)
+            executor = slurm.executor(self.cluster, folder, parameters, self.timeout)
             jobs = executor.map_array(ArrayJob(job), [left[i::count] for i in range(count)])
         print(f"{job.out.name}: {count} jobs submitted, {jobs[0].job_id} and following; logs in {folder}")
         try:
@@ -118,8 +109,8 @@ def _wait(job: Job, jobs: list, left: list[int]) -> None:
         error = submitted.exception()
         if error is not None:
             last = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"job {submitted.job_id} failed: {last}; the same command goes on")
+            raise WorkersDied(f"job {submitted.job_id} failed: {last}; the same command goes on")
     if waiting:
-        raise RuntimeError(
+        raise WorkersDied(
             f"{len(waiting)} shards are missing though all jobs ended; the same command goes on"
         )

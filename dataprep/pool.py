@@ -14,56 +14,20 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 
+from pipeline.base import console
+from pipeline.base.console import Progress
+
 _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
-_LINE_EVERY = 30.0  # seconds between lines in a log
 
 
-class Progress:
-    """`done` of `total` weight and the samples seen so far, as a line on stderr."""
+class WorkersDied(console.Failed):
+    """Processes or jobs of this build have ended too early; the same command goes on."""
 
-    def __init__(self, name: str, total: int, done: int = 0):
-        self.name, self.total, self.done, self.samples = name, total, done, 0
-        self._fresh = 0  # weight done by this run: rates do not count what an earlier run did
-        self._started = self._shown = time.monotonic()
-        self._terminal = sys.stderr.isatty()
-
-    def finished(self, weight: int) -> None:
-        """A task of this weight is complete."""
-        self.done += weight
-        self._fresh += weight
-
-    def show(self, samples: int, inside: float = 0.0, force: bool = False) -> None:
-        """`samples` seen by this run, `inside` weight within tasks that are not complete."""
-        now = time.monotonic()
-        if not force and now - self._shown < (0.5 if self._terminal else _LINE_EVERY):
-            return
-        self._shown, seconds = now, max(now - self._started, 1e-9)
-        share = min((self.done + inside) / max(self.total, 1), 1.0)
-        fresh = min(self._fresh + inside, self.total)
-        left = (self.total - self.done - inside) / fresh * seconds if fresh > 0 else float("nan")
-        line = f"{self.name}: {share:6.1%}  {samples:,} samples  {samples / seconds:,.0f}/s  {_left(left)}"
-        print(
-            f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr
-        )
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        """Leave the terminal's line."""
-        if self._terminal:
-            print(file=sys.stderr)
-
-
-def _left(seconds: float) -> str:
-    if seconds != seconds:
-        return "time left unknown"
-    minutes, seconds = divmod(int(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left"
+    code = 2
 
 
 def run(
@@ -77,7 +41,7 @@ def run(
     """Call `work(task, step)` for every task; in this process if one worker suffices.
 
     `work` must be picklable.  `finished(task, result)` is called here after each and may raise to end all.
-    Raises the ValueError or OSError of a task, RuntimeError when a process died.
+    Raises the ValueError or OSError of a task, WorkersDied when a process died.
     """
     workers = min(workers, len(tasks))
     if workers > 1:
@@ -164,7 +128,7 @@ class _Pool:
             code = process.exitcode
             cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
             hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
-            raise RuntimeError(f"a worker process died, {cause}{hint}; the same command goes on from here")
+            raise WorkersDied(f"a worker process died, {cause}{hint}; the same command goes on from here")
         del self.pipes[number], self.processes[number]
 
 

@@ -28,8 +28,9 @@ import numpy as np
 
 from dataprep.convert import Converted, ImageSettings, Rejected, convert
 from pipeline import text
+from pipeline.base.files import replacing
 from pipeline.beton.fields import CONTEXT_LENGTH, Field, pairs_schema, triplets_schema
-from pipeline.beton.writer import replacing, writing
+from pipeline.beton.writer import writing
 
 _BATCH = 256  # pairs converted before their captions are tokenised together
 _CACHE_BYTES = 256 << 20  # converted images of triplets that are kept for the next triplets

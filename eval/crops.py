@@ -30,6 +30,7 @@ from torch import Tensor
 
 from eval.ranks import Ranks
 from eval.sets.evalset import ArrayImages, FileImages, Unreadable
+from pipeline.base.files import replacing
 
 Images = FileImages | ArrayImages
 READER = 2  # of how files become RGB: raise it whenever a picture may come out otherwise
@@ -90,19 +91,6 @@ class Preprocess:
         }
 
 
-def replace_into(path: Path, write) -> None:
-    """Call write(temporary path), then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @dataclass
 class Cache:
     """A folder of what need not be computed twice; None keeps nothing.
@@ -128,10 +116,11 @@ class Cache:
             self.notes.append(f"{self.folder}: {why}; nothing more is kept there (--cache DIR: elsewhere)")
 
     def keep(self, path: Path, write: Callable[[Path], object]) -> None:
-        """`replace_into`, if it can be done."""
+        """Call write(temporary name), and rename what it wrote to `path`, if it can be done."""
         if not self.broken:
             try:
-                replace_into(path, write)
+                with replacing(path) as temporary:
+                    write(temporary)
             except OSError as error:
                 self.refuse(error)
 

@@ -12,7 +12,6 @@ adds one file, `summary.json` (seconds of every step, headline figures of both r
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from pipeline.base import files
+from pipeline.base.console import command
 
 HEADLINES = (
     "names_top1", "names_top5", "subcategory_top1", "category_top1",
@@ -97,10 +99,8 @@ def write_summary(out: Path, seconds: dict[str, float], headlines: dict[str, dic
     missing = [f"{run}: {k}" for run, h in headlines.items() for k in HEADLINES if k not in h]
     assert not missing, f"the evaluation left out {missing}"
     runs = {run: {k: h[k] for k in HEADLINES} for run, h in headlines.items()}
-    partial = out / "summary.json.partial"
     seconds = {k: round(v, 1) for k, v in seconds.items()}
-    partial.write_text(json.dumps({"seconds": seconds, "runs": runs}, indent=1))
-    os.replace(partial, out / "summary.json")
+    files.write(out / "summary.json", json.dumps({"seconds": seconds, "runs": runs}, indent=1))
 
 
 def print_table(runs: dict[str, dict]) -> None:
@@ -131,10 +131,4 @@ def main(demo: Demo) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Demo, prog="python -m eval.demo"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    sys.exit(command(lambda: main(tyro.cli(Demo, prog="python -m eval.demo"))))

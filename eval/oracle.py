@@ -97,6 +97,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from eval.cli import command
+    from pipeline.base.console import command
 
     raise SystemExit(command(main))

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.crops import replace_into
 from eval.sets import catalog
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.suite import Outcome, SetResult
+from pipeline.base import files
+from pipeline.base.files import replacing
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCHEMA = 1
@@ -100,21 +101,12 @@ def _missing(outcome: Outcome) -> list[str]:
 
 
 def _json(path: Path, value: object) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    replace_into(path, lambda p: _text(p, text + "\n"))
-
-
-def _text(path: Path, text: str) -> None:
-    """UTF-8; what a file's name holds besides becomes \\udcXX, which is JSON for the same."""
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    files.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    replace_into(path, save)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 # -- the field's own formats ------------------------------------------------------------------
@@ -190,9 +182,8 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     if outcome.triplets is not None:
         _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
     lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
-    replace_into(out / "eval_results.jsonl", lambda p: _text(p, lines))
-    row = _csv_text(wide_row(outcome, model, pretrained))
-    replace_into(out / "results.csv", lambda p: _text(p, row))
+    files.write(out / "eval_results.jsonl", lines)
+    files.write(out / "results.csv", _csv_text(wide_row(outcome, model, pretrained)))
     contents = {
         "schema": SCHEMA,
         **about,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import platform
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from eval.models import (
     open_clip_folder,
     refused,
 )
-from pipeline.base import machine
+from pipeline.base import console, hardware, machine
 
 if TYPE_CHECKING:
     import torch
@@ -258,11 +257,7 @@ def prepare(options: Evaluate) -> Prepared:
     return Prepared(options, sets, triplets, began, tuple(notes))
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "open_clip_torch", "numpy", "pillow", "torchvision")
-    return {"python": platform.python_version(), **{n: version(n) for n in names}}
+PACKAGES = ("torch", "open_clip_torch", "numpy", "pillow", "torchvision")  # that figures depend on
 
 
 def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) -> dict:
@@ -285,7 +280,7 @@ def _about(loaded: Loaded, encoders: Encoders, options: Evaluate, ranks: int) ->
         },
         "recipe": loaded.recipe,
         "settings": settings,
-        "versions": versions(),
+        "versions": hardware.versions(PACKAGES),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -318,7 +313,7 @@ def _out(loaded: Loaded, given: Path | None) -> Path:
 def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     """Evaluate one checkpoint and write its folder of results (rank 0).  Raises ValueError for bad input."""
 
-    from eval import cli, ranks, results, suite
+    from eval import ranks, results, suite
     from eval.crops import Cache
 
     options = prepared.options
@@ -327,7 +322,7 @@ def evaluate(prepared: Prepared, checkpoint: str, out: Path | None) -> None:
     out = _out(loaded, out or options.out)
     team = ranks.start(device)
 
-    say = cli.say if team.rank == 0 else lambda line: None
+    say = console.say if team.rank == 0 else lambda line: None
 
     encoders = encoders_for(loaded, device, options.precision)
     cache = Cache(_cache_folder(options))
@@ -377,6 +372,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from eval.cli import command
+    from pipeline.base.console import command
 
     raise SystemExit(command(main))

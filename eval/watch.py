@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.cli import say
 from eval.jobs import Where
 from eval.results import RESULTS
+from pipeline.base import slurm
+from pipeline.base.console import say
 from pipeline.base.slurm import SameDevices, check_path, submitting
 
 POLL = 5.0  # seconds between looks at the folder
@@ -81,12 +82,8 @@ def submitted(
 
     check_path(run, "--checkpoint")
     with submitting():
-        if cluster == "slurm":
-            executor = submitit.SlurmExecutor(run / "eval" / "jobs")
-            executor.update_parameters(**where.slurm_parameters(run.name))
-        else:
-            executor = submitit.LocalExecutor(run / "eval" / "jobs")
-            executor.update_parameters(timeout_min=where.timeout)
+        parameters = where.slurm_parameters(run.name) if cluster == "slurm" else {}
+        executor = slurm.executor(cluster, run / "eval" / "jobs", parameters, where.timeout)
     task = SameDevices(function, os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster == "local" else function
 
     def evaluate(checkpoint: str, out: Path) -> None:

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from kernels.flops import flop_counter
 from kernels.towers import encode_image, encode_text
-
-# Dense bf16 TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits counts.
-PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "GH200": 989}
+from pipeline.base.hardware import gpu
 
 
 def example(clip: nn.Module, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -49,5 +47,5 @@ def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 operations a second of a known GPU, else None."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for part, peak in PEAKS.items() if part in name), None)
+    card = gpu(torch.cuda.get_device_name(device))
+    return card.flops if card else None

@@ -13,7 +13,6 @@ there is nothing else to save.  torch.distributed.checkpoint is not used: its me
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -28,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.base import files
+from pipeline.base.files import sync, sync_folder
 from train.weights import origin
 
 WEIGHTS, OPTIMIZER, STATE, RECIPE = (
@@ -60,30 +61,12 @@ class State:
 # -- writing --------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or what was there before."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def _crc32(path: Path) -> int:
     value = 0
     with open(path, "rb") as file:
         while block := file.read(_CHUNK):
             value = zlib.crc32(block, value)
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping[str, Tensor]]) -> int:
@@ -101,15 +84,14 @@ def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping
     except SafetensorError as error:
         raise OSError(f"{folder}: could not be written: {error}") from None
     for file in sorted(part.iterdir()):
-        _sync(file)
+        sync(file)
         state.files[file.name] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}
-    write_atomically(part / STATE, json.dumps(vars(state), indent=1).encode())
+    files.write(part / STATE, json.dumps(vars(state), indent=1).encode())
     if folder.exists():  # a damaged one of the same step
         _remove(folder)
     os.replace(part, folder)
-    with contextlib.suppress(OSError):  # SMB and some of FUSE do not sync folders
-        _sync(folder.parent)
-    write_atomically(folder.parents[1] / "latest", f"{folder.name}\n".encode())
+    sync_folder(folder.parent)
+    files.write(folder.parents[1] / "latest", f"{folder.name}\n".encode())
     return sum(file["bytes"] for file in state.files.values())
 
 

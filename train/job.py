@@ -13,32 +13,19 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.base import machine
+from pipeline.base import console, machine
 from pipeline.base.slurm import restore
 from train.config import Recipe
 
 if TYPE_CHECKING:
     from train.loop import Outcome
 
-USER_ERRORS = (ValueError, OSError)
-_LIMIT = (
-    "no more threads or processes may be started here (ulimit -u, or the pids limit of a container): "
-    "raise it, or lower --workers, --threads or --ngpus"
-)
-# What a machine lacks, in the words of Python and Triton, and what to do.
-_LACKS = {
-    "can't start new thread": _LIMIT,
-    "Failed to find C compiler": "Triton, whose kernels a GPU runs, finds no C compiler: install gcc, or "
-    "name a compiler with CC",
-    "'-fPIC', '-Wno-psabi'": "the C compiler that Triton calls failed (its own words are above, or in the "
-    "run's jobs folder); it needs the headers of C and of Python (python3-dev)",
-}
+INTERRUPTED = "interrupted; the same command continues from the last checkpoint, if there is one"
 
 
 @dataclass
@@ -95,7 +82,7 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
         try:
             outcome = loop.train(recipe, world, stop, note)
         except Exception as error:
-            if stop.asked != INTERRUPT or isinstance(error, (*USER_ERRORS, loop.TrainingStopped)):
+            if stop.asked != INTERRUPT or isinstance(error, (*console.USER_ERRORS, console.Failed)):
                 raise
             raise KeyboardInterrupt from error  # SIGTERM to a whole job ends --compile's compilers too
         if in_cluster and not outcome.done:
@@ -105,14 +92,15 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
 
 def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:
     """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
-    report = {"rank": rank, "code": exit_code(error), "text": describe(error)}
+    text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else console.describe(error)
+    report = {"rank": rank, "code": console.exit_code(error), "text": text}
     # It exists already, or cannot be written (a full disk): `error` still is what ends this rank.
     with contextlib.suppress(OSError):
         with open(failure, "x") as file:
             file.write(json.dumps(report))
         if run_folder.is_dir() and not isinstance(error, machine.Busy):  # else the log is another run's
             with open(run_folder / "log.txt", "a") as log:
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | rank {rank}: {report['text']}\n")
+                log.write(console.log_line(f"rank {rank}: {text}"))
 
 
 def _leave_with_others(failure: Path) -> None:
@@ -123,45 +111,18 @@ def _leave_with_others(failure: Path) -> None:
     os._exit(1)
 
 
-def exit_code(error: BaseException) -> int:
-    """2 for a user's mistake or a full disk, 130 for Ctrl-C, 1 for everything else."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, USER_ERRORS) or _lacks(error) else 1
-
-
-def _lacks(error: BaseException) -> str | None:
-    """What to do, if the machine lacks something that the run needs."""
-    if isinstance(error, BlockingIOError):
-        return _LIMIT
-    return next((told for words, told in _LACKS.items() if words in str(error)), None)
-
-
-def describe(error: BaseException) -> str:
-    """One line for what a user can understand, the traceback for the rest."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command continues from the last checkpoint, if there is one"
-    if lacks := _lacks(error):
-        return f"error: {lacks}"
-    stopped = "train.loop" in sys.modules and isinstance(error, sys.modules["train.loop"].TrainingStopped)
-    if stopped or isinstance(error, USER_ERRORS):
-        return f"error: {error}"
-    return "".join(traceback.format_exception(error))
-
-
 def main(args: Sequence[str]) -> int:
-    from train import launch
-
     os.environ.pop("SUBMITIT_EXECUTOR", None)  # torchrun within a submitit job: the ranks are torchrun's
     machine.settle()
-    try:
-        recipe = launch.parse_stage([a for a in args if a != "--"]).recipe
-        launch.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))
-        outcome = run(recipe)
-    except (Exception, KeyboardInterrupt) as error:
-        print(describe(error), file=sys.stderr)
-        return exit_code(error)
-    return 0 if outcome.done else 130
+    return console.command(lambda: _run_rank([a for a in args if a != "--"]), interrupted=INTERRUPTED)
+
+
+def _run_rank(args: Sequence[str]) -> int:
+    from train import command
+
+    recipe = command.parse_stage(args).recipe
+    command.check(recipe, int(os.environ.get("WORLD_SIZE", 1)))
+    return 0 if run(recipe).done else 130
 
 
 if __name__ == "__main__":

@@ -14,19 +14,18 @@ import logging
 import os
 import resource
 import shutil
-import subprocess
 import time
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from kernels.structure import why_slow
-from pipeline.base import machine
+from pipeline.base import files, hardware, machine
+from pipeline.base.console import Failed, clock
 from train import checkpoint, data
 from train import model as models
 from train.arithmetic import forward_flops, image_side, peak_flops
@@ -54,7 +53,7 @@ VALIDATION_BATCH = 256
 MAX_REJECTED = 0.01  # share of samples that may fail to decode before the run stops
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(Failed):
     """The run cannot go on (its numbers are not finite, its data is broken); the message says where."""
 
 
@@ -72,30 +71,14 @@ class Outcome:
         return self.step == self.steps
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that numbers depend on, and the git commit of this code."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return found | {"git": commit or "unknown"}
-
-
 def prepare_folder(run: Path, recipe: Recipe) -> None:
     """Write what the run is, once; leftovers of checkpoints that were being written are removed."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     for part in (run / "checkpoints").glob(".step-*.part"):
         shutil.rmtree(part)
     if not (run / "recipe.json").is_file():
-        checkpoint.write_atomically(run / "recipe.json", json.dumps(to_dict(recipe), indent=1).encode())
-        checkpoint.write_atomically(run / "versions.json", json.dumps(versions(), indent=1).encode())
+        files.write(run / "recipe.json", json.dumps(to_dict(recipe), indent=1).encode())
+        files.write(run / "versions.json", json.dumps(hardware.versions(PACKAGES), indent=1).encode())
 
 
 def _alone(run: Path, world: World, stack: ExitStack) -> str:
@@ -309,7 +292,7 @@ class _Run:
             shown = "  ".join(f"{name} {line[name]:.4f}" for name in self.stage.measures)
             self.log.progress(
                 f"step {self.state.step}/{self.steps}  {shown}  {rate:.0f} {self.stage.unit}/s  "
-                f"waiting for data {line['data_wait']:.0%}  {_clock(left)} left"
+                f"waiting for data {line['data_wait']:.0%}  {clock(left)} left"
             )
         self.window.clear()
 
@@ -385,9 +368,3 @@ class _Run:
             why = "interrupted" if asked == INTERRUPT else "asked to make room"
             self.log(f"{why} after step {self.state.step} of {self.steps}; the same command continues")
         return outcome
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.checkpoint import write_atomically
+from pipeline.base import files
 
 
 class Log:
@@ -81,7 +81,7 @@ class Metrics:
                     kept.append(line)
             except (ValueError, TypeError, KeyError):  # the line that was being written when it was killed
                 continue
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+        files.write(self.path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, line: dict[str, float]) -> None:
         """One line; `line` has "step".  What is not finite is left out: JSON has no word for it."""

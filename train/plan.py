@@ -15,15 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pipeline.base import console, files
+from pipeline.base.hardware import GPUS
 from train import recipes
 from train.config import Finite, Recipe
 
 R = TypeVar("R", bound=Recipe)
 
-# name: (dense bf16 TFLOP/s, memory in GB), from NVIDIA's data sheets
-GPUS = {
-    "a100": (312, 80), "a100-40": (312, 40), "h100": (989, 80), "h200": (989, 141),
-}  # fmt: skip
 SAMPLES = {1: 13_900, 2: 15_061_515}  # NIGHTS with six votes or more; YFCC15M, where the file is not here
 PAPER_HOURS = 20.0  # of an epoch of stage 2 on 6 A100, paper section 3.4
 RECOMPUTES = ("none", "pointwise", "blocks")
@@ -34,7 +32,7 @@ class Machine(Finite):
     """The machine the plan is for, and what is assumed of it."""
 
     gpu: str = "a100"
-    """One of a100, a100-40, h100, h200."""
+    """One of a100, a100-40, h100, h100-pcie, h200, gh200."""
     nodes: int = 1
     """Nodes of the job."""
     ngpus: int = 6
@@ -206,8 +204,8 @@ def plan(
     images = 3 if recipe.stage == 1 else 1
     forward = images * counts.image_flops + (counts.text_flops if recipe.stage == 2 else 0)
     work = ways[0].passes * forward
-    peak, memory = GPUS[machine.gpu]
-    rate = machine.measured or peak * 1e12 * machine.efficiency / work
+    card = GPUS[machine.gpu]
+    rate = machine.measured or card.flops * machine.efficiency / work
     steps = recipe.total_steps(samples)
     seconds = steps * recipe.batch / (rate * world)
     epochs = steps * recipe.batch / recipe.samples(samples)
@@ -225,7 +223,7 @@ def plan(
         file_gb=file_bytes / 1e9,
         checkpoint_gb=(4 * counts.parameters + 8 * counts.trained) / 1e9,
         memory_gb=ways[0].total_gb,
-        fits=ways[0].total_gb < 0.94 * memory,
+        fits=ways[0].total_gb < 0.94 * card.memory,
     )
     return found, ways
 
@@ -251,11 +249,11 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
     counts = count(recipe, tokens)
     found, ways = plan(recipe, machine, counts, samples, size)
     unit = "pair" if recipe.stage == 2 else "triplet"
-    world, (peak, memory) = machine.nodes * machine.ngpus, GPUS[machine.gpu]
+    world, card = machine.nodes * machine.ngpus, GPUS[machine.gpu]
     reached = (
         f"measured {machine.measured:.0f} {unit}s/s a GPU"
         if machine.measured
-        else f"assumed {machine.efficiency:.0%} of {peak} TFLOP/s"
+        else f"assumed {machine.efficiency:.0%} of {card.flops / 1e12:.0f} TFLOP/s"
     )
     beside = f" (the paper: {PAPER_HOURS:.0f} h on 6 A100)" if recipe.stage == 2 else ""
     lines = [
@@ -273,12 +271,13 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
         f"  time          {found.hours:.2f} h, {found.gpu_hours:.0f} GPU-hours; "
         f"{found.hours_an_epoch:.2f} h an epoch{beside}",
         f"  checkpoint    {found.checkpoint_gb:.2f} GB each",
-        f"  memory a GPU  {found.memory_gb:.1f} of {memory} GB: {'fits' if found.fits else 'DOES NOT FIT'}",
+        f"  memory a GPU  {found.memory_gb:.1f} of {card.memory} GB: "
+        + ("fits" if found.fits else "DOES NOT FIT"),
         "",
         f"  {'micro':>8} {'recompute':>10} {'kept GB':>9} {'total GB':>9} {'arithmetic':>11}   fits",
     ]
     for way in ways:
-        fit = "yes" if way.total_gb < 0.94 * memory else "no"
+        fit = "yes" if way.total_gb < 0.94 * card.memory else "no"
         lines.append(
             f"  {way.micro:>8} {way.recompute:>10} {way.activations_gb:>9.1f} {way.total_gb:>9.1f} "
             f"{way.passes / 3:>10.2f}×   {fit}{'   (this recipe)' if way is ways[0] else ''}"
@@ -293,26 +292,21 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
 
 
 def main(args: Sequence[str]) -> int:
-    from train.job import describe, exit_code
+    return console.command(lambda: _run(args))
 
-    try:
-        stage, args = recipes.take(args, "--stage")
-        name, args = recipes.take(args, "--recipe")
-        out, args = recipes.take(args, "--json")
-        recipe = recipes.choose(stage or "2", name or "paper")
-        default = Command(recipe=recipe, machine=Machine())
-        command = recipes.cli(Command[type(recipe)], default, args, "python -m train.plan")
-        recipes.check_model_name(command.recipe.model)
-        text, values = report(recipes.locate_data(command.recipe), command.machine)
-        print(text)
-        if out:
-            Path(out).write_text(json.dumps(values, indent=1))
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        print(describe(error), file=sys.stderr)
-        return exit_code(error)
-    return 0
+
+def _run(args: Sequence[str]) -> None:
+    stage, args = recipes.take(args, "--stage")
+    name, args = recipes.take(args, "--recipe")
+    out, args = recipes.take(args, "--json")
+    recipe = recipes.choose(stage or "2", name or "paper")
+    default = Command(recipe=recipe, machine=Machine())
+    command = recipes.cli(Command[type(recipe)], default, args, "python -m train.plan")
+    recipes.check_model_name(command.recipe.model)
+    text, values = report(recipes.locate_data(command.recipe), command.machine)
+    print(text)
+    if out:
+        files.write(out, json.dumps(values, indent=1))
 
 
 if __name__ == "__main__":

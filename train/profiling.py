@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from pipeline.base import files
 from train import data
 from train import model as models
 from train.arithmetic import image_side
-from train.checkpoint import write_atomically
 from train.config import Recipe
 from train.distributed import World
 from train.loop import STAGES, update
@@ -91,7 +91,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
         "trace": str(trace),
     }
     if world.main:
-        write_atomically(recipe.run / "profile.json", json.dumps(found, indent=1).encode())
+        files.write(recipe.run / "profile.json", json.dumps(found, indent=1).encode())
     log = Log(recipe.run, world.main)
     for name, seconds in clocks.items():
         log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {stage.unit}/s")

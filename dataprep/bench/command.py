@@ -34,6 +34,7 @@ from dataprep.build import RunSettings, build
 from dataprep.convert import ImageSettings
 from dataprep.shard import Pair, SampleSettings, Task
 from dataprep.sources.pairs import open_pairs
+from pipeline.base import console
 from pipeline.text import tokenize
 
 FULL = 15_000_000
@@ -258,11 +259,7 @@ class Rows:
 
 
 def main() -> int:
-    """Run one benchmark; mistakes are one line and exit code 2."""
+    """Run one benchmark; returns the exit code."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        tyro.extras.subcommand_cli_from_dict({"speed": Speed, "rows": Rows}, description=__doc__).run()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    commands = {"speed": Speed, "rows": Rows}
+    return console.command(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())

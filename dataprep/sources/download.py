@@ -17,8 +17,8 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from dataprep.pool import Progress
-from pipeline.beton.writer import replacing
+from pipeline.base.console import Progress
+from pipeline.base.files import replacing
 
 URL = "https://data.csail.mit.edu/nights"
 CHUNKS = range(100)

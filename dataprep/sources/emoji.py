@@ -19,7 +19,7 @@ from PIL import Image
 
 from dataprep.shard import Pair, Task, Triplet
 from dataprep.sources import nights
-from pipeline.beton.writer import replacing
+from pipeline.base.files import replacing
 from pipeline.formats.nights import Row
 
 FOLDER = Path(__file__).parent / "demo"

@@ -18,8 +18,6 @@ from typing import Annotated
 
 import tyro
 
-from eval.cli import say
-from eval.crops import replace_into
 from eval.metrics import uncertainty
 from eval.report import beside_paper, compare, conditions, curves, figures, page, panels
 from eval.report.compare import Arm, Comparison, Row
@@ -27,6 +25,8 @@ from eval.report.figures import Figure
 from eval.report.page import cell, pct, signed, span, spread
 from eval.sets import catalog
 from eval.sets.catalog import RETRIEVAL_TASK
+from pipeline.base import files
+from pipeline.base.console import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,5 +345,5 @@ def main(arguments: list[str] | None = None) -> None:
     for figure in drawn:
         figure.save(options.out / "figures")
     path = options.out / "index.html"
-    replace_into(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    files.write(path, text)
     say(f"{path} ({len(text) / 1e6:.1f} MB, {len(drawn)} charts)")

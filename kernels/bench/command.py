@@ -12,176 +12,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
-import random
 import statistics
 import sys
 import tempfile
-import time
-import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from kernels.contrastive import contrastive_loss
-from kernels.flops import flop_counter
-from kernels.towers import TowerSettings, encode_image, encode_text
-
-START, END = 49406, 49407
-OPEN_CLIP = TowerSettings(trim=False, prune=False, patch_gemm=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A training step: open_clip's own where nothing else is said."""
-
-    towers: TowerSettings | None = None  # None: model.encode_image and model.encode_text
-    our_loss: bool = False
-    fused_optimizer: bool = True
-
-
-CASES = {
-    "open_clip": Case(),
-    "open_clip again": Case(),  # as good as the machine can tell two equal steps apart
-    "towers": Case(towers=OPEN_CLIP),  # ours, but nothing left out
-    "trim": Case(towers=TowerSettings(prune=False, patch_gemm=False)),
-    "prune": Case(towers=TowerSettings(trim=False, patch_gemm=False)),
-    "patch_gemm": Case(towers=TowerSettings(trim=False, prune=False)),
-    "loss": Case(our_loss=True),
-    "all": Case(towers=TowerSettings(), our_loss=True),
-    "all+pointwise": Case(towers=TowerSettings(recompute="pointwise"), our_loss=True),
-    "open_clip, unfused AdamW": Case(fused_optimizer=False),
-}
-
-
-def synthetic_lengths(batch: int, mean: float = 16.0, sigma: float = 0.5, context: int = 77) -> list[int]:
-    """Caption lengths in tokens, start and end token counted in: a log-normal distribution's quantiles.
-
-    Log-normal with this mean and this standard deviation of the logarithm, cut to 3 … context, shuffled.
-    """
-    normal = statistics.NormalDist(math.log(mean) - sigma**2 / 2, sigma)
-    lengths = [math.exp(normal.inv_cdf((i + 0.5) / batch)) for i in range(batch)]
-    order = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).tolist()
-    return [min(context, max(3, round(lengths[i]))) for i in order]
-
-
-def synthetic_captions(lengths: list[int], context: int = 77) -> Tensor:
-    """Random tokens (B, context) int64 of these lengths, zero after the end token."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.zeros(len(lengths), context, dtype=torch.int64)
-    for row, length in zip(tokens, lengths):
-        row[:length] = torch.randint(1, START, (length,), generator=generator)
-        row[0], row[length - 1] = START, END
-    return tokens
-
-
-def read_captions(path: Path, batch: int) -> Tensor:
-    """Tokens of captions spread evenly over a file with one a line."""
-    import open_clip
-
-    captions = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(captions) < batch:
-        raise ValueError(f"{path}: {len(captions)} captions, but a batch of {batch} was asked for")
-    return open_clip.tokenize([captions[i * len(captions) // batch] for i in range(batch)])
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes in tensors that operators made while the mode is on, now and at most (not inside operators)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        known = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._follow(x.untyped_storage(), known)
-        return out
-
-    def _follow(self, storage: Any, known: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in known or key in self.seen:
-            return
-        self.seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-
-class Step:
-    """One model, its optimizers, and a batch; runs any case on it."""
-
-    def __init__(self, model: nn.Module, images: Tensor, tokens: Tensor):
-        from open_clip.loss import ClipLoss
-
-        self.model: Any = model
-        self.images, self.tokens = images, tokens
-        self.clip_loss = ClipLoss()
-        self.optimizers = {
-            fused: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused) for fused in (True, False)
-        }
-
-    def run(self, case: Case) -> None:
-        """Forward, loss, backward and update."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        self.loss(case).backward()
-        self.optimizers[case.fused_optimizer].step()
-
-    def loss(self, case: Case) -> Tensor:
-        if case.towers is None:
-            image, text = self.model.encode_image(self.images), self.model.encode_text(self.tokens)
-        else:
-            image = encode_image(self.model, self.images, case.towers)
-            text = encode_text(self.model, self.tokens, case.towers)
-        loss = contrastive_loss if case.our_loss else self.clip_loss
-        return loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.model.logit_scale.exp())
-
-    def count(self, case: Case) -> tuple[int, int, int]:
-        """FLOPs of both passes, bytes kept for the backward pass, peak bytes (gradients in, parameters out).
-
-        FLOPs by torch's counter, 2 a multiplication and addition.
-        """
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        with flop_counter() as counter, PeakMemory() as memory:
-            loss = self.loss(case)
-            kept = memory.now
-            loss.backward()
-        return counter.get_total_flops(), kept, memory.peak
-
-
-def rounds(cases: dict[str, Callable[[], None]], number: int) -> dict[str, list[tuple[float, float]]]:
-    """(wall seconds, CPU seconds) of each case in each round; the order is drawn anew for each."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-    chance = random.Random(0)
-    for turn in range(number):
-        for name in chance.sample(list(cases), len(cases)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            cases[name]()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            print(f"round {turn + 1}/{number} {name}: {times[name][-1][0]:.2f} s", file=sys.stderr)
-    return times
-
-
-def ratio(times: dict[str, list[tuple[float, float]]], base: str, name: str, clock: int) -> list[float]:
-    """How many times faster than the base, in each round."""
-    return [a[clock] / b[clock] for a, b in zip(times[base], times[name])]
+from kernels.bench.cases import CASES, Step, read_captions, synthetic_captions, synthetic_lengths
+from pipeline.base import console, files
+from pipeline.base.measure import paired_rounds, times_faster
 
 
 def bench_step(args: argparse.Namespace) -> dict[str, Any]:
@@ -205,13 +48,15 @@ def bench_step(args: argparse.Namespace) -> dict[str, Any]:
     flops, kept, peaks = (dict(zip(names, values)) for values in (flops, kept, peaks))
     for name in names:
         step.run(CASES[name])  # not timed: the optimizers make their state, the allocator finds its memory
-    times = rounds({name: lambda n=name: step.run(CASES[n]) for name in names}, args.rounds)
+    sides = {name: lambda n=name: step.run(CASES[n]) for name in names}
+    times = paired_rounds(sides, args.rounds, lambda line: print(line, file=sys.stderr))
 
     rows = {}
     for name in names:
-        wall, cpu = (ratio(times, "open_clip", name, clock) for clock in (0, 1))
+        base, side = times["open_clip"], times[name]
+        wall, cpu = (times_faster(base, side, clock) for clock in ("wall", "cpu"))
         rows[name] = {
-            "seconds": statistics.median(t[0] for t in times[name]),
+            "seconds": statistics.median(spent.wall for spent in side),
             "times_faster": statistics.median(wall),
             "times_faster_range": [min(wall), max(wall)],
             "times_faster_cpu_time": statistics.median(cpu),
@@ -326,15 +171,12 @@ def place_for_kernels() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    try:
-        with place_for_kernels():
-            result = measure(args)
-        if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return console.command(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    with place_for_kernels():
+        result = measure(args)
+    if args.out:
+        files.write(args.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-    return 1 if result.get("failed") else 0

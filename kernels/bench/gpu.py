@@ -21,15 +21,15 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.attention import attention
-from kernels.bench.command import Case, Step, synthetic_captions, synthetic_lengths
+from kernels.bench.cases import Case, Step, synthetic_captions, synthetic_lengths
 from kernels.contrastive import contrastive_loss
 from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from kernels.triplet import triplet_loss
+from pipeline.base import hardware
 
 LOCAL, GLOBAL, WIDTH = 5120, 30720, 512  # the paper's batch on 6 GPUs
 ROW = 128
 PUBLISHED_FLOP = 44.3e9  # a ViT-B/32 pair, forward and backward, 77 tokens
-DATASHEET = {(8, 0): 312e12, (9, 0): 989e12}  # dense bf16 FLOP/s of A100 SXM and H100 SXM
 
 
 def bench_gpu() -> dict[str, Any]:
@@ -204,7 +204,7 @@ def whole_step(
                 raise
             batch //= 2
     rate = batch / statistics.median(times) * 1e3
-    sheet = DATASHEET.get(torch.cuda.get_device_capability())
+    card = hardware.gpu(torch.cuda.get_device_name())
     row = {
         "batch": batch,
         "milliseconds": statistics.median(times),
@@ -213,8 +213,8 @@ def whole_step(
         "share_of_measured_product": rate * useful / limits["flop_per_s"],
     }
     said = f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB"
-    if sheet:
-        row |= {"mfu_published": rate * PUBLISHED_FLOP / sheet, "mfu_useful": rate * useful / sheet}
+    if card:
+        row |= {"mfu_published": rate * PUBLISHED_FLOP / card.flops, "mfu_useful": rate * useful / card.flops}
         said += f", MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
     print(said)
     return row

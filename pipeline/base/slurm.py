@@ -1,7 +1,7 @@
 """What every room that sends jobs to SLURM shares: the user's sbatch flags, the nodes' GPUs, and keeping
 the surrounding allocation out.
 
-submitit itself is imported by the rooms; nothing here needs it.
+submitit is imported only where a job is made.
 """
 
 from __future__ import annotations
@@ -163,6 +163,22 @@ def submitting() -> Iterator[None]:
     habits = [name for name in taken if name.startswith("SBATCH_")]
     if habits:
         _say_once(f"note: {', '.join(habits)} had no effect: SLURM is told what the command line says")
+
+
+def executor(cluster: str, folder: Path, parameters: dict, minutes: int):
+    """submitit's: of SLURM with its `parameters`, or (`local`) of processes of this machine.
+
+    minutes: time limit of a local job.  Call it within `submitting`.
+    """
+    import submitit
+
+    if cluster == "slurm":
+        chosen = submitit.SlurmExecutor(folder)
+        chosen.update_parameters(**parameters)
+    else:
+        chosen = submitit.LocalExecutor(folder)
+        chosen.update_parameters(timeout_min=minutes)
+    return chosen
 
 
 @functools.cache

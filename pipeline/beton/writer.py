@@ -17,7 +17,6 @@ Not here: decoding, resizing, tokens (`convert.py`, `pipeline/text.py`), and run
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -28,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.base.files import replacing
 from pipeline.beton import fields as f
 
 PAGE_SIZE = 8 << 20  # FFCV's default
@@ -42,45 +42,6 @@ class Jpeg(NamedTuple):
     data: bytes
     height: int
     width: int
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside `path`; on success it is synced and takes `path`'s place, else removed.
-
-    The temporary name holds the process id, so two builds of one file do not write into each other.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _named(path):
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # SMB and some of FUSE do not sync folders
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """A full disk's error, raised by a write, does not say where; it gets the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def _head(schema: Mapping[str, f.Field], samples: int, page_size: int, table: int) -> bytes:

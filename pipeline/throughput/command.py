@@ -27,6 +27,8 @@ import torch
 import tyro
 
 from pipeline.augment import AUGMENTS
+from pipeline.base import console
+from pipeline.base.measure import anonymous_memory, cpu_seconds, disk_bytes, forget
 from pipeline.beton.fields import Beton
 from pipeline.order import Order
 from pipeline.throughput.parts import PARTS, RATIOS
@@ -77,46 +79,6 @@ class Settings:
 # -- measuring ----------------------------------------------------------------------------------
 
 
-def _family(name: str) -> Iterator[str]:
-    """What /proc/PID/`name` says of this process and of each of its living descendants."""
-    waiting = [os.getpid()]
-    while waiting:
-        process = waiting.pop()
-        try:
-            said = Path(f"/proc/{process}/{name}").read_text()
-            for task in Path(f"/proc/{process}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except OSError:  # it has ended meanwhile
-            continue
-        yield said
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and its living descendants."""
-    fields = [said.rsplit(")", 1)[1].split() for said in _family("stat")]
-    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
-
-
-def disk_bytes() -> int:
-    """What the disk delivered to this process and its living descendants."""
-    return sum(int(said.split("\nread_bytes: ")[1].split()[0]) for said in _family("io"))
-
-
-def forget(path: Path) -> None:
-    """Drops a file from the page cache, but for pages that somebody has mapped."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def memory() -> int:
-    """Bytes of memory of this process that no file backs (a .beton that a peer maps is the page cache's)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
-
-
 def measure(name: str, settings: Settings) -> dict[str, float]:
     """One part in this process: best window's images/s and images/CPU-s, first batch, memory, disk."""
     if settings.cold:
@@ -134,7 +96,7 @@ def measure(name: str, settings: Settings) -> dict[str, float]:
             "images_per_s": max(images / wall for images, wall, _ in windows),
             "images_per_cpu_s": max(images / max(cpu, 1e-9) for images, _, cpu in windows),
             "first_batch_s": first,
-            "memory_mb": memory() / 2**20,
+            "memory_mb": anonymous_memory() / 2**20,
             "disk_kb_per_image": (disk_bytes() - before) / 1000 / sum(images for images, _, _ in windows),
         }
 
@@ -279,18 +241,17 @@ def main(settings: Settings) -> dict:
 
 def cli() -> int:
     """The command line; returns the exit code."""
-    try:
-        if sys.argv[1:2] == ["--measure"]:  # a child of ours
-            given = json.loads(sys.argv[2])
-            given["settings"] |= {"file": Path(given["settings"]["file"]), "parts": ()}
-            print(json.dumps(measure(given["name"], Settings(**given["settings"]))))
-        else:
-            # Made-up files are gigabytes: to be removed before it ends.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            main(tyro.cli(Settings, description=__doc__.split("\n\n")[0]))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return console.command(_measure_here if sys.argv[1:2] == ["--measure"] else _run)
+
+
+def _measure_here() -> None:
+    """As a child of `run_part`."""
+    given = json.loads(sys.argv[2])
+    given["settings"] |= {"file": Path(given["settings"]["file"]), "parts": ()}
+    print(json.dumps(measure(given["name"], Settings(**given["settings"]))))
+
+
+def _run() -> None:
+    # Made-up files are gigabytes: to be removed before it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main(tyro.cli(Settings, description=__doc__.split("\n\n")[0]))

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from eval import encode, results, suite
-from eval.cli import command
 from eval.crops import Cache
 from eval.metrics import perceptual, zeroshot
 from eval.metrics.uncertainty import Interval
@@ -21,6 +20,7 @@ from eval.report import command as report
 from eval.report import compare, conditions, page, paper
 from eval.report.command import Report
 from eval.sets import catalog, sources
+from pipeline.base.console import command
 from tests.kits.eval import encoded, encoders, pictures, write_webdataset
 
 NAMES = [f"thing {i}" for i in range(8)]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from eval import run, watch
-from eval.cli import command
 from eval.jobs import Where
 from eval.results import Evaluation
+from pipeline.base.console import command
 from tests.kits.eval import encoded, pictures, write_webdataset
 from train import checkpoint
 from train.model import create

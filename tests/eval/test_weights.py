@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eval import assumed, cli, models, run
+from eval import assumed, models, run
 from eval.results import Evaluation
+from pipeline.base import console
 from tests.kits.eval import encoded, pictures, write_webdataset
 from train import checkpoint, recipes
 from train.model import check, create, load_file
@@ -48,13 +49,13 @@ def weights(tmp_path, tensors) -> Path:
 
 def evaluate(what, root, out) -> dict:
     arguments = ["--checkpoint", what, "--data", root, "--out", out, "--no-cache"]
-    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 0
+    assert console.command(lambda: run.main([str(a) for a in arguments])) == 0
     return Evaluation.read(out).data
 
 
 def refused(what, root, capsys) -> str:
     arguments = ["--checkpoint", what, "--data", root, "--no-cache"]
-    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 2
+    assert console.command(lambda: run.main([str(a) for a in arguments])) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
     return said
@@ -293,12 +294,12 @@ def test_workers_are_the_cores_that_this_process_may_use(monkeypatch):
 def test_nobody_reading_is_no_error():
     """`… | head -1`: what is left to do is done."""
     program = (
-        "from eval import cli\n"
+        "from pipeline.base import console\n"
         "def main():\n"
         "    for i in range(20000):\n"
-        "        cli.say('x' * 100)\n"
+        "        console.say('x' * 100)\n"
         "    import sys; print('done', file=sys.stderr)\n"
-        "raise SystemExit(cli.command(main))"
+        "raise SystemExit(console.command(main))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -311,7 +312,7 @@ def test_nobody_reading_is_no_error():
 
 def test_names_asked_for_without_data(capsys):
     arguments = ["--checkpoint", MODEL, "--triplets", "/", "--datasets", "x"]
-    assert cli.command(lambda: run.main(arguments)) == 2
+    assert console.command(lambda: run.main(arguments)) == 2
     assert "--data, which is not given" in capsys.readouterr().err
 
 
@@ -334,7 +335,7 @@ def test_the_cache_keeps_embeddings_of_the_same_weights_apart(root, weights, tmp
             beside(weights, "open_clip_config.json", told)
         arguments = ["--checkpoint", f"{MODEL},{weights}", "--data", root, "--out", tmp_path / out]
         arguments += ["--cache", tmp_path / "cache"]
-        assert cli.command(lambda: run.main([str(a) for a in arguments])) == 0
+        assert console.command(lambda: run.main([str(a) for a in arguments])) == 0
         return Evaluation.read(tmp_path / out)
 
     plain = features("plain", None)
@@ -543,6 +544,6 @@ def test_a_home_after_a_comma(weights, monkeypatch):
 @pytest.mark.parametrize("name, value", [("device", "mps"), ("device", "gpu"), ("out", "{file}/x")])
 def test_what_could_not_be_done_is_said_before_anything_is_computed(root, weights, capsys, name, value):
     arguments = ["--checkpoint", MODEL, "--data", root, "--no-cache", f"--{name}", value.format(file=weights)]
-    assert cli.command(lambda: run.main([str(a) for a in arguments])) == 2
+    assert console.command(lambda: run.main([str(a) for a in arguments])) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"error: --{name} ") and "top-1" not in said.out

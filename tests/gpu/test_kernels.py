@@ -128,7 +128,7 @@ def test_towers(compiled: bool):
     """bfloat16 towers with the kernel's attention, against open_clip's own in float32 and in bfloat16."""
     from open_clip.model import CLIP
 
-    from kernels.bench.command import synthetic_captions
+    from kernels.bench.cases import synthetic_captions
     from kernels.bench.gpu import pack
     from kernels.towers import TowerSettings, encode_image, encode_packed_text
 

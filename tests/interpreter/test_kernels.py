@@ -4,8 +4,8 @@
 
 An error is judged by the error that the same formula has in the same dtype in plain torch: both are compared
 with float64. The interpreter multiplies bfloat16 matrices wrongly, so kernels with a matrix product run in
-float32 and float16 here and refuse bfloat16, in which they are compiled (tests/kernels/test_compile.py) and run in
-tests/gpu.
+float32 and float16 here and refuse bfloat16, in which they are compiled (tests/kernels/test_compile.py) and
+run in tests/gpu.
 """
 
 from __future__ import annotations

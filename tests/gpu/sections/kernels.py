@@ -98,7 +98,7 @@ def attention() -> dict:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from kernels.attention import attention as ours
-    from kernels.bench.command import synthetic_captions, synthetic_lengths
+    from kernels.bench.cases import synthetic_captions, synthetic_lengths
     from pipeline.packing import pack
 
     dtype, result = torch.bfloat16, {}

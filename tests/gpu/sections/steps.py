@@ -21,7 +21,7 @@ SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def make_step(micro: int, compile: bool, recompute: str = "none", attention: str = "sdpa", batch: int = 0):
     """(stage, optimizer, batch on the device): the trainer's own, bf16, captions of 16 tokens on average."""
-    from kernels.bench.command import synthetic_captions, synthetic_lengths
+    from kernels.bench.cases import synthetic_captions, synthetic_lengths
     from pipeline.batch import ImageText
     from train import model as models
     from train import recipes
@@ -154,7 +154,7 @@ def open_clip_step(compiled: str, main: bool):
         sys.path.insert(0, os.environ["OPEN_CLIP_MAIN"])
     import open_clip
 
-    from kernels.bench.command import synthetic_captions, synthetic_lengths
+    from kernels.bench.cases import synthetic_captions, synthetic_lengths
 
     torch.set_float32_matmul_precision("high")
     compile_whole_graphs()

@@ -1,0 +1,71 @@
+"""Files that are whole or not there: write under another name, sync, rename.
+
+Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside `path`; on success it is synced and takes `path`'s place, else removed.
+
+    The caller creates the file under that name.  It holds the process id, so two processes that write one
+    file do not write into each other.  Creates the folder.  Raises OSError that names `path` where the disk
+    is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _naming(path):
+            yield temporary
+            sync(temporary)  # else the name may outlive a crash of the machine, and the contents not
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike, data: bytes | str) -> None:
+    """All of `data` at `path`, or what was there before.
+
+    Text is written as UTF-8; what a file's name may hold besides becomes \\udcXX, JSON's word for it.
+    """
+    encoded = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the disk hold a folder's names; SMB and some of FUSE cannot."""
+    with contextlib.suppress(OSError):
+        sync(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk's error, raised by a write, does not say where; it gets the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None

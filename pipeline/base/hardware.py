@@ -1,0 +1,63 @@
+"""What GPUs can do by their data sheets, and which versions of what are installed here."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card by NVIDIA's data sheet."""
+
+    flops: float
+    """Dense bfloat16 operations a second."""
+    memory: int
+    """GB (10⁹ bytes), as it is sold."""
+    parts: tuple[str, ...]
+    """All of these are in the name that its driver tells."""
+
+
+# By the name that this project's commands take; the first whose parts fit is the card.
+GPUS = {
+    "a100-40": Gpu(312e12, 40, ("A100", "40GB")),
+    "a100": Gpu(312e12, 80, ("A100",)),
+    "h100-pcie": Gpu(756e12, 80, ("H100", "PCIe")),
+    "h100": Gpu(989e12, 80, ("H100",)),
+    "gh200": Gpu(989e12, 96, ("GH200",)),
+    "h200": Gpu(989e12, 141, ("H200",)),
+}
+
+
+def gpu(name: str) -> Gpu | None:
+    """The data sheet of a device by the name its driver tells (torch.cuda.get_device_name); None: unknown."""
+    return next((card for card in GPUS.values() if all(part in name for part in card.parts)), None)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of Python, of each package ("absent" where it is not installed), and the git commit of this code."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "git": commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def commit() -> str:
+    """This checkout's commit, with -dirty where files have changed since; "unknown" without git."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
