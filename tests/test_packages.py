@@ -19,13 +19,30 @@ from packaging.version import Version
 
 STANDARD = {*sys.stdlib_module_names, "compression"}  # which Python has from 3.14 on
 ROOT = Path(__file__).parent.parent
-ROOMS = ("dataprep", "pipeline", "kernels", "train", "eval")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
-EXTRAS = [Requirement(r) for extra in PROJECT["optional-dependencies"].values() for r in extra]
+EXTRAS = {name: [*map(Requirement, said)] for name, said in PROJECT["optional-dependencies"].items()}
+BASE = [*map(Requirement, PROJECT["dependencies"])]
+NAMED = [r for r in sum(EXTRAS.values(), BASE) if r.name != PROJECT["name"]]
+# room → its extra, and those that its imports inside functions may need beside it: engines, peers, raw files
+ROOMS = {
+    "kernels": ("kernels", "bench"),
+    "pipeline": ("loader", "dali", "bench"),
+    "dataprep": ("dataprep", "bench"),
+    "train": ("train",),
+    "eval": ("eval", "pcam"),
+}
 # Reached by names that are no promise: a next version may lack them, or mean something else by them.
-PRIVATE = ("submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch")
+PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch")
 PEERS = {"clip_benchmark"}  # an oracle's own environment has it, or a test is skipped
+
+
+def closure(*extras: str) -> set[str]:
+    """What an installation with `extras` asks for by name, those that they hold included."""
+    names = {canonicalize_name(r.name) for r in BASE}
+    for requirement in (r for extra in extras for r in EXTRAS[extra]):
+        own = requirement.name == PROJECT["name"]
+        names |= closure(*requirement.extras) if own else {canonicalize_name(requirement.name)}
+    return names
 
 
 def pins() -> dict[str, Version]:
@@ -37,41 +54,77 @@ def pins() -> dict[str, Version]:
     return {name: Version(m[2]) for name, m in zip(names, found)}
 
 
-def imported() -> dict[str, str]:
-    """{top-level module: a file of ours that imports it}, outside of the standard library and the rooms."""
-    found = {}
-    for file in (f for room in ROOMS for f in (ROOT / room).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module or ""]
-            else:
-                continue
-            found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    return {n: f for n, f in found.items() if n not in (*ROOMS, *STANDARD, *PEERS)}
+def imported(folder: str) -> dict[str, tuple[str, bool]]:
+    """{top-level module: (a file of ours that imports it, whether only inside functions)}, for one folder."""
+    found: dict[str, tuple[str, bool]] = {}
+
+    def visit(node: ast.AST, file: str, inside: bool):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        for name in (n.split(".")[0] for n in names):
+            if not inside or name not in found:
+                found[name] = file, inside
+        inside |= isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            visit(child, file, inside)
+
+    for path in (ROOT / folder).rglob("*.py"):
+        visit(ast.parse(path.read_text()), str(path.relative_to(ROOT)), False)
+    return {n: said for n, said in found.items() if n not in {*STANDARD, *PEERS, folder}}
 
 
-def test_what_is_imported_is_declared():
-    """Not by chance there, as some other package's dependency."""
-    extras = {canonicalize_name(r.name) for r in EXTRAS}
-    provided = packages_distributions()
-    for module, file in imported().items():
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_a_room_imports_its_extra_installs(room):
+    """Not by chance there, as some other package's dependency; for a room it imports, all that room's."""
+    extra, provided = closure(ROOMS[room][0]), packages_distributions()
+    with_optional = closure(*ROOMS[room])
+    for module, (file, inside) in imported(room).items():
+        allowed = with_optional if inside else extra
+        if module in ROOMS:
+            assert closure(ROOMS[module][0]) <= allowed, (
+                f"{file} imports {module}, whose extra {room}'s leaves out"
+            )
+            continue
         names = {canonicalize_name(n) for n in provided.get(module, [module])}
-        assert names & (DECLARED.keys() | extras), (
-            f"{file} imports {module}, which pyproject.toml does not name"
-        )
+        assert names & allowed, f"{file} imports {module}, which no extra of {room} names"
+
+
+def test_kernels_need_torch_triton_and_numpy_only():
+    assert closure("kernels") == {"torch", "triton", "numpy"}
+
+
+def test_what_the_tests_import_make_setup_installs():
+    provided, installed = packages_distributions(), closure("all", "test")
+    ours = {*ROOMS, *(p.stem for p in (ROOT / "tests").rglob("*")), "tests", "functorch"}  # which torch has
+    for module, (file, _) in imported("tests").items():
+        names = {canonicalize_name(n) for n in provided.get(module, [module])}
+        assert module in ours or names & installed, f"{file} imports {module}, which no extra names"
+
+
+def test_all_is_every_extra_but_the_tools():
+    assert closure("all") == closure(*(EXTRAS.keys() - {"all", "test"}))
+
+
+def test_a_package_named_twice_has_one_bound():
+    said: dict[str, str] = {}
+    for requirement in NAMED:
+        assert said.setdefault(requirement.name, str(requirement)) == str(requirement)
 
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_what_is_reached_by_private_names_is_capped(name):
-    operators = {s.operator for s in DECLARED[name].specifier}
+    (operators,) = {
+        frozenset(s.operator for s in r.specifier) for r in NAMED if canonicalize_name(r.name) == name
+    }
     assert operators & {"<", "<=", "==", "~="}, f"{name} has no upper bound"
 
 
 def test_the_tested_set_fits_the_bounds_and_names_every_package():
     tested = pins()
-    for requirement in (*DECLARED.values(), *EXTRAS):
+    for requirement in NAMED:
         pin = tested.get(canonicalize_name(requirement.name))
         assert pin is not None, f"constraints.txt does not name {requirement.name}"
         assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} leaves out {pin}"
@@ -83,7 +136,7 @@ def test_the_tested_set_fits_the_bounds_and_names_every_package():
 def test_this_environment_is_the_tested_set():
     """Of what the project itself asks for: `make setup` with other versions would test something else."""
     tested = pins()
-    installed = {name: Version(version(name)) for name in DECLARED}
+    installed = {name: Version(version(name)) for name in closure("all")}
     assert installed == {name: tested[name] for name in installed}
 
 
@@ -101,26 +154,32 @@ def setup(folder: Path, **environment: str) -> list[str]:
     return (folder / "said").read_text().splitlines() if (folder / "said").exists() else []
 
 
+def script(file: Path, text: str):
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+
+
 @pytest.fixture
-def checkout(tmp_path):
-    """A checkout whose environment's Python writes down what it was called with."""
-    libraries = ["pkg-config", "--exists", "opencv4", "libturbojpeg"]
-    if not shutil.which("g++") or not shutil.which("pkg-config") or subprocess.run(libraries).returncode:
-        pytest.skip("the libraries that .ci/setup would install are not here")
+def checkout(tmp_path, monkeypatch):
+    """A checkout with FFCV's libraries around it, whose environment's Python writes down what it is told."""
     folder = tmp_path / "a check out"
     (folder / "venv" / "bin").mkdir(parents=True)
     (folder / ".ci").mkdir()
     for name in (".ci/setup", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder / name)
-    python = folder / "venv" / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> said\necho "by ${PIP_CONSTRAINT:-nothing}" >> said\n')
-    python.chmod(0o755)
+    script(
+        folder / "venv" / "bin" / "python", 'echo "$@" >> said; echo "by ${PIP_CONSTRAINT:-nothing}" >> said'
+    )
+    (tmp_path / "bin").mkdir()
+    for name in ("g++", "pkg-config"):
+        script(tmp_path / "bin" / name, "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return folder
 
 
 def test_setup_installs_the_tested_set_once(checkout):
     said = setup(checkout, PIP_CONSTRAINT="/of/a/container")
-    assert said == ["-m pip install -q -e .[test]", "by constraints.txt"]
+    assert said == ["-m pip install -q -e .[all,test]", "by constraints.txt"]
     assert setup(checkout) == []
 
 
@@ -133,8 +192,139 @@ def test_setup_follows_its_inputs(checkout):
         assert setup(checkout), f"a change of {name} is not seen"
         assert setup(checkout) == []
     assert setup(checkout, LATEST="1") == [
-        "-m pip install -q --upgrade --upgrade-strategy eager -e .[test]",
+        "-m pip install -q --upgrade --upgrade-strategy eager -e .[all,test]",
         "by nothing",
     ]
     assert setup(checkout, LATEST="1") == []
     assert setup(checkout) and len(list((checkout / "venv").glob(".installed-*"))) == 1
+
+
+@pytest.fixture
+def bare(checkout, monkeypatch):
+    """The same without one library, and with an apt-get that writes down what it is told."""
+    programs = checkout.parent / "bin"
+    for name in (
+        "bash",
+        "cat",
+        "cut",
+        "date",
+        "dirname",
+        "env",
+        "grep",
+        "rm",
+        "sh",
+        "sha256sum",
+        "touch",
+        "tr",
+    ):
+        (programs / name).symlink_to(shutil.which(name))
+    script(programs / "apt-get", 'echo "$@" >> apt; case $1 in install) touch here;; esac')
+    script(programs / "pkg-config", '[ "$2" = opencv4 ] || [ -e here ]')
+    script(programs / "sudo", '[ "$1" != -n ] || exit "${SUDO_N:-0}"; exec "$@"')
+    script(programs / "id", 'echo "${UID_HERE:-1000}"')
+    monkeypatch.setenv("PATH", str(programs))
+    return checkout
+
+
+def at_a_terminal(folder: Path, types: str) -> tuple[int, str]:
+    """(exit code, output) of `.ci/setup` in `folder` for somebody who types that."""
+    ours, theirs = os.openpty()
+    os.write(ours, types.encode())
+    done = subprocess.run(
+        ["bash", ".ci/setup", sys.executable, "venv"],
+        cwd=folder,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    os.close(ours)
+    os.close(theirs)
+    return done.returncode, done.stdout
+
+
+INSTALL = "apt-get install -y --no-install-recommends ca-certificates libturbojpeg0-dev"
+
+
+@pytest.mark.parametrize("typed", ["n\n", "No\n", "\x04"], ids=["n", "No", "end of file"])
+def test_setup_asks_before_it_uses_sudo(bare, typed):
+    code, output = at_a_terminal(bare, typed)
+    assert code == 2 and f"about to run: sudo {INSTALL}" in output and "nothing was installed" in output
+    assert not (bare / "apt").exists() and not (bare / "said").exists()
+
+
+@pytest.mark.parametrize("typed", ["\n", "y\n"])
+def test_setup_goes_on_when_told_to(bare, typed, monkeypatch):
+    monkeypatch.setenv("SUDO_N", "1")  # a password will be asked for, by sudo
+    code, output = at_a_terminal(bare, typed)
+    assert code == 0 and INSTALL in output
+    assert (bare / "apt").read_text().splitlines()[-1] == INSTALL.removeprefix("apt-get ") + " -qq"
+    assert (bare / "said").exists()
+
+
+def test_setup_asks_nobody_without_a_terminal(bare):
+    assert setup(bare) and (bare / "apt").exists()
+
+
+def test_setup_does_not_ask_root(bare, monkeypatch):
+    monkeypatch.setenv("UID_HERE", "0")
+    code, output = at_a_terminal(bare, "")
+    assert code == 0 and f"about to run: {INSTALL}" in output and (bare / "apt").exists()
+
+
+def test_setup_without_rights_says_what_to_run(bare, monkeypatch):
+    monkeypatch.setenv("SUDO_N", "1")
+    done = subprocess.run(
+        ["bash", ".ci/setup", sys.executable, "venv"],
+        cwd=bare,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: system packages are missing; run: sudo {INSTALL} \n",
+    )
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A checkout to install from: what its build reads, a module in each room."""
+    folder = tmp_path / "sources"
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", ".ci/editable_backend.py"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(ROOT / name, folder / name)
+    for room in ROOMS:
+        (folder / room).mkdir()
+        (folder / room / "__init__.py").touch()
+    return folder
+
+
+def pip_install(*arguments: str) -> subprocess.CompletedProcess:
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *offline, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_copy_is_not_installed(sources, tmp_path):
+    """`kernels` and `eval` are names that other packages have in site-packages."""
+    done = pip_install("--target", str(tmp_path / "site"), str(sources))
+    assert done.returncode and "error: this project runs from its checkout" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "site").exists()
+
+
+def test_an_editable_installation_names_the_rooms_only(sources, tmp_path):
+    done = pip_install("--target", str(tmp_path / "site"), "--editable", str(sources))
+    assert done.returncode == 0, done.stderr
+    site = [p for p in (tmp_path / "site").iterdir() if p.name not in ("__pycache__", "bin")]
+    assert site and all(p.name.startswith(("__editable__", "perceptual_initialization")) for p in site)
+    # -S: nothing of this environment, where the project is installed too
+    code = "import site; site.addsitedir('.'); import kernels; print(kernels.__file__)"
+    found = subprocess.check_output([sys.executable, "-ISc", code], cwd=tmp_path / "site", text=True)
+    assert Path(found.strip()) == sources / "kernels" / "__init__.py"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_say_that_they_are_typed(room):
+    assert (ROOT / room / "py.typed").exists()
