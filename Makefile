@@ -1,7 +1,10 @@
 # make demo    the whole job on the embedded data: build, both stages, baseline, evaluation, report
+# make quick   the tests that take no more than two seconds of a processor each: a minute on 2 cores
 # make test    every test that this machine can run
 # make gpu     what needs a GPU: its tests, then a session of measurements (JSON lines)
 # make lint    ruff
+# make types   mypy: all but the Triton kernels
+# make hooks   lint and the import rules before every commit (pre-commit)
 # make setup   what all of them begin with: the tested versions (constraints.txt); LATEST=1: the newest
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,9 +12,10 @@ JOBS ?= 2
 LATEST ?=
 DEMO ?=
 TESTS ?=
+COVERAGE ?=
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test gpu lint clean
+.PHONY: setup demo quick test gpu lint types hooks clean
 
 setup:
 	@LATEST=$(LATEST) bash .ci/setup $(PYTHON) $(VENV)
@@ -19,9 +23,12 @@ setup:
 demo: setup
 	@$(BIN)/python -m eval.demo $(DEMO)
 
+quick: setup
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(TESTS)
+
 test: setup
 	@$(BIN)/python -m eval.oracle || echo "no clip-benchmark here: its parity tests will be skipped"
-	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --durations=15 $(COVERAGE) $(TESTS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/interpreter
 
 gpu: setup
@@ -31,6 +38,12 @@ gpu: setup
 lint: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+types: setup
+	$(BIN)/python -m mypy
+
+hooks: setup
+	$(BIN)/python -m pre_commit install
 
 clean:
 	rm -rf data/demo runs/demo runs/demo-short
