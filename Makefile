@@ -1,5 +1,5 @@
 # make demo    the whole job on the embedded data: build, both stages, baseline, evaluation, report
-# make quick   the tests that take no more than two seconds of a processor each: a minute on 2 cores
+# make quick   the tests that are not slow (tests/conftest.py), with fewer drawn examples: a minute on 2 cores
 # make test    every test that this machine can run
 # make gpu     what needs a GPU: its tests, then a session of measurements (JSON lines)
 # make lint    ruff
@@ -24,7 +24,7 @@ demo: setup
 	@$(BIN)/python -m eval.demo $(DEMO)
 
 quick: setup
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" --hypothesis-profile=quick $(TESTS)
 
 test: setup
 	@$(BIN)/python -m eval.oracle || echo "no clip-benchmark here: its parity tests will be skipped"
