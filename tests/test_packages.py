@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [*map(Requirement, said)] for name, said in PROJECT["optional-dependencies"].items()}
 BASE = [*map(Requirement, PROJECT["dependencies"])]
 NAMED = [r for r in sum(EXTRAS.values(), BASE) if r.name != PROJECT["name"]]
-# room → its extra, and those that its imports inside functions may need beside it: engines, peers, raw files
+# room → its extra, and those that its bench/ and imports inside functions may need: engines, peers, raw files
 ROOMS = {
     "kernels": ("kernels", "bench"),
     "pipeline": ("loader", "dali", "bench"),
@@ -55,7 +55,7 @@ def pins() -> dict[str, Version]:
 
 
 def imported(folder: str) -> dict[str, tuple[str, bool]]:
-    """{top-level module: (a file of ours that imports it, whether only inside functions)}, for one folder."""
+    """{top-level module: (a file of ours that imports it, whether only inside functions or bench/)}."""
     found: dict[str, tuple[str, bool]] = {}
 
     def visit(node: ast.AST, file: str, inside: bool):
@@ -72,7 +72,7 @@ def imported(folder: str) -> dict[str, tuple[str, bool]]:
             visit(child, file, inside)
 
     for path in (ROOT / folder).rglob("*.py"):
-        visit(ast.parse(path.read_text()), str(path.relative_to(ROOT)), False)
+        visit(ast.parse(path.read_text()), str(path.relative_to(ROOT)), path.parent.name == "bench")
     return {n: said for n, said in found.items() if n not in {*STANDARD, *PEERS, folder}}
 
 
