@@ -44,8 +44,8 @@ def test_triplet(dtype: torch.dtype, batch: int, width: int):
     features = [torch.randn(batch, width, device="cuda").to(dtype) for _ in range(3)]
     vote = torch.rand(batch, device="cuda")
     sides = {
-        name: (lambda *x, e=engine: triplet_loss(*x, vote, reduction="sum", engine=e)[0], kind)
-        for name, engine, kind in (
+        name: (lambda *x, e=backend: triplet_loss(*x, vote, reduction="sum", backend=e)[0], kind)
+        for name, backend, kind in (
             ("triton", "triton", dtype),
             ("torch", "torch", dtype),
             ("exact", "torch", torch.float64),
@@ -63,12 +63,12 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
     text = F.normalize(image + 6 * torch.randn(n, width, device="cuda") / width**0.5, dim=-1)
     scale = torch.tensor(100.0, device="cuda")
     sides = {
-        "triton": (lambda a, b: contrastive_loss(a, b, scale, engine="triton"), dtype),
+        "triton": (lambda a, b: contrastive_loss(a, b, scale, backend="triton"), dtype),
         "torch": (lambda a, b: reference.contrastive_loss(a, b, scale.to(a.dtype)), dtype),
         "exact": (lambda a, b: reference.contrastive_loss(a, b, scale.double()), torch.float64),
     }
     if n == 1:  # nothing to tell apart: loss and gradients are zero
-        assert contrastive_loss(image.to(dtype), text.to(dtype), scale, engine="triton").abs() < 1e-3
+        assert contrastive_loss(image.to(dtype), text.to(dtype), scale, backend="triton").abs() < 1e-3
         return
     rounded = [image.to(dtype), text.to(dtype)]
     # A logit is known to scale · |cosine| · ε, which is the relative error of its exponential in a gradient.
@@ -85,8 +85,8 @@ def test_contrastive_without_invalid_pairs():
     features = [F.normalize(torch.randn(1500, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2)]
     scale = torch.tensor(100.0, device="cuda")
     whole, few = ([x.detach().clone().requires_grad_() for x in features] for _ in range(2))
-    loss = contrastive_loss(*whole, scale, valid=valid, engine="triton")
-    wanted = contrastive_loss(*(x[valid] for x in few), scale, engine="triton")
+    loss = contrastive_loss(*whole, scale, valid=valid, backend="triton")
+    wanted = contrastive_loss(*(x[valid] for x in few), scale, backend="triton")
     torch.testing.assert_close(loss, wanted)
     loss.backward()
     wanted.backward()
@@ -98,9 +98,9 @@ def test_contrastive_without_invalid_pairs():
 def test_contrastive_scale_gradient():
     image, text = (F.normalize(torch.randn(700, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2))
     gradients = []
-    for kind, engine in ((torch.bfloat16, "triton"), (torch.float64, "torch")):
+    for kind, backend in ((torch.bfloat16, "triton"), (torch.float64, "torch")):
         scale = torch.tensor(100.0, device="cuda", dtype=torch.float64, requires_grad=True)
-        contrastive_loss(image.to(kind), text.to(kind), scale, engine=engine).backward()
+        contrastive_loss(image.to(kind), text.to(kind), scale, backend=backend).backward()
         gradients.append(scale.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
@@ -115,8 +115,8 @@ def test_attention(dtype: torch.dtype, mask: str, length: int):
         torch.randint(0, 4, (rows, length), device="cuda").sort(-1).values if mask == "segments" else None
     )
     sides = {
-        "triton": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="triton"), dtype),
-        "sdpa": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="sdpa"), dtype),
+        "triton": (lambda x: attention(x, heads, segment=segment, causal=causal, backend="triton"), dtype),
+        "sdpa": (lambda x: attention(x, heads, segment=segment, causal=causal, backend="sdpa"), dtype),
         "exact": (lambda x: reference.attention(x, heads, segment, causal), torch.float64),
     }
     for what, values in zip(("out", "qkv"), results(sides, [qkv])):

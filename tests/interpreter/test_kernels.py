@@ -49,8 +49,8 @@ def test_triplet(batch: int, width: int, dtype: torch.dtype, reduction: str):
     results = {}
     for name, kind in (("triton", dtype), ("torch", dtype), ("exact", torch.float64)):
         inputs = [x.to(kind, copy=True).requires_grad_() for x in features]
-        engine = "triton" if name == "triton" else "torch"
-        loss, hits = triplet_loss(*inputs, vote, 0.05, reduction=reduction, engine=engine)
+        backend = "triton" if name == "triton" else "torch"
+        loss, hits = triplet_loss(*inputs, vote, 0.05, reduction=reduction, backend=backend)
         loss.backward(upstream.to(loss.dtype))
         results[name] = [loss.detach(), *(x.grad for x in inputs)]
         if name == "triton":
@@ -67,23 +67,23 @@ def test_triplet_zero_vectors_and_parts():
     ref[0], left[1], right[2] = 0, 0, 1e-9
     vote = torch.tensor([0.0, 1.0, 0.25, 0.5])
     results = []
-    for engine in ("triton", "torch"):
+    for backend in ("triton", "torch"):
         inputs = [ref.clone(), left.clone().requires_grad_(), right.clone().requires_grad_()]
-        loss, _ = triplet_loss(*inputs, vote, engine=engine)
+        loss, _ = triplet_loss(*inputs, vote, backend=backend)
         loss.backward()
         assert inputs[0].grad is None
         results.append([loss.detach(), inputs[1].grad, inputs[2].grad])
-        if engine == "triton":
-            again, _ = triplet_loss(*inputs, vote, engine=engine)
+        if backend == "triton":
+            again, _ = triplet_loss(*inputs, vote, backend=backend)
             torch.autograd.grad(again, inputs[1], retain_graph=True)
             with pytest.raises(RuntimeError, match="backward once"):
                 again.backward()
     for ours, plain in zip(*results):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="widths up to 4096"):
-        triplet_loss(*torch.ones(3, 1, 5000), torch.ones(1), engine="triton")
+        triplet_loss(*torch.ones(3, 1, 5000), torch.ones(1), backend="triton")
     with pytest.raises(ValueError, match="takes bfloat16"):
-        triplet_loss(*torch.ones(3, 1, 5, dtype=torch.float64), torch.ones(1), engine="triton")
+        triplet_loss(*torch.ones(3, 1, 5, dtype=torch.float64), torch.ones(1), backend="triton")
 
 
 def _pairs(n: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -98,10 +98,10 @@ def test_contrastive(n: int, width: int, dtype: torch.dtype, monkeypatch: pytest
     monkeypatch.setattr(fused_contrastive, "SLICE_BYTES", 1)  # as many slices as there can be
     features = _pairs(n, width, dtype)
     results = []
-    for engine, kind in (("triton", dtype), ("torch", dtype), ("torch", torch.float64)):
+    for backend, kind in (("triton", dtype), ("torch", dtype), ("torch", torch.float64)):
         inputs = [x.to(kind, copy=True).requires_grad_() for x in features]
         scale = torch.tensor([50.0], dtype=torch.promote_types(kind, torch.float32), requires_grad=True)
-        loss = contrastive_loss(*inputs, scale, engine=engine)
+        loss = contrastive_loss(*inputs, scale, backend=backend)
         loss.backward(torch.tensor(3.0, dtype=loss.dtype))
         results.append([loss.detach(), *(x.grad for x in (*inputs, scale))])
     sizes = {
@@ -124,10 +124,10 @@ def test_contrastive_without_invalid_pairs(n: int, width: int, which):
     valid = torch.ones(n, dtype=torch.bool)
     valid[list(which)] = False
     results = []
-    for engine in ("triton", "torch"):
+    for backend in ("triton", "torch"):
         inputs = [x.requires_grad_() for x in _pairs(n, width, torch.float32)]
         scale = torch.tensor(50.0, requires_grad=True)
-        loss = contrastive_loss(*inputs, scale, valid=valid, engine=engine)
+        loss = contrastive_loss(*inputs, scale, valid=valid, backend=backend)
         loss.backward()
         results.append([loss.detach(), *(x.grad for x in (*inputs, scale))])
     # The gradients are differences of terms up to 50 / 6 (scale over valid pairs): 1e-5 of those.
@@ -169,7 +169,7 @@ def test_contrastive_extreme_logits():
     """Logits whose exponentials do not exist in float32, in rows and columns that have nothing else."""
     image, text = _pairs(70, 32, torch.float32)
     scale = torch.tensor(5000.0)
-    ours = contrastive_loss(image, -text, scale, engine="triton")
+    ours = contrastive_loss(image, -text, scale, backend="triton")
     torch.testing.assert_close(ours, reference.contrastive_loss(image, -text, scale))
 
 
@@ -198,12 +198,12 @@ def test_attention(mask: str, rows: int, length: int, heads: int, card: int, mon
     upstream = torch.randn(rows, length, heads * 64, generator=generator).half()
     segment = _segments(rows, length) if mask == "segments" else None
     results = []
-    for engine, kind in (("triton", torch.float16), ("sdpa", torch.float16), ("exact", torch.float64)):
+    for backend, kind in (("triton", torch.float16), ("sdpa", torch.float16), ("exact", torch.float64)):
         x = qkv.to(kind, copy=True).requires_grad_()
-        if engine == "exact":
+        if backend == "exact":
             out = reference.attention(x, heads, segment, mask != "full")
         else:
-            out = attention(x, heads, segment=segment, causal=mask != "full", engine=engine)
+            out = attention(x, heads, segment=segment, causal=mask != "full", backend=backend)
         out.backward(upstream.to(kind))
         results.append([out.detach(), x.grad])
     for what, *values in zip(("out", "d_qkv"), *results):
@@ -213,6 +213,6 @@ def test_attention(mask: str, rows: int, length: int, heads: int, card: int, mon
 def test_attention_and_contrastive_refuse_bfloat16_in_the_interpreter():
     """Its products are off by powers of ten: the loss of 37 pairs came out as 1.6e11."""
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
-        contrastive_loss(*_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), engine="triton")
+        contrastive_loss(*_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), backend="triton")
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
-        attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, engine="triton")
+        attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, backend="triton")

@@ -114,7 +114,7 @@ def attention() -> dict:
     for name, (rows, length, heads, numbers, bounds, longest) in shapes.items():
         qkv = torch.randn(rows, length, 3 * heads * 64, device=device(), dtype=dtype).requires_grad_()
         call = partial(ours, qkv, heads, segment=numbers, causal=numbers is not None)
-        sides = {"triton": partial(call, engine="triton")} if cuda() else {}
+        sides = {"triton": partial(call, backend="triton")} if cuda() else {}
         for backend in (
             SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION,
             SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
@@ -122,11 +122,11 @@ def attention() -> dict:
 
             def one_backend(backend=backend, call=call):
                 with sdpa_kernel(backend):
-                    return call(engine="sdpa")
+                    return call(backend="sdpa")
 
             sides[backend.name.lower()] = one_backend
         sides["varlen_attn"] = partial(varlen, qkv, heads, bounds, longest, numbers is not None)
-        sides["sdpa, its choice"] = partial(call, engine="sdpa")
+        sides["sdpa, its choice"] = partial(call, backend="sdpa")
         result[name] = beside(sides, [qkv], 11 * qkv.nbytes / 3)
     return result
 
