@@ -8,13 +8,13 @@ R rows, L tokens in a row, H heads, E width of a head.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import refuse_interpreted
+from kernels.backend import check_choice, refuse_interpreted
 
 AttentionBackend = Literal["sdpa", "triton"]
 
@@ -93,18 +93,13 @@ _triton_attention.register_autograd(_differentiate, setup_context=_save)
 
 def _check(qkv: Tensor, heads: int, segment: Tensor | None, backend: str) -> None:
     if qkv.ndim != 3 or heads < 1 or qkv.shape[-1] % (3 * heads) or 0 in qkv.shape:
-        raise ValueError(
-            f"attention: expected qkv (R, L, 3·heads·E) for {heads} heads, got {tuple(qkv.shape)}"
-        )
+        raise ValueError(f"attention: qkv is (R, L, 3·heads·E) for {heads} heads, got {tuple(qkv.shape)}")
     if segment is not None and (segment.shape != qkv.shape[:2] or segment.is_floating_point()):
         actual = f"{tuple(segment.shape)} {segment.dtype}"
         raise ValueError(f"attention: expected integer segments {tuple(qkv.shape[:2])}, got {actual}")
     if segment is not None and segment.device != qkv.device:
         raise ValueError(f"attention: qkv is on {qkv.device}, segments on {segment.device}")
-    if backend not in get_args(AttentionBackend):
-        raise ValueError(
-            f"attention: backend is one of {', '.join(get_args(AttentionBackend))}; got {backend!r}"
-        )
+    check_choice("attention: backend", backend, AttentionBackend)
 
 
 def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool) -> None:
@@ -114,11 +109,9 @@ def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool)
     head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
     if qkv.dtype not in fused.DTYPES or head != fused.HEAD or length > max(fused.BLOCKS):
         raise ValueError(
-            f"attention: backend 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
+            f"attention: 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
             f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use backend='sdpa'"
         )
     refuse_interpreted(qkv)
     if segment is not None and not causal:
-        raise ValueError(
-            "attention: backend 'triton' takes segments only with causal=True; use backend='sdpa'"
-        )
+        raise ValueError("attention: 'triton' takes segments only with causal=True; use backend='sdpa'")

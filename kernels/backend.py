@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from kernels.fused.variant import TRITON_DTYPES
+
 Backend = Literal["auto", "torch", "triton"]
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raises ValueError for a value of the argument `name` that is none of a Literal's choices."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
 
 
 def resolve(backend: Backend, x: Tensor) -> Literal["torch", "triton"]:
@@ -19,11 +25,10 @@ def resolve(backend: Backend, x: Tensor) -> Literal["torch", "triton"]:
     Raises ValueError for an unknown backend or a dtype that the kernels do not take. (Triton itself refuses
     tensors that are not on a GPU, except in its interpreter.)
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend is one of {', '.join(get_args(Backend))}; got {backend!r}")
+    check_choice("backend", backend, Backend)
     if backend == "auto":
-        return "triton" if x.is_cuda and x.dtype in KERNEL_DTYPES else "torch"
-    if backend == "triton" and x.dtype not in KERNEL_DTYPES:
+        return "triton" if x.is_cuda and x.dtype in TRITON_DTYPES else "torch"
+    if backend == "triton" and x.dtype not in TRITON_DTYPES:
         raise ValueError(f"backend 'triton' takes bfloat16, float16 and float32, got {x.dtype}; use 'torch'")
     return backend
 
@@ -33,6 +38,5 @@ def refuse_interpreted(x: Tensor) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")  # as Triton reads it
     if interpreted and x.dtype == torch.bfloat16:
         raise ValueError(
-            "TRITON_INTERPRET: Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32, or "
-            "another backend than 'triton'"
+            "TRITON_INTERPRET: its interpreter multiplies bfloat16 wrongly; use another dtype"
         )

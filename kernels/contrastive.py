@@ -22,7 +22,7 @@ twice the communication. The backend "torch" sweeps in slices of rows, "triton" 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -147,7 +147,7 @@ class _Contrastive(torch.autograd.Function):
     ) -> Tensor:
         texts = ranks.all_gather(text)  # (N, D)
         offset = ranks.rank * len(image)
-        scale = logit_scale.detach().reshape(()).to(_sum_dtype(image))
+        scale = logit_scale.detach().reshape(()).to(torch.promote_types(image.dtype, torch.float32))
         masks = None if valid is None else (valid, ranks.all_gather(valid.byte()).bool())
         row_lse, column_lse, diagonal = passes.sweep(image, texts, scale, offset, masks)
         column_lse = ranks.all_gather(column_lse[None]).logsumexp(0)
@@ -174,17 +174,14 @@ class _Contrastive(torch.autograd.Function):
         return (
             (d_image * features).to(image.dtype) if need_image else None,
             (ranks.reduce_scatter(d_texts) * features).to(texts.dtype) if need_text else None,
-            (ranks.all_reduce(d_scale) * unit).reshape(logit_scale.shape).to(logit_scale.dtype)
+            (ranks.all_reduce(d_scale) * unit).to(logit_scale.dtype).view_as(logit_scale)
             if need_scale
             else None,
-            None,
-            None,
-            None,
+            *[None] * 3,
         )
 
 
-# Which of the local images and of all texts are valid.
-Masks = tuple[Tensor, Tensor] | None
+Masks = tuple[Tensor, Tensor] | None  # which of this rank's images and of all texts are valid
 
 
 def _sweep(
@@ -215,7 +212,7 @@ def _gradients(
     offset: int,
     masks: Masks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of the module's head."""
     wide = texts.to(scale.dtype)
     d_image, d_texts, d_scale = [], torch.zeros_like(wide), torch.zeros_like(scale)
     for start, part in _chunks(image, texts):
@@ -233,36 +230,26 @@ def _gradients(
 
 
 def _outside(masks: tuple[Tensor, Tensor], start: int, count: int) -> Tensor:
-    """Which logits of some rows have an invalid image or text, (count, N)."""
+    """Which logits of `count` rows have an invalid image or text: (count, N)."""
     images, texts = masks
     return ~(images[start : start + count, None] & texts)
 
 
-def _chunks(image: Tensor, texts: Tensor):
-    """Slices of the images whose logits against all texts stay below the limit, with their first row."""
+def _chunks(image: Tensor, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, slice of the images) whose logits with all texts stay below the limit."""
     size = max(1, _CHUNK_ELEMENTS // len(texts))
     for start in range(0, len(image), size):
         yield start, image[start : start + size]
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _check(image: Tensor, text: Tensor, logit_scale: Tensor, valid: Tensor | None) -> None:
     shapes = f"image {tuple(image.shape)}, text {tuple(text.shape)}"
     if image.ndim != 2 or image.shape != text.shape or 0 in image.shape:
-        raise ValueError(
-            f"contrastive_loss: expected two non-empty feature arrays of one shape (n, D), got {shapes}"
-        )
+        raise ValueError(f"contrastive_loss: two non-empty features of one shape (n, D), got {shapes}")
     if image.dtype != text.dtype or not image.is_floating_point():
-        raise ValueError(
-            f"contrastive_loss: features of one floating dtype, got {image.dtype} and {text.dtype}"
-        )
+        raise ValueError(f"contrastive_loss: features of one floating dtype, got {image.dtype}, {text.dtype}")
     if not isinstance(logit_scale, Tensor) or logit_scale.numel() != 1 or not logit_scale.is_floating_point():
-        raise ValueError(
-            f"contrastive_loss: logit_scale is a floating tensor of one element, got {logit_scale!r}"
-        )
+        raise ValueError(f"contrastive_loss: logit_scale is a float tensor of one element: {logit_scale!r}")
     if not image.device == text.device == logit_scale.device:
         devices = f"{image.device}, {text.device}, {logit_scale.device}"
         raise ValueError(f"contrastive_loss: features and logit_scale on one device, got {devices}")

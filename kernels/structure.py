@@ -47,13 +47,13 @@ def text_tower(model: Any) -> TextTower:
             "end token is supported; use model.encode_text"
         )
     return TextTower(
-        text.token_embedding,
-        text.positional_embedding,
-        text.transformer,
-        text.ln_final,
-        text.text_projection,
-        _either(text, "pool_type", "text_pool_type"),
-        _either(text, "eos_id", "text_eos_id"),
+        token_embedding=text.token_embedding,
+        positional_embedding=text.positional_embedding,
+        transformer=text.transformer,
+        ln_final=text.ln_final,
+        projection=text.text_projection,
+        pool_type=_either(text, "pool_type", "text_pool_type"),
+        eos_id=_either(text, "eos_id", "text_eos_id"),
     )
 
 

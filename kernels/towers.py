@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import AttentionBackend, attention
+from kernels.backend import check_choice
 from kernels.structure import TextTower, is_vit, text_tower, why_slow
 
 Recompute = Literal["none", "pointwise", "blocks"]
@@ -49,11 +50,8 @@ class TowerSettings:
     recompute: Recompute = "none"  # in the backward pass: nothing, LayerNorm and GELU, or whole blocks
 
     def __post_init__(self) -> None:
-        if self.recompute not in get_args(Recompute):
-            raise ValueError(f"recompute is one of {', '.join(get_args(Recompute))}; got {self.recompute!r}")
-        if self.attention not in get_args(AttentionBackend):
-            choices = ", ".join(get_args(AttentionBackend))
-            raise ValueError(f"attention is one of {choices}; got {self.attention!r}")
+        check_choice("recompute", self.recompute, Recompute)
+        check_choice("attention", self.attention, AttentionBackend)
 
 
 DEFAULT = TowerSettings()
@@ -73,9 +71,7 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
         return visual(images)
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else [visual.image_size] * 2
     if tuple(images.shape[2:]) != tuple(size):
-        raise ValueError(
-            f"encode_image: this tower takes images of {tuple(size)}, got {tuple(images.shape[2:])}"
-        )
+        raise ValueError(f"encode_image: this tower takes {tuple(size)}, got {tuple(images.shape[2:])}")
     if hasattr(visual, "stem"):
         return _resnet(visual, images) if settings.prune else visual(images)
     x = _embed_image(visual, images, settings)
@@ -123,13 +119,10 @@ def encode_packed_text(
     tower = text_tower(model)
     if tokens.ndim != 2 or 0 in tokens.shape or not tokens.shape == segment.shape == position.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (tokens, segment, position))
-        raise ValueError(
-            f"encode_packed_text: tokens, segment and position of one shape (R, L), got {shapes}"
-        )
+        raise ValueError(f"encode_packed_text: tokens, segment, position of one shape (R, L), got {shapes}")
     if pool.ndim != 1 or len(pool) == 0 or pool.is_floating_point():
-        raise ValueError(
-            f"encode_packed_text: pool is integers (B,) with B > 0, got {tuple(pool.shape)} {pool.dtype}"
-        )
+        actual = f"{tuple(pool.shape)} {pool.dtype}"
+        raise ValueError(f"encode_packed_text: pool is integers (B,) with B > 0, got {actual}")
     _check_tokens("encode_packed_text", tower, tokens, 1)
 
     attend = partial(attention, segment=segment, causal=True, backend=settings.attention)
@@ -278,9 +271,7 @@ def _transformer(
 ) -> Tensor:
     """x (…, W) through all blocks; the pooled tokens (B, W) of the result."""
     if transformer.grad_checkpointing:
-        raise ValueError(
-            "the model has grad checkpointing on: turn it off and set recompute='blocks' instead"
-        )
+        raise ValueError("the model has grad checkpointing on: turn it off and set recompute='blocks'")
     *blocks, last = transformer.resblocks
     for block in blocks:
         x = _run_block(settings, _block, block, x, attend, settings)

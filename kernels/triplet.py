@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels.backend import Backend, resolve
+from kernels.backend import Backend, check_choice, resolve
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -86,22 +86,18 @@ class _Fused(torch.autograd.Function):
 def _check(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, reduction: str) -> None:
     shapes = f"ref {tuple(ref.shape)}, left {tuple(left.shape)}, right {tuple(right.shape)}"
     if ref.ndim != 2 or not ref.shape == left.shape == right.shape or 0 in ref.shape:
-        raise ValueError(
-            f"triplet_loss: expected three non-empty feature arrays of one shape (B, D), got {shapes}"
-        )
+        raise ValueError(f"triplet_loss: expected three non-empty features of one shape (B, D), got {shapes}")
     if vote.shape != ref.shape[:1]:
         raise ValueError(f"triplet_loss: expected votes ({len(ref)},) for {shapes}, got {tuple(vote.shape)}")
     if not vote.is_floating_point():
         raise ValueError(f"triplet_loss: votes are fractions (floating point), got {vote.dtype}")
     if not ref.dtype == left.dtype == right.dtype or not ref.is_floating_point():
-        raise ValueError(
-            f"triplet_loss: features of one floating dtype, got {ref.dtype}, {left.dtype}, {right.dtype}"
-        )
+        dtypes = f"{ref.dtype}, {left.dtype}, {right.dtype}"
+        raise ValueError(f"triplet_loss: features of one floating dtype, got {dtypes}")
     if not ref.device == left.device == right.device == vote.device:
         devices = ", ".join(str(x.device) for x in (ref, left, right, vote))
         raise ValueError(f"triplet_loss: features and votes on one device, got {devices}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"triplet_loss: reduction is mean, sum or none, got {reduction!r}")
+    check_choice("triplet_loss: reduction", reduction, Reduction)
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:

@@ -67,9 +67,7 @@ def compile_variant(variant: Variant, card: Card) -> Resources:
     names = list(variant.kernel.arg_names)
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.aligned)}
     signature = {name: variant.arguments.get(name, "constexpr") for name in names}
-    source = ASTSource(
-        fn=variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
-    )
+    source = ASTSource(variant.kernel, signature, constexprs=dict(variant.constants), attrs=aligned)
     options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", card.capability, 32), options=options)
     usage = _cuobjdump(compiled.asm["cubin"])

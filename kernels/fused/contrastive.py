@@ -82,14 +82,13 @@ def lse_kernel(
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     s = dot * tl.load(logit_scale)
-    if (tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M) & (
-        offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N
-    ):
+    starts_before_end = tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M
+    if starts_before_end & (offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N):
         paired = (rows + offset)[:, None] == columns[None, :]
         has = (rows < n) & (rows + offset >= tile_n * BLOCK_N) & (rows + offset < (tile_n + 1) * BLOCK_N)
         tl.store(diagonal + rows, tl.sum(tl.where(paired, s, 0.0), 1), mask=has)
 
-    outside = -1e30  # not -inf: rows of nothing but it must not make NaN
+    outside = -1e30  # not -inf: a row of nothing else would make NaN
     valid_rows = tl.load(valid_images + rows, mask=rows < n, other=0) != 0
     valid_columns = tl.load(valid_texts + columns, mask=columns < N, other=0) != 0
     s = tl.where(valid_rows[:, None] & valid_columns[None, :], s, outside)
@@ -209,7 +208,7 @@ def gradients(
     offset: int,
     masks: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of `kernels/contrastive.py`."""
     variant = gradient_variant(image.dtype)
     wide_image, wide_texts = _pad_width(image, variant), _pad_width(texts, variant)
     (n, width), N = wide_image.shape, len(texts)

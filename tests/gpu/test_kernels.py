@@ -11,20 +11,13 @@ from kernels import reference
 from kernels.attention import attention
 from kernels.contrastive import contrastive_loss
 from kernels.triplet import triplet_loss
+from pipeline.packing import pack
+from tests.kits.kernels import assert_norm_as_good
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 HALF = [torch.bfloat16, torch.float16]
-
-
-def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str, more: float = 0.0) -> None:
-    """Relative error in norm: at most twice plain torch's in this dtype, two roundings and `more`."""
-    size = exact.norm()
-    error, allowed = (ours.double() - exact).norm() / size, (plain.double() - exact).norm() / size
-    assert error <= 2 * allowed + 2 * torch.finfo(ours.dtype).eps + more, (
-        f"{what}: {error:.3g}, plain {allowed:.3g}"
-    )
 
 
 def results(sides: dict, inputs: list[Tensor], upstream: float = 0.7) -> list[list[Tensor]]:
@@ -52,7 +45,7 @@ def test_triplet(dtype: torch.dtype, batch: int, width: int):
         )
     }
     for what, values in zip(("loss", "ref", "left", "right"), results(sides, features)):
-        assert_as_good(*values, what)
+        assert_norm_as_good(*values, what)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
@@ -75,7 +68,7 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
     # (H200: 1.9e-6 where plain torch had 0.7e-6, at cosines of 1/6.)
     more = 100 / 6 * torch.finfo(torch.float32).eps
     for what, values in zip(("loss", "image", "text"), results(sides, rounded)):
-        assert_as_good(*values, what, more)
+        assert_norm_as_good(*values, what, more)
 
 
 def test_contrastive_without_invalid_pairs():
@@ -120,7 +113,7 @@ def test_attention(dtype: torch.dtype, mask: str, length: int):
         "exact": (lambda x: reference.attention(x, heads, segment, causal), torch.float64),
     }
     for what, values in zip(("out", "qkv"), results(sides, [qkv])):
-        assert_as_good(*values, what)
+        assert_norm_as_good(*values, what)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -129,7 +122,6 @@ def test_towers(compiled: bool):
     from open_clip.model import CLIP
 
     from kernels.bench.cases import synthetic_captions
-    from kernels.bench.gpu import pack
     from kernels.towers import TowerSettings, encode_image, encode_packed_text
 
     torch.manual_seed(0)
@@ -137,7 +129,7 @@ def test_towers(compiled: bool):
     model = CLIP(64, vision, {"width": 128, "heads": 2, "layers": 3}).cuda()
     images = torch.randn(9, 3, 224, 224, device="cuda")
     tokens = synthetic_captions([3, 77, 20, 5, 16, 16, 40, 9, 12]).cuda()
-    packed = [x.cuda() for x in pack(tokens.cpu(), 128)]
+    packed = pack(tokens.cpu(), 128).to("cuda")
     settings = TowerSettings(attention="triton", recompute="pointwise")
 
     def ours(images: Tensor, *packed: Tensor) -> Tensor:
