@@ -79,10 +79,10 @@ def test_contrastive_without_invalid_pairs():
     scale = torch.tensor(100.0, device="cuda")
     whole, few = ([x.detach().clone().requires_grad_() for x in features] for _ in range(2))
     loss = contrastive_loss(*whole, scale, valid=valid, backend="triton")
-    wanted = contrastive_loss(*(x[valid] for x in few), scale, backend="triton")
-    torch.testing.assert_close(loss, wanted)
+    expected = contrastive_loss(*(x[valid] for x in few), scale, backend="triton")
+    torch.testing.assert_close(loss, expected)
     loss.backward()
-    wanted.backward()
+    expected.backward()
     for ours, x in zip(whole, few):
         torch.testing.assert_close(ours.grad, x.grad, rtol=2e-2, atol=1e-4)
         assert (ours.grad[~valid] == 0).all()

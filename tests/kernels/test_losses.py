@@ -41,10 +41,10 @@ def test_triplet_is_the_mean_over_answers(batch: int, width: int, seed: int):
     loss, hits = triplet_loss(ref, left, right, vote, margin=0.1)
     answers = (torch.arange(4) < 4 * vote[:, None]).double() * 2 - 1  # (B, 4) ±1
     to_left, to_right = F.cosine_similarity(ref, left), F.cosine_similarity(ref, right)
-    wanted = F.margin_ranking_loss(
+    expected = F.margin_ranking_loss(
         to_right.repeat_interleave(4), to_left.repeat_interleave(4), answers.flatten(), 0.1
     )
-    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(loss, expected)
     right_nearer = (to_right > to_left)[:, None]
     torch.testing.assert_close(hits, ((answers > 0) == right_nearer).double().mean(1))
 
@@ -89,11 +89,11 @@ def test_contrastive_equals_open_clip(batch: int, chunk: int, monkeypatch: pytes
     theirs = [x.clone() for x in ours]
     for x in (*ours, *theirs):
         x.requires_grad_()
-    loss, wanted = contrastive_loss(*ours), ClipLoss()(*theirs)
-    torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(reference.contrastive_loss(*ours), wanted)
+    loss, expected = contrastive_loss(*ours), ClipLoss()(*theirs)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(reference.contrastive_loss(*ours), expected)
     (3 * loss).backward()
-    (3 * wanted).backward()
+    (3 * expected).backward()
     for x, y in zip(ours, theirs):
         torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
 
@@ -110,10 +110,10 @@ def test_contrastive_without_invalid_pairs_equals_open_clip(which, chunk: int, m
     for x in (*ours, *theirs):
         x.requires_grad_()
     loss = contrastive_loss(*ours, valid=valid)
-    wanted = ClipLoss()(theirs[0][valid], theirs[1][valid], theirs[2])
-    torch.testing.assert_close(loss, wanted)
+    expected = ClipLoss()(theirs[0][valid], theirs[1][valid], theirs[2])
+    torch.testing.assert_close(loss, expected)
     (3 * loss).backward()
-    (3 * wanted).backward()
+    (3 * expected).backward()
     for x, y in zip(ours, theirs):
         torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
 

@@ -63,10 +63,10 @@ def test_compiled_recompute_leaves_products_alone():
     model, images = kit.model(), kit.images()
     products = {}
     for recompute in ("none", "pointwise", "blocks"):
-        found = products[recompute] = []
+        counts = products[recompute] = []
 
-        def count(graph, _, found=found):
-            found.append(sum("mm" in str(node.target) for node in graph.graph.nodes))
+        def count(graph, _, counts=counts):
+            counts.append(sum("mm" in str(node.target) for node in graph.graph.nodes))
             return make_boxed_func(graph)
 
         backend = aot_autograd(

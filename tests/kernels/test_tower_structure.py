@@ -39,8 +39,8 @@ def test_other_image_towers_run_as_they_are(vision: dict, reason: str):
         return
     with pytest.warns(UserWarning, match=f"none of the savings: {reason}"):
         features = encode_image(model, images)
-    wanted = model.encode_image(images)
-    assert torch.equal(*(x[0] if isinstance(x, tuple) else x for x in (features, wanted)))
+    expected = model.encode_image(images)
+    assert torch.equal(*(x[0] if isinstance(x, tuple) else x for x in (features, expected)))
 
 
 def _plant(module: nn.Module, name: str) -> nn.Module:

@@ -54,10 +54,10 @@ def test_text_tower(name: str):
 @settings(max_examples=15, deadline=None)
 def test_text_tower_lengths(lengths: list[int], dtype: torch.dtype, filler: int):
     model, tokens = kit.model(), kit.captions(lengths, dtype)
-    wanted = model.encode_text(tokens)
-    torch.testing.assert_close(encode_text(model, tokens), wanted)
+    expected = model.encode_text(tokens)
+    torch.testing.assert_close(encode_text(model, tokens), expected)
     packed = kit.pack(tokens, 80, filler)
-    torch.testing.assert_close(encode_packed_text(model, *packed), wanted)
+    torch.testing.assert_close(encode_packed_text(model, *packed), expected)
 
 
 @pytest.mark.parametrize("name", ["all", "trim", "pointwise", "blocks"])
@@ -124,8 +124,8 @@ def test_frozen_parts_get_no_gradient():
     model = kit.model()
     model.visual.lock(unlocked_groups=2)
     encode_image(model, kit.images()).sum().backward()
-    got = {name for name, p in model.visual.named_parameters() if p.grad is not None}
-    assert got == {name for name, p in model.visual.named_parameters() if p.requires_grad} != set()
+    trained = {name for name, p in model.visual.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in model.visual.named_parameters() if p.requires_grad} != set()
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,11 @@ def assert_same(model: nn.Module, ours, theirs) -> None:
         features.backward(torch.randn(features.shape, generator=generator, dtype=features.dtype))
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         results.append((features.detach(), gradients))
-    (features, gradients), (wanted, wanted_gradients) = results
-    torch.testing.assert_close(features, wanted, rtol=1e-11, atol=1e-11)
-    assert gradients.keys() == wanted_gradients.keys() and gradients
-    for name, gradient in wanted_gradients.items():
+    (features, gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(features, expected, rtol=1e-11, atol=1e-11)
+    assert gradients.keys() == expected_gradients.keys() and gradients
+    for name, gradient in expected_gradients.items():
         error = (gradients[name] - gradient).norm()
         # The softmax cancels the keys' bias: its gradient is nothing but rounding.
-        size = wanted_gradients[name.replace("k_proj.bias", "k_proj.weight")].norm()
+        size = expected_gradients[name.replace("k_proj.bias", "k_proj.weight")].norm()
         assert error <= 1e-11 * size, f"{name}: {error} of {size}"
