@@ -37,6 +37,4 @@ def refuse_interpreted(x: Tensor) -> None:
     """Raises ValueError for bfloat16 in Triton's interpreter, whose products of it are wrong (up to 3.8)."""
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")  # as Triton reads it
     if interpreted and x.dtype == torch.bfloat16:
-        raise ValueError(
-            "TRITON_INTERPRET: its interpreter multiplies bfloat16 wrongly; use another dtype"
-        )
+        raise ValueError("TRITON_INTERPRET: its interpreter multiplies bfloat16 wrongly; use another dtype")

@@ -145,24 +145,11 @@ def bench_compile() -> dict[str, Any]:
         for variant in variants(card):
             r = compile_variant(variant, card)
             occupancy = r.occupancy(variant, card)
-            numbers = (variant.warps, r.registers, r.stack, r.shared, card.shared, f"{occupancy:.0%}")
-            print(f"{variant.name:38} {card.name:5}" + "".join(f"{number:>10}" for number in numbers))
+            cells = (variant.warps, r.registers, r.stack, r.shared, card.shared, f"{occupancy:.0%}")
+            print(f"{variant.name:38} {card.name:5}" + "".join(f"{cell:>10}" for cell in cells))
             rows.append({"kernel": variant.name, "card": card.name, "occupancy": occupancy, **vars(r)})
     spilled = [row["kernel"] for row in rows if row["stack"]]
     return {"variants": len(rows), "spilled": spilled, "kernels": rows}
-
-
-def measure(settings: Settings) -> dict[str, Any]:
-    """The part that was asked for."""
-    if settings.gpu:
-        from kernels.bench.gpu import bench_gpu
-
-        return bench_gpu()
-    if settings.compile:
-        return bench_compile()
-    result = bench_step(settings)
-    print_step(result)
-    return result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,7 +160,15 @@ def _run(arguments: list[str] | None) -> None:
     settings = tyro.cli(Settings, args=arguments, prog="python -m kernels.bench", description=__doc__)
     settings.check()
     machine.settle()  # Triton keeps what it compiles at home, or where that can be written
-    result = measure(settings)
+    if settings.gpu:
+        from kernels.bench.gpu import bench_gpu
+
+        result = bench_gpu()
+    elif settings.compile:
+        result = bench_compile()
+    else:
+        result = bench_step(settings)
+        print_step(result)
     if settings.out:
         files.write(settings.out, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

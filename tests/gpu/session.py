@@ -3,8 +3,8 @@
 
 Each section is a process of its own with a time limit, so that a crash or a hang costs one section. Sections
 start side by side, since most of their time is imports and compilation. A timed section waits until every
-check has ended and runs alone. Each section adds a line of JSON to DIR/card.jsonl; all are printed last.
 check has ended and runs alone. Each section adds a line of JSON to DIR/card.jsonl; all are printed last. With
+`--toy` everything runs at toy size, also on a CPU, to see that the kit works; its figures mean nothing.
 
     python tests/gpu/session.py --toy                 # before a card is there
     CARD_SECONDS=430 python tests/gpu/session.py      # on the card
