@@ -116,13 +116,13 @@ def test_missing_gpu(capsys: pytest.CaptureFixture):
 def test_kernels_are_kept_where_one_may_write(own, monkeypatch, tmp_path):
     """Without a home in a folder for temporary files; never in another place than the user has named."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
     for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     if own:
         monkeypatch.setenv(own, "/mine")
-    bench.main(["--model", "none of these"])
+    assert bench.main(["--captions", str(tmp_path / "none"), "--model", TINY]) == 2
     kept = os.environ.get("TRITON_CACHE_DIR")
     if own:
         assert kept == ("/mine" if own == "TRITON_CACHE_DIR" else None)
