@@ -109,7 +109,7 @@ def attention() -> dict:
         for kernel in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
 
             def with_kernel(kernel=kernel, call=call):
-                with sdpa_kernel(SDPBackend[kernel]):
+                with sdpa_kernel(getattr(SDPBackend, kernel)):
                     return call(backend="sdpa")
 
             sides[kernel.lower()] = with_kernel
