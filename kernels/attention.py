@@ -1,22 +1,22 @@
-"""Softmax attention from packed query, key and value projections, within rows that may hold several captions.
+"""Softmax attention from packed query, key and value projections, in rows that may hold several captions.
 
-Two engines, chosen by name: "sdpa" is torch's scaled_dot_product_attention (on a GPU FlashAttention where the
-mask allows it), "triton" a kernel for short rows. Which one runs is the caller's decision, never made here.
+The caller names one of two backends: "sdpa" is torch's scaled_dot_product_attention (on a GPU FlashAttention
+where the mask allows it); "triton" is a kernel for short rows.
 
 R rows, L tokens in a row, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.engine import refuse_interpreted
+from kernels.backend import check_choice, refuse_interpreted
 
-AttentionEngine = Literal["sdpa", "triton"]
+AttentionBackend = Literal["sdpa", "triton"]
 
 
 def attention(
@@ -25,16 +25,17 @@ def attention(
     *,
     segment: Tensor | None = None,
     causal: bool = False,
-    engine: AttentionEngine = "sdpa",
+    backend: AttentionBackend = "sdpa",
 ) -> Tensor:
     """Attention within each row: qkv (R, L, 3·H·E), as the fused projection writes it → (R, L, H·E).
 
-    segment: (R, L) integers; a token sees only tokens of its row with its own number. causal: only itself
-    and those before it. engine "triton": bfloat16 or float16, E = 64, L ≤ 128, segments with causal.
-    Raises ValueError where shapes do not fit or the engine does not take them.
+    segment: (R, L) integers; a token sees only the tokens of its row that have its number.
+    causal: a token sees only itself and those before it.
+    backend: "triton" takes bfloat16 or float16, E = 64, L ≤ 128, and segments only with causal.
+    Raises ValueError where shapes do not fit or the backend does not take them.
     """
-    _check(qkv, heads, segment, engine)
-    if engine == "triton":
+    _check(qkv, heads, segment, backend)
+    if backend == "triton":
         mask = "segments" if segment is not None else "causal" if causal else "full"
         _check_triton(qkv, heads, segment, causal)
         numbers = None if segment is None else segment.int().contiguous()
@@ -48,7 +49,7 @@ def attention(
     return x.transpose(1, 2).flatten(2)
 
 
-# Operators of their own, so that torch.compile neither looks inside nor breaks the graph.
+# Custom operators, so that torch.compile neither traces into the launch of a kernel nor breaks the graph.
 
 
 @torch.library.custom_op("perceptual_initialization::attention", mutates_args=())
@@ -90,20 +91,15 @@ def _differentiate(ctx, d_out):
 _triton_attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _check(qkv: Tensor, heads: int, segment: Tensor | None, engine: str) -> None:
+def _check(qkv: Tensor, heads: int, segment: Tensor | None, backend: str) -> None:
     if qkv.ndim != 3 or heads < 1 or qkv.shape[-1] % (3 * heads) or 0 in qkv.shape:
-        raise ValueError(
-            f"attention: expected qkv (R, L, 3·heads·E) for {heads} heads, got {tuple(qkv.shape)}"
-        )
+        raise ValueError(f"attention: qkv is (R, L, 3·heads·E) for {heads} heads, got {tuple(qkv.shape)}")
     if segment is not None and (segment.shape != qkv.shape[:2] or segment.is_floating_point()):
-        got = f"{tuple(segment.shape)} {segment.dtype}"
-        raise ValueError(f"attention: expected integer segments {tuple(qkv.shape[:2])}, got {got}")
+        actual = f"{tuple(segment.shape)} {segment.dtype}"
+        raise ValueError(f"attention: expected integer segments {tuple(qkv.shape[:2])}, got {actual}")
     if segment is not None and segment.device != qkv.device:
         raise ValueError(f"attention: qkv is on {qkv.device}, segments on {segment.device}")
-    if engine not in get_args(AttentionEngine):
-        raise ValueError(
-            f"attention: engine is one of {', '.join(get_args(AttentionEngine))}; got {engine!r}"
-        )
+    check_choice("attention: backend", backend, AttentionBackend)
 
 
 def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool) -> None:
@@ -113,9 +109,9 @@ def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool)
     head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
     if qkv.dtype not in fused.DTYPES or head != fused.HEAD or length > max(fused.BLOCKS):
         raise ValueError(
-            f"attention: engine 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
-            f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use engine='sdpa'"
+            f"attention: 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
+            f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use backend='sdpa'"
         )
     refuse_interpreted(qkv)
     if segment is not None and not causal:
-        raise ValueError("attention: engine 'triton' takes segments with causal=True only; use engine='sdpa'")
+        raise ValueError("attention: 'triton' takes segments only with causal=True; use backend='sdpa'")

@@ -1,16 +1,28 @@
-"""Symmetric InfoNCE (equation 3) without the matrix of logits, on one process or many.
+"""Symmetric InfoNCE, equation (3) of the paper, without the matrix of logits, on one rank or many.
 
-Each rank sweeps its own images against all ranks' texts, once for both directions: the rows' log-sum-exp
-is complete on the rank, the columns' is merged across ranks. That is half the arithmetic of two local losses
-(images against all texts and texts against all images) and half their communication: only texts are gathered,
-only the texts' gradient is scattered back. The logits are recomputed in the backward pass.
+With lᵢⱼ = logit_scale · imageᵢ·textⱼ over N pairs, and lse = log Σ exp,
 
-n pairs on this rank, R ranks, N = n·R pairs, D width.
+    L = −1/2N Σᵢ [log (exp lᵢᵢ / Σⱼ exp lᵢⱼ) + log (exp lᵢᵢ / Σⱼ exp lⱼᵢ)]
+      =  1/2N Σᵢ (row_lseᵢ + column_lseᵢ − 2 lᵢᵢ)
+
+    ∂L/∂lᵢⱼ = Gᵢⱼ / 2N,   Gᵢⱼ = exp(lᵢⱼ − row_lseᵢ) + exp(lᵢⱼ − column_lseⱼ) − 2·[i = j]
+
+R ranks hold n pairs each (N = n·R); features are D wide. A rank owns the rows of its images:
+
+1. gather all texts: (n, D) → (N, D);
+2. sweep the (n, N) logits once: row_lse (n,) is complete, column_lse (N,) covers this rank's rows only;
+3. gather the ranks' column_lse and merge them; sum the ranks' parts of the loss;
+4. backward: make the logits again, and from G the gradients of the images (n, D), of all texts (N, D) and of
+   the scale; reduce-scatter the texts' gradient, sum the scale's.
+
+Two local losses (images against all texts, texts against all images) would take twice the arithmetic and
+twice the communication. The backend "torch" sweeps in slices of rows, "triton" tile by tile
+(`kernels/fused/contrastive.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,9 +30,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.engine import Engine, refuse_interpreted, resolve
+from kernels.backend import Backend, refuse_interpreted, resolve
 
-# Torch 2.14 calls them so, and warns at their older names.
+# These are torch 2.14's names; it warns about the older ones.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -34,65 +46,111 @@ def contrastive_loss(
     *,
     valid: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
-    engine: Engine = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE of the global batch.
 
-    image, text: (n, D) features of this rank's pairs, L2-normalised by the caller (as in open_clip), of one
-    dtype and device. Half-precision features are multiplied as such and summed in float32.
+    image, text: (n, D) features of this rank's pairs, of one dtype and device. The caller has L2-normalised
+    them, as in open_clip. Half-precision features are multiplied as such and summed in float32.
     logit_scale: tensor of one element, the factor itself (1/τ), not its logarithm.
-    valid: (n,) bool; a pair that is not valid is nobody's negative either: the loss and its gradients are
-    those of the batch without it, its own gradients zero. Without any valid pair the loss is zero. None: all
-    are valid. Either every rank passes it or none does.
+    valid: (n,) bool; a pair that is not valid is no negative of others either: the loss and its gradients are
+    those of the batch without it, and its own gradients are zero. Without any valid pair the loss is zero.
+    None: all are valid. Either every rank passes it or none does.
     group: the process group over which the batch is spread; None means this process alone. Every rank of it
     must call with the same n and D, and run backward with the same upstream gradient.
-    engine: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
-    slice (32 MiB) of their gradient. It multiplies float32 without tensor cores: give it half precision.
+    backend: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
+    slice (32 MiB) of their gradient. Triton multiplies float32 without tensor cores: give it half precision.
 
     Returns the loss of the whole global batch, the same scalar on every rank, float32 (float64 for float64).
 
-    Gradients follow DDP's convention, in which the caller *averages* parameter gradients over the ranks: with
-    R ranks, the gradients of image and text are R times the derivative of the returned loss, the gradient
-    of logit_scale is the derivative itself; so the mean over ranks of every parameter's gradient
-    equals that of the single-process loss over all N pairs (as open_clip's ClipLoss(local_loss=True,
-    gather_with_grad=True) has it). A caller who sums over ranks divides by R.
+    Gradients follow DDP's convention: the caller *averages* parameter gradients over the ranks. So with R
+    ranks the gradients of image and text are R times the derivative of the returned loss; the gradient of
+    logit_scale is the derivative itself. The mean over ranks of every parameter's gradient then equals that
+    of the single-process loss over all N pairs, as with open_clip's ClipLoss(local_loss=True,
+    gather_with_grad=True). A caller who sums over ranks divides by R.
 
-    Call it outside a torch.compile region (it communicates); a surrounding autocast does not change it.
+    Call it outside a torch.compile region, since it communicates. A surrounding autocast does not change it.
     Raises ValueError where shapes, dtypes or devices do not fit.
     """
+    return loss_over(Collectives(group), image, text, logit_scale, valid=valid, backend=backend)
+
+
+def loss_over(
+    collectives: Collectives,
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    valid: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`contrastive_loss` over ranks that need not be a process group: a benchmark passes a stand-in."""
     _check(image, text, logit_scale, valid)
-    chosen = resolve(engine, image)
-    if chosen == "triton":
+    name = resolve(backend, image)
+    if name == "triton":
         refuse_interpreted(image)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, valid, group, _engine(chosen))
+        return _Contrastive.apply(image, text, logit_scale, valid, collectives, _passes(name))
 
 
-class _Engine(NamedTuple):
+class Collectives:
+    """What the ranks of a process group do together; without a group, or alone in it, nothing."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        self.group = group
+        self.world_size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """(n, …) on each rank → (n·R, …) in the ranks' order."""
+        if self.world_size == 1:
+            return x
+        out = x.new_empty(self.world_size * len(x), *x.shape[1:])
+        _all_gather(out, x.contiguous(), group=self.group)
+        return out
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """(n·R, …) on each rank → this rank's (n, …) of their sum."""
+        if self.world_size == 1:
+            return x
+        out = x.new_empty(len(x) // self.world_size, *x.shape[1:])
+        _reduce_scatter(out, x.contiguous(), group=self.group)
+        return out
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the ranks."""
+        if self.world_size > 1:
+            x = x.clone()
+            dist.all_reduce(x, group=self.group)
+        return x
+
+
+class _Passes(NamedTuple):
+    """A backend's two passes over the logits: `_sweep` and `_gradients`, or what equals them."""
+
     sweep: Callable[..., tuple[Tensor, Tensor, Tensor]]
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def _engine(name: str) -> _Engine:
-    if name == "torch":
-        return _Engine(_sweep, _gradients)
+def _passes(backend: str) -> _Passes:
+    if backend == "torch":
+        return _Passes(_sweep, _gradients)
     from kernels.fused import contrastive as fused
 
-    return _Engine(fused.sweep, fused.gradients)
+    return _Passes(fused.sweep, fused.gradients)
 
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, image: Tensor, text: Tensor, logit_scale: Tensor, valid, group, engine: _Engine
+        ctx, image: Tensor, text: Tensor, logit_scale: Tensor, valid, ranks: Collectives, passes: _Passes
     ) -> Tensor:
-        ranks = _Ranks(group)
-        texts = ranks.gather(text)  # (N, D)
+        texts = ranks.all_gather(text)  # (N, D)
         offset = ranks.rank * len(image)
-        scale = logit_scale.detach().reshape(()).to(_sum_dtype(image))
-        masks = None if valid is None else (valid, ranks.gather(valid.byte()).bool())
-        row_lse, column_lse, diagonal = engine.sweep(image, texts, scale, offset, masks)
-        column_lse = ranks.gather(column_lse[None]).logsumexp(0)
+        scale = logit_scale.detach().reshape(()).to(torch.promote_types(image.dtype, torch.float32))
+        masks = None if valid is None else (valid, ranks.all_gather(valid.byte()).bool())
+        row_lse, column_lse, diagonal = passes.sweep(image, texts, scale, offset, masks)
+        column_lse = ranks.all_gather(column_lse[None]).logsumexp(0)
         losses = row_lse + column_lse[offset : offset + len(image)] - 2 * diagonal
         if masks is None:
             pairs = len(texts)
@@ -100,33 +158,30 @@ class _Contrastive(torch.autograd.Function):
             losses = losses.where(valid, losses.new_zeros(()))
             pairs = masks[1].sum().clamp_min(1)
         ctx.save_for_backward(image, texts, logit_scale, scale, row_lse, column_lse)
-        ctx.ranks, ctx.offset, ctx.engine, ctx.masks, ctx.pairs = ranks, offset, engine, masks, pairs
-        return ranks.sum(losses.sum()) / (2 * pairs)
+        ctx.ranks, ctx.offset, ctx.passes, ctx.masks, ctx.pairs = ranks, offset, passes, masks, pairs
+        return ranks.all_reduce(losses.sum()) / (2 * pairs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor):
         image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
         ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
-        d_image, d_texts, d_scale = ctx.engine.gradients(
+        d_image, d_texts, d_scale = ctx.passes.gradients(
             image, texts, scale, row_lse, column_lse, ctx.offset, ctx.masks
         )
         unit = upstream / (2 * ctx.pairs)
         features = unit * scale * ranks.world_size  # DDP divides by the world size again
         return (
             (d_image * features).to(image.dtype) if need_image else None,
-            (ranks.scatter(d_texts) * features).to(texts.dtype) if need_text else None,
-            (ranks.sum(d_scale) * unit).reshape(logit_scale.shape).to(logit_scale.dtype)
+            (ranks.reduce_scatter(d_texts) * features).to(texts.dtype) if need_text else None,
+            (ranks.all_reduce(d_scale) * unit).to(logit_scale.dtype).view_as(logit_scale)
             if need_scale
             else None,
-            None,
-            None,
-            None,
+            *[None] * 3,
         )
 
 
-# Which of the local images and of all texts are valid.
-Masks = tuple[Tensor, Tensor] | None
+Masks = tuple[Tensor, Tensor] | None  # which of this rank's images and of all texts are valid
 
 
 def _sweep(
@@ -139,7 +194,7 @@ def _sweep(
         logits = scale * part.to(scale.dtype) @ wide.T
         diagonals.append(logits.diagonal(offset + start).clone())
         if masks is not None:
-            # Not -inf: rows of nothing but it must not make NaN.
+            # Not -inf: a row of nothing else would make NaN.
             logits.masked_fill_(_outside(masks, start, len(part)), -1e30)
         rows.append(logits.logsumexp(1))
         column = logits.logsumexp(0)
@@ -157,7 +212,7 @@ def _gradients(
     offset: int,
     masks: Masks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of the module's head."""
     wide = texts.to(scale.dtype)
     d_image, d_texts, d_scale = [], torch.zeros_like(wide), torch.zeros_like(scale)
     for start, part in _chunks(image, texts):
@@ -175,67 +230,26 @@ def _gradients(
 
 
 def _outside(masks: tuple[Tensor, Tensor], start: int, count: int) -> Tensor:
-    """Which logits of some rows have an invalid image or text, (count, N)."""
+    """Which logits of `count` rows have an invalid image or text: (count, N)."""
     images, texts = masks
     return ~(images[start : start + count, None] & texts)
 
 
-def _chunks(image: Tensor, texts: Tensor):
-    """Slices of the images whose logits against all texts stay below the limit, with their first row."""
+def _chunks(image: Tensor, texts: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, slice of the images) whose logits with all texts stay below the limit."""
     size = max(1, _CHUNK_ELEMENTS // len(texts))
     for start in range(0, len(image), size):
         yield start, image[start : start + size]
 
 
-class _Ranks:
-    """The collectives over a group, or their trivial form for one process."""
-
-    def __init__(self, group: dist.ProcessGroup | None):
-        self.group = group
-        self.world_size = 1 if group is None else dist.get_world_size(group)
-        self.rank = 0 if group is None else dist.get_rank(group)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """(n, …) on each rank → (n·R, …) in the ranks' order."""
-        if self.world_size == 1:
-            return x
-        out = x.new_empty(self.world_size * len(x), *x.shape[1:])
-        _all_gather(out, x.contiguous(), group=self.group)
-        return out
-
-    def scatter(self, x: Tensor) -> Tensor:
-        """(n·R, …) on each rank → this rank's (n, …) of their sum."""
-        if self.world_size == 1:
-            return x
-        out = x.new_empty(len(x) // self.world_size, *x.shape[1:])
-        _reduce_scatter(out, x.contiguous(), group=self.group)
-        return out
-
-    def sum(self, x: Tensor) -> Tensor:
-        if self.world_size > 1:
-            x = x.clone()
-            dist.all_reduce(x, group=self.group)
-        return x
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _check(image: Tensor, text: Tensor, logit_scale: Tensor, valid: Tensor | None) -> None:
     shapes = f"image {tuple(image.shape)}, text {tuple(text.shape)}"
     if image.ndim != 2 or image.shape != text.shape or 0 in image.shape:
-        raise ValueError(
-            f"contrastive_loss: expected two non-empty feature arrays of one shape (n, D), got {shapes}"
-        )
+        raise ValueError(f"contrastive_loss: two non-empty features of one shape (n, D), got {shapes}")
     if image.dtype != text.dtype or not image.is_floating_point():
-        raise ValueError(
-            f"contrastive_loss: features of one floating dtype, got {image.dtype} and {text.dtype}"
-        )
+        raise ValueError(f"contrastive_loss: features of one floating dtype, got {image.dtype}, {text.dtype}")
     if not isinstance(logit_scale, Tensor) or logit_scale.numel() != 1 or not logit_scale.is_floating_point():
-        raise ValueError(
-            f"contrastive_loss: logit_scale is a floating tensor of one element, got {logit_scale!r}"
-        )
+        raise ValueError(f"contrastive_loss: logit_scale is a float tensor of one element: {logit_scale!r}")
     if not image.device == text.device == logit_scale.device:
         devices = f"{image.device}, {text.device}, {logit_scale.device}"
         raise ValueError(f"contrastive_loss: features and logit_scale on one device, got {devices}")

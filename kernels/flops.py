@@ -1,4 +1,4 @@
-"""Floating-point operations as torch counts them, attention on the CPU included."""
+"""Floating-point operations by torch's counter, with the CPU's attention counted too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# torch counts the GPU's fused attention, but not the CPU's.
+# torch itself counts only the GPU's fused attention.
 _CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
@@ -22,5 +22,5 @@ _CPU = {
 
 
 def flop_counter() -> FlopCounterMode:
-    """A context; its `get_total_flops()` afterwards: 2 a multiplication and addition of all in it."""
+    """A context that counts; `get_total_flops()` afterwards: 2 for each multiplication and addition in it."""
     return FlopCounterMode(display=False, custom_mapping=_CPU)

@@ -1,6 +1,6 @@
-"""The paper's formulas in plain torch: what every fused kernel of this package is tested against.
+"""The paper's formulas in plain torch, against which every fused kernel of this package is tested.
 
-Written for reading, not for speed: whole matrices in memory, autograd for the gradients, any dtype.
+Written to be read, not for speed: whole matrices in memory, gradients by autograd, any dtype.
 
 B batch, D width, R rows, L tokens in a row, H heads, E width of a head.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """Equation (1): 1 − cos(a, b) for a, b (B, D) → (B,).
 
-    A vector shorter than 1e-8 is divided by 1e-8 instead of its length, as torch does it.
+    A vector shorter than 1e-8 is divided by 1e-8 instead of its length, as in torch.
     """
     return 1 - torch.cosine_similarity(a, b, dim=-1, eps=1e-8)
 
@@ -22,9 +22,9 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 def triplet_losses(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, margin: float) -> Tensor:
     """Equation (2) for each triplet: features (B, D), vote (B,) in [0, 1] → (B,).
 
-    The equation is an expectation over triplets and answers y. A vote is the fraction of the answers which
-    preferred right, so the expectation over a triplet's answers weights the two hinges with it; with a vote
-    of 0 or 1 one of them is left.
+    The equation is an expectation over triplets and answers y. A vote is the fraction of the answers that
+    preferred right, so the expectation over a triplet's answers weights its two hinges by the vote. A vote of
+    0 or 1 leaves one of them.
     """
     delta = cosine_distance(ref, left) - cosine_distance(ref, right)  # > 0: right is nearer
     prefers_right = (margin - delta).clamp_min(0)

@@ -1,9 +1,9 @@
-"""Which of open_clip's towers `kernels/towers.py` rewrites, judged by all that a tower consists of.
+"""Which of open_clip's towers `kernels/towers.py` can rewrite, decided by the parts of a tower.
 
-A part that is not listed here (a norm of the queries, a gate, register tokens) would be left out by the
-rewritten tower, so it makes a tower another one: an image tower then runs as it is, a text tower is
-refused.  Read are open_clip 3, whose blocks hold torch's MultiheadAttention, and its main branch, 4, whose
-blocks hold an Attention of its own with the same parameters.
+The rewritten tower would leave out any part that is not listed here (a norm of the queries, a gate, register
+tokens). So an image tower with such a part runs as it is, and a text tower is refused. The lists cover
+open_clip 3, whose blocks hold torch's MultiheadAttention, and 4, whose blocks hold an Attention of
+open_clip's own with the same parameters.
 
 W width, D width of the features.
 """
@@ -39,27 +39,26 @@ class TextTower(NamedTuple):
 
 
 def text_tower(model: Any) -> TextTower:
-    """The text tower of an open_clip model; ValueError where the savings would not be exact."""
+    """The text tower of an open_clip model. Raises ValueError where the savings would not be exact."""
     text = getattr(model, "text", model)
-    reason = _why_not_text(text)
-    if reason:
+    if reason := _why_not_text(text):
         raise ValueError(
             f"text tower {type(text).__name__}: {reason}; only open_clip's causal transformer pooled at the "
             "end token is supported; use model.encode_text"
         )
     return TextTower(
-        text.token_embedding,
-        text.positional_embedding,
-        text.transformer,
-        text.ln_final,
-        text.text_projection,
-        _either(text, "pool_type", "text_pool_type"),
-        _either(text, "eos_id", "text_eos_id"),
+        token_embedding=text.token_embedding,
+        positional_embedding=text.positional_embedding,
+        transformer=text.transformer,
+        ln_final=text.ln_final,
+        projection=text.text_projection,
+        pool_type=_either(text, "pool_type", "text_pool_type"),
+        eos_id=_either(text, "eos_id", "text_eos_id"),
     )
 
 
 def why_slow(visual: Any) -> str:
-    """Why `encode_image` runs this image tower as it is; "" if it rewrites it."""
+    """Why `encode_image` runs this image tower as it is; "" where it rewrites the tower."""
     if hasattr(visual, "class_embedding"):
         return _why_not_vit(visual)
     if hasattr(visual, "stem"):
@@ -76,16 +75,16 @@ def _why_not_vit(visual: Any) -> str:
     if getattr(visual, "attn_pool", None) is not None:
         return "pooled by attention"
     if getattr(visual, "pool_type", "") != "tok":
-        return f"pooled by {getattr(visual, 'pool_type', 'a way unknown')!r}, not at the class token"
+        return f"pooled by {getattr(visual, 'pool_type', 'unknown')!r}, not at the class token"
     if getattr(visual, "output_tokens", False):
-        return "it gives its tokens too"
+        return "it returns its tokens too"
     return _other_part("", visual, _VIT) or _why_not_plain(visual.transformer)
 
 
 def _why_not_resnet(visual: Any) -> str:
     pool = getattr(visual, "attnpool", None)
     if not hasattr(pool, "c_proj"):
-        return "pooled by something else than attention"
+        return "not pooled by attention"
     return _other_part("", visual, _RESNET) or _other_part("attnpool.", pool, _POOL)
 
 
@@ -100,14 +99,14 @@ def _why_not_text(text: Any) -> str:
     if getattr(text, "cls_emb", None) is not None:
         return "it has a class token"
     if getattr(text, "output_tokens", False):
-        return "it gives its tokens too"
+        return "it returns its tokens too"
     known = _CLIP if hasattr(text, "visual") else _TEXT
     return _other_part("", text, known) or _why_not_plain(text.transformer)
 
 
 def _why_not_plain(transformer: Any) -> str:
-    """What of a transformer's blocks is not `x + attention(norm(x))`, `x + mlp(norm(x))`; "" if nothing."""
-    # len(), not bool(): torch 2.11 breaks its graph at the truth of a list.
+    """What makes a transformer's blocks more than x + attention(norm(x)), x + mlp(norm(x)); "" if nothing."""
+    # len(), not bool(): torch 2.11 breaks its graph at the truth value of a list.
     if len(transformer.resblocks) == 0:
         return "it has no blocks"
     reason = _other_part("transformer.", transformer, ("resblocks", "grad_checkpointing"))
@@ -132,12 +131,12 @@ def _why_not_attention(attention: Any) -> str:
 
 
 def _other_part(where: str, module: nn.Module, known: tuple[str, ...]) -> str:
-    """What `module` itself lacks of the known parts, or a part of it that is not known and does something."""
+    """A known part that `module` lacks, or an unknown one that it has and that does something; else ""."""
     for name in known:
         if not hasattr(module, name):
             return f"it has no {where}{name}"
     for name, part in module._modules.items():
-        if name not in known and not (part is None or _does_nothing(part)):
+        if name not in known and not (part is None or _is_identity(part)):
             return f"it has {where}{name}"
     for name, parameter in module._parameters.items():
         if name not in known and parameter is not None:
@@ -145,11 +144,11 @@ def _other_part(where: str, module: nn.Module, known: tuple[str, ...]) -> str:
     return ""
 
 
-def _does_nothing(part: nn.Module) -> bool:
+def _is_identity(part: nn.Module) -> bool:
     return isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
 
 
 def _either(module: Any, name: str, other: str) -> Any:
-    """The attribute of a text tower, which CLIP itself has under another name."""
+    """An attribute of a text tower, which CLIP itself has under `other`."""
     value = getattr(module, name, None)
     return getattr(module, other, None) if value is None else value

@@ -1,19 +1,20 @@
 """open_clip's towers without the work whose result nobody reads: same parameters, features and gradients.
 
-What is saved, each exact and each a setting:
+Each saving is exact, and each is a setting:
 
-* a caption's tokens after its end token are dead (causal mask, pooled at the end token): not computed;
-* of the last block only the pooled token is read: query, output projection and MLP run for it alone;
-* so with the attention that pools a ModifiedResNet: all four projections run once an image;
-* the patch embedding is one matrix product;
-* the outputs of LayerNorm and GELU can be computed again in the backward pass instead of stored.
+* The tokens after a caption's end token are not computed: the mask is causal, and the end token is pooled.
+* In the last block only the pooled token is read: query, output projection and MLP run for it alone.
+* The same holds for a ModifiedResNet's attention pool: all four projections run once an image.
+* The patch embedding is one matrix product.
+* The outputs of LayerNorm and GELU can be computed again in the backward pass instead of being stored.
 
-Image towers: open_clip's VisionTransformer pooled at its class token; of ModifiedResNet the pooling, its
-convolutions as they are; any other (timm) runs as it is, and a warning says why. Text towers: the causal
-transformer of CLIP and CustomTextCLIP, pooled at the end token; any other is refused. What is which,
-`kernels/structure.py` judges. The functions read a model and keep nothing: its `state_dict` stays
-open_clip's. They do not pass through `model.forward`, so under DistributedDataParallel call them inside the
-wrapped module's forward.
+Image towers: open_clip's VisionTransformer pooled at its class token is rewritten, and of ModifiedResNet the
+pooling; any other tower (timm) runs as it is, and a warning says why. Text towers: the causal transformer of
+CLIP and CustomTextCLIP, pooled at the end token, is rewritten; any other is refused. `kernels/structure.py`
+tells them apart.
+
+The functions read a model and change nothing in it: its `state_dict` stays open_clip's. They do not call
+`model.forward`, so under DistributedDataParallel call them inside the wrapped module's forward.
 
 B images or captions, T tokens, W width, R packed rows, L tokens in a row, D width of the features.
 """
@@ -24,14 +25,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import AttentionEngine, attention
+from kernels.attention import AttentionBackend, attention
+from kernels.backend import check_choice
 from kernels.structure import TextTower, is_vit, text_tower, why_slow
 
 Recompute = Literal["none", "pointwise", "blocks"]
@@ -42,17 +44,14 @@ class TowerSettings:
     """What the towers leave out. No choice changes the mathematics, only time and memory."""
 
     trim: bool = True  # padded captions: do not compute what follows the end token
-    prune: bool = True  # last block, attention pooling: of what is read only the pooled token's part
+    prune: bool = True  # last block and attention pool: compute only what the pooled token needs
     patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
-    attention: AttentionEngine = "sdpa"  # see kernels.attention: "triton" takes half precision and short rows
-    recompute: Recompute = "none"  # in the backward pass again: nothing, LayerNorm and GELU, or whole blocks
+    attention: AttentionBackend = "sdpa"  # "triton" takes half precision and short rows: kernels.attention
+    recompute: Recompute = "none"  # in the backward pass: nothing, LayerNorm and GELU, or whole blocks
 
     def __post_init__(self) -> None:
-        if self.recompute not in get_args(Recompute):
-            raise ValueError(f"recompute is one of {', '.join(get_args(Recompute))}; got {self.recompute!r}")
-        if self.attention not in get_args(AttentionEngine):
-            choices = ", ".join(get_args(AttentionEngine))
-            raise ValueError(f"attention is one of {choices}; got {self.attention!r}")
+        check_choice("recompute", self.recompute, Recompute)
+        check_choice("attention", self.attention, AttentionBackend)
 
 
 DEFAULT = TowerSettings()
@@ -66,21 +65,18 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
     visual: Any = model.visual
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"encode_image: expected images (B, 3, S, S) with B > 0, got {tuple(images.shape)}")
-    slow = why_slow(visual)
-    if slow:
+    if slow := why_slow(visual):
         if not torch.compiler.is_compiling():
             warnings.warn(f"the image tower runs as it is, with none of the savings: {slow}", stacklevel=2)
         return visual(images)
     size = visual.image_size if isinstance(visual.image_size, (tuple, list)) else [visual.image_size] * 2
     if tuple(images.shape[2:]) != tuple(size):
-        raise ValueError(
-            f"encode_image: this tower takes images of {tuple(size)}, got {tuple(images.shape[2:])}"
-        )
+        raise ValueError(f"encode_image: this tower takes {tuple(size)}, got {tuple(images.shape[2:])}")
     if hasattr(visual, "stem"):
         return _resnet(visual, images) if settings.prune else visual(images)
     x = _embed_image(visual, images, settings)
     class_token = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
-    attend = partial(attention, engine=settings.attention)
+    attend = partial(attention, backend=settings.attention)
     x = _transformer(visual.transformer, x, attend, class_token, settings)
     x = visual.ln_post(x)
     return x if visual.proj is None else x @ visual.proj
@@ -89,8 +85,8 @@ def encode_image(model: nn.Module, images: Tensor, settings: TowerSettings = DEF
 def encode_text(model: nn.Module, tokens: Tensor, settings: TowerSettings = DEFAULT) -> Tensor:
     """Caption features, not normalised: tokens (B, T ≤ context) → (B, D), equal to `model.encode_text`.
 
-    Tokens are integers padded after the end token. With `trim` the shapes inside follow the captions'
-    lengths (on a GPU this waits for the device): where shapes must be static use `encode_packed_text`.
+    Tokens are integers padded after the end token. With `trim` the shapes inside depend on the captions'
+    lengths, and on a GPU this waits for the device. Where shapes must be static, use `encode_packed_text`.
     Raises ValueError for tokens that do not fit the tower.
     """
     tower = text_tower(model)
@@ -112,27 +108,24 @@ def encode_packed_text(
 ) -> Tensor:
     """Features of captions laid one after another in fixed-length rows; static shapes.
 
-    tokens (R, L): ids; what they are outside of captions does not matter (within the vocabulary).
-    segment (R, L): the caption's number, any that differs within its row; filler has one of its own.
-    position (R, L): 0, 1, 2 … within each caption; filler anything below the context length.
-    pool (B,): place r·L + l of each caption's end token, in the batch's order.
+    tokens (R, L): ids; outside of captions any id of the vocabulary.
+    segment (R, L): each caption's number, unique within its row; filler has a number of its own.
+    position (R, L): 0, 1, 2 … within each caption; in filler anything below the context length.
+    pool (B,): index r·L + l of each caption's end token, in the batch's order.
 
-    Returns (B, D), equal to `model.encode_text` of the same captions padded. Raises ValueError for
-    arrays that do not fit each other or the tower.
+    Returns (B, D), equal to `model.encode_text` of the same captions padded. Raises ValueError for arrays
+    that do not fit each other or the tower.
     """
     tower = text_tower(model)
     if tokens.ndim != 2 or 0 in tokens.shape or not tokens.shape == segment.shape == position.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (tokens, segment, position))
-        raise ValueError(
-            f"encode_packed_text: tokens, segment and position of one shape (R, L), got {shapes}"
-        )
+        raise ValueError(f"encode_packed_text: tokens, segment, position of one shape (R, L), got {shapes}")
     if pool.ndim != 1 or len(pool) == 0 or pool.is_floating_point():
-        raise ValueError(
-            f"encode_packed_text: pool is integers (B,) with B > 0, got {tuple(pool.shape)} {pool.dtype}"
-        )
+        actual = f"{tuple(pool.shape)} {pool.dtype}"
+        raise ValueError(f"encode_packed_text: pool is integers (B,) with B > 0, got {actual}")
     _check_tokens("encode_packed_text", tower, tokens, 1)
 
-    attend = partial(attention, segment=segment, causal=True, engine=settings.attention)
+    attend = partial(attention, segment=segment, causal=True, backend=settings.attention)
     return _encode_captions(tower, _Captions(tokens, position, pool, attend), settings)
 
 
@@ -141,10 +134,10 @@ def kept_bytes(
 ) -> dict[str, int]:
     """Bytes that the towers' blocks keep for the backward pass: {"image": …, "text": …}.
 
-    images: how many; text_tokens: of all packed captions, R · L. itemsize: bytes of a number (2 in bfloat16).
-    A block keeps 16 times the width for a token (its input, LayerNorm's output, 3 projections, attention's
-    output, the sum, LayerNorm's output, 4 + 4 around GELU), 10 times with recompute "pointwise", once with
-    "blocks" (and one block's 16 for a while in the backward pass). Embeddings and features are not counted.
+    images: their number. text_tokens: R · L of all packed captions. itemsize: bytes a number (bfloat16: 2).
+    A block keeps 16 numbers of the width for each token (its input, LayerNorm's output, 3 projections,
+    attention's output, the sum, LayerNorm's output, 4 + 4 around GELU); 10 with recompute "pointwise"; 1 with
+    "blocks", and one block's 16 for a while in the backward pass. Embeddings and features are not counted.
     """
     numbers = {"none": 16, "pointwise": 10, "blocks": 1}[settings.recompute]
     result = {"text": text_tokens * numbers * _block_widths(text_tower(model).transformer) * itemsize}
@@ -165,7 +158,7 @@ Attend = Callable[[Tensor, int], Tensor]  # packed projections (…, 3W), heads 
 class _Captions(NamedTuple):
     tokens: Tensor  # (…) ids of the computed tokens, in whatever layout
     position: Tensor  # (…) of each within its caption
-    pool: Tensor  # (B,) flat place of each end token
+    pool: Tensor  # (B,) flat index of each end token
     attend: Attend
 
 
@@ -175,9 +168,8 @@ def _check_tokens(name: str, tower: TextTower, tokens: Tensor, length: int) -> N
         raise ValueError(f"{name}: tokens are int32 or int64, got {tokens.dtype}")
     if length > context:
         raise ValueError(f"{name}: captions of {length} tokens, but the model's context is {context}")
-    if (
-        tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-    ):  # elsewhere it would wait for the device
+    # On a GPU the check would wait for the device.
+    if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"{name}: token ids from {low} to {high}, but the vocabulary has {vocabulary}")
@@ -189,23 +181,23 @@ def _end_positions(tower: TextTower, tokens: Tensor) -> Tensor:
     return (tokens == tower.eos_id).int().argmax(-1)
 
 
-def _padded(tokens: Tensor, end: Tensor, engine: AttentionEngine) -> _Captions:
+def _padded(tokens: Tensor, end: Tensor, backend: AttentionBackend) -> _Captions:
     batch, length = tokens.shape
     position = torch.arange(length, device=tokens.device)
     pool = torch.arange(0, batch * length, length, device=tokens.device) + end
-    attend = partial(attention, causal=True, engine=engine)
+    attend = partial(attention, causal=True, backend=backend)
     return _Captions(tokens, position.expand(batch, length), pool, attend)
 
 
-def _trimmed(tokens: Tensor, end: Tensor, engine: AttentionEngine) -> _Captions:
-    """The captions' live tokens one after another (T,); only attention sees them padded, to the longest."""
+def _trimmed(tokens: Tensor, end: Tensor, backend: AttentionBackend) -> _Captions:
+    """The captions' tokens up to their ends in one row (T,); only attention pads them, to the longest."""
     batch, longest = len(tokens), int(end.max()) + 1
     live = torch.arange(longest, device=tokens.device) <= end[:, None]
-    slots = live.flatten().nonzero().squeeze(1)  # (T,) place in (B, longest)
+    slots = live.flatten().nonzero().squeeze(1)  # (T,) indices into (B, longest)
 
     def attend(qkv: Tensor, heads: int) -> Tensor:
         padded = qkv.new_zeros(batch * longest, qkv.shape[-1]).index_copy(0, slots, qkv)
-        x = attention(padded.unflatten(0, (batch, longest)), heads, causal=True, engine=engine)
+        x = attention(padded.unflatten(0, (batch, longest)), heads, causal=True, backend=backend)
         return x.flatten(0, 1).index_select(0, slots)
 
     flat = tokens[:, :longest].flatten().index_select(0, slots)
@@ -232,7 +224,7 @@ def _embed_image(visual: Any, images: Tensor, settings: TowerSettings) -> Tensor
 
 
 def _patches(visual: Any, images: Tensor) -> Tensor:
-    """The strided convolution as a matrix product, in the order in which the pixels lie in memory."""
+    """The strided convolution as a matrix product over the pixels in their order in memory: → (B, T, W)."""
     rows, columns = visual.grid_size
     height, width = visual.patch_size
     pixels = (
@@ -256,20 +248,20 @@ def _resnet(visual: Any, images: Tensor) -> Tensor:
 
 
 def _attention_pool(pool: Any, x: Tensor) -> Tensor:
-    """Attention from the mean of a feature map (B, W, rows, columns) over it and all its places: → (B, D).
+    """Attention of a feature map's mean over the mean and the map (B, W, rows, columns): → (B, D).
 
-    With one query an image, keys and values need not exist: q·(K x) = (Kᵀ q)·x, and Σ p (V x) = V (Σ p x),
-    head by head (h, width e). The keys' bias is the same for all places, so the softmax leaves it out; it is
-    added all the same, for its parameter to have a gradient.
+    There is one query an image, so keys and values are never made: q·(K x) = (Kᵀ q)·x and
+    Σ p (V x) = V (Σ p x), head by head (h heads, e wide). The keys' bias adds the same to every score, which
+    the softmax cancels; it is added all the same, so that its parameter gets a gradient.
     """
     x = x.flatten(2).transpose(1, 2)  # (B, T, W)
     x = torch.cat([x.mean(1, keepdim=True), x], 1) + pool.positional_embedding.to(x.dtype)
     heads = (pool.num_heads, -1)
     query = pool.q_proj(x[:, 0]).unflatten(-1, heads)  # (B, h, e)
     query = query * query.shape[-1] ** -0.5
-    asked = torch.einsum("bhe,hew->bhw", query, pool.k_proj.weight.unflatten(0, heads))
+    query_k = torch.einsum("bhe,hew->bhw", query, pool.k_proj.weight.unflatten(0, heads))
     bias = (query * pool.k_proj.bias.unflatten(0, heads)).sum(-1, keepdim=True)
-    mean = (asked @ x.transpose(1, 2) + bias).softmax(-1).to(x.dtype) @ x  # (B, h, W)
+    mean = (query_k @ x.transpose(1, 2) + bias).softmax(-1).to(x.dtype) @ x  # (B, h, W)
     value = torch.einsum("bhw,hew->bhe", mean, pool.v_proj.weight.unflatten(0, heads)).flatten(1)
     return pool.c_proj(value + pool.v_proj.bias)
 
@@ -277,17 +269,15 @@ def _attention_pool(pool: Any, x: Tensor) -> Tensor:
 def _transformer(
     transformer: Any, x: Tensor, attend: Attend, pool: Tensor, settings: TowerSettings
 ) -> Tensor:
-    """All blocks over x (…, W), and of the result the pooled tokens (B, W)."""
+    """x (…, W) through all blocks; the pooled tokens (B, W) of the result."""
     if transformer.grad_checkpointing:
-        raise ValueError(
-            "the model has grad checkpointing on: turn it off and set recompute='blocks' instead"
-        )
+        raise ValueError("the model has grad checkpointing on: turn it off and set recompute='blocks'")
     *blocks, last = transformer.resblocks
     for block in blocks:
-        x = _whole(settings, _block, block, x, attend, settings)
+        x = _run_block(settings, _block, block, x, attend, settings)
     if settings.prune:
-        return _whole(settings, _last_block, last, x, attend, pool, settings)
-    return _take(_whole(settings, _block, last, x, attend, settings), pool)
+        return _run_block(settings, _last_block, last, x, attend, pool, settings)
+    return _select(_run_block(settings, _block, last, x, attend, settings), pool)
 
 
 def _block(block: Any, x: Tensor, attend: Attend, settings: TowerSettings) -> Tensor:
@@ -299,9 +289,9 @@ def _block(block: Any, x: Tensor, attend: Attend, settings: TowerSettings) -> Te
 
 
 def _last_block(block: Any, x: Tensor, attend: Attend, pool: Tensor, settings: TowerSettings) -> Tensor:
-    """As `_block`, but what only the pooled token's result needs runs for the pooled tokens alone: → (B, W).
+    """As `_block`, but returns only the pooled tokens (B, W), and computes only what they need.
 
-    The queries of all other tokens are zero; their attention is computed (it is cheap) and not read.
+    The queries of all other tokens are zero; their attention, which is cheap, is computed and not read.
     """
     projection, width = block.attn, x.shape[-1]
     q_weight, kv_weight = projection.in_proj_weight.split([width, 2 * width])
@@ -310,14 +300,14 @@ def _last_block(block: Any, x: Tensor, attend: Attend, pool: Tensor, settings: T
     )
 
     def project(x: Tensor) -> Tensor:
-        q = F.linear(_take(x, pool), q_weight, q_bias)
+        q = F.linear(_select(x, pool), q_weight, q_bias)
         kv = F.linear(x, kv_weight, kv_bias)
         q = q.new_zeros(x.shape[:-1].numel(), width).index_copy(0, pool, q)
         return torch.cat([q.view(x.shape), kv], dim=-1)
 
     qkv = _product(settings, block.ln_1, project, x)
-    pooled = _take(attend(qkv, projection.num_heads), pool)
-    x = _take(x, pool) + block.ls_1(projection.out_proj(pooled))
+    pooled = _select(attend(qkv, projection.num_heads), pool)
+    x = _select(x, pool) + block.ls_1(projection.out_proj(pooled))
     return x + _mlp(block, x, settings)
 
 
@@ -327,11 +317,11 @@ def _mlp(block: Any, x: Tensor, settings: TowerSettings) -> Tensor:
 
 
 def _product(settings: TowerSettings, before: Callable, product: Callable, x: Tensor) -> Tensor:
-    """product(before(x)), a matrix product after LayerNorm or GELU, which "pointwise" does not keep.
+    """product(before(x)): a matrix product after LayerNorm or GELU, whose output "pointwise" does not keep.
 
-    Eager autograd would keep `before`'s result as the product's input, so the product belongs to what is
-    checkpointed: the recomputation stops when that input is there. A compiled backward pass does not stop, it
-    computes the product again too (a fifth of all matrix products of a step), so there only `before` is.
+    Eager autograd would keep `before`'s output as the product's input, so both are checkpointed; the
+    recomputation stops as soon as that input exists. A compiled backward pass would not stop: it would
+    compute the product again too, a fifth of a step's matrix products. So there only `before` is.
     """
     if settings.recompute != "pointwise" or not torch.is_grad_enabled():
         return product(before(x))
@@ -340,8 +330,8 @@ def _product(settings: TowerSettings, before: Callable, product: Callable, x: Te
     return _checkpoint(lambda x: product(before(x)), x)
 
 
-def _whole(settings: TowerSettings, block: Callable, *args: Any) -> Tensor:
-    """block(*args), of which "blocks" keeps nothing but the arguments."""
+def _run_block(settings: TowerSettings, block: Callable, *args: Any) -> Tensor:
+    """block(*args); with recompute "blocks" only the arguments are kept for the backward pass."""
     if settings.recompute != "blocks" or not torch.is_grad_enabled():
         return block(*args)
     return _checkpoint(block, *args)
@@ -351,6 +341,6 @@ def _checkpoint(function: Callable, *args: Any) -> Tensor:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens (B, W) at flat places (B,) of x (…, W)."""
-    return x.reshape(-1, x.shape[-1]).index_select(0, places)
+def _select(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens (B, W) at flat indices (B,) of x (…, W)."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, index)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import reference
-from kernels.engine import Engine, resolve
+from kernels.backend import Backend, check_choice, resolve
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -25,22 +25,22 @@ def triplet_loss(
     margin: float = 0.05,
     *,
     reduction: Reduction = "mean",
-    engine: Engine = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Hinge on the difference of two cosine distances, weighted by the votes: equation (2).
 
     ref, left, right: (B, D) features, not normalised, of one dtype and device.
     vote: (B,) floats in [0, 1], the fraction of the answers which preferred right (not rounded).
     margin: m of equation (2).
-    engine: "triton" is one kernel for loss and gradients, which can be run backward once; D ≤ 4096.
+    backend: "triton" is one kernel for loss and gradients; it takes D ≤ 4096 and can be run backward once.
 
     Returns (loss, hits): loss is a scalar, or (B,) with reduction "none", in float32 (float64 for float64
-    features); hits (B,) has the fraction of each triplet's answers that the distances agree with (a tie
-    counts one half) and carries no gradient. Raises ValueError where shapes, dtypes or devices do not fit.
+    features). hits (B,) is the fraction of each triplet's answers that the distances agree with (a tie
+    counts one half); it carries no gradient. Raises ValueError where shapes, dtypes or devices do not fit.
     """
     _check(ref, left, right, vote, reduction)
     dtype = torch.promote_types(ref.dtype, torch.float32)
-    if resolve(engine, ref) == "triton":
+    if resolve(backend, ref) == "triton":
         losses, hits = _Fused.apply(ref, left, right, vote.float(), float(margin), reduction)
         return losses, hits
     vote = vote.to(dtype)
@@ -52,7 +52,7 @@ def triplet_loss(
 
 
 class _Fused(torch.autograd.Function):
-    """The gradients are made with the loss, while the features are on chip, and scaled if backward must."""
+    """Makes the gradients with the loss, while the features are on the chip; backward only scales them."""
 
     @staticmethod
     def forward(ctx, ref, left, right, vote, margin, reduction):
@@ -60,7 +60,7 @@ class _Fused(torch.autograd.Function):
 
         if ref.shape[1] > fused.MAX_WIDTH:
             widths = f"{fused.MAX_WIDTH}, got {ref.shape[1]}"
-            raise ValueError(f"triplet_loss: engine 'triton' takes widths up to {widths}; use engine='torch'")
+            raise ValueError(f"triplet_loss: 'triton' takes widths up to {widths}; use backend='torch'")
         features = (x.contiguous() for x in (ref, left, right))
         unit = 1 / len(ref) if reduction == "mean" else 1.0
         gradient = any(ctx.needs_input_grad[:3])
@@ -74,7 +74,7 @@ class _Fused(torch.autograd.Function):
         from kernels.fused import triplet as fused
 
         if ctx.gradients is None:
-            raise RuntimeError("triplet_loss: the Triton engine can be run backward once; use engine='torch'")
+            raise RuntimeError("triplet_loss: 'triton' can be run backward once; use backend='torch'")
         needed = [g if need else None for g, need in zip(ctx.gradients, ctx.needs_input_grad)]
         ctx.gradients = None
         for gradient in needed:
@@ -86,22 +86,18 @@ class _Fused(torch.autograd.Function):
 def _check(ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, reduction: str) -> None:
     shapes = f"ref {tuple(ref.shape)}, left {tuple(left.shape)}, right {tuple(right.shape)}"
     if ref.ndim != 2 or not ref.shape == left.shape == right.shape or 0 in ref.shape:
-        raise ValueError(
-            f"triplet_loss: expected three non-empty feature arrays of one shape (B, D), got {shapes}"
-        )
+        raise ValueError(f"triplet_loss: expected three non-empty features of one shape (B, D), got {shapes}")
     if vote.shape != ref.shape[:1]:
         raise ValueError(f"triplet_loss: expected votes ({len(ref)},) for {shapes}, got {tuple(vote.shape)}")
     if not vote.is_floating_point():
         raise ValueError(f"triplet_loss: votes are fractions (floating point), got {vote.dtype}")
     if not ref.dtype == left.dtype == right.dtype or not ref.is_floating_point():
-        raise ValueError(
-            f"triplet_loss: features of one floating dtype, got {ref.dtype}, {left.dtype}, {right.dtype}"
-        )
+        dtypes = f"{ref.dtype}, {left.dtype}, {right.dtype}"
+        raise ValueError(f"triplet_loss: features of one floating dtype, got {dtypes}")
     if not ref.device == left.device == right.device == vote.device:
         devices = ", ".join(str(x.device) for x in (ref, left, right, vote))
         raise ValueError(f"triplet_loss: features and votes on one device, got {devices}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"triplet_loss: reduction is mean, sum or none, got {reduction!r}")
+    check_choice("triplet_loss: reduction", reduction, Reduction)
 
 
 def _reduce(losses: Tensor, reduction: Reduction) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training steps that are compared: open_clip's, and ours with each saving alone; made-up captions."""
+"""The training steps that are compared (open_clip's, ours with each saving alone), and their captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from torch.utils._pytree import tree_leaves
 from kernels.contrastive import contrastive_loss
 from kernels.flops import flop_counter
 from kernels.towers import TowerSettings, encode_image, encode_text
+from pipeline.text import CONTEXT_LENGTH, END, START
 
-START, END = 49406, 49407
 OPEN_CLIP = TowerSettings(trim=False, prune=False, patch_gemm=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training step: open_clip's own where nothing else is said."""
+    """A training step; the defaults are open_clip's own."""
 
     towers: TowerSettings | None = None  # None: model.encode_image and model.encode_text
     our_loss: bool = False
@@ -34,7 +34,7 @@ class Case:
 
 CASES = {
     "open_clip": Case(),
-    "open_clip again": Case(),  # as good as the machine can tell two equal steps apart
+    "open_clip again": Case(),  # how far apart this machine puts two equal steps
     "towers": Case(towers=OPEN_CLIP),  # ours, but nothing left out
     "trim": Case(towers=TowerSettings(prune=False, patch_gemm=False)),
     "prune": Case(towers=TowerSettings(trim=False, patch_gemm=False)),
@@ -46,21 +46,21 @@ CASES = {
 }
 
 
-def synthetic_lengths(batch: int, mean: float = 16.0, sigma: float = 0.5, context: int = 77) -> list[int]:
-    """Caption lengths in tokens, start and end token counted in: a log-normal distribution's quantiles.
+def synthetic_lengths(batch: int, mean: float = 16.0, sigma: float = 0.5) -> list[int]:
+    """Caption lengths in tokens, with start and end token: a log-normal distribution's quantiles, shuffled.
 
-    Log-normal with this mean and this standard deviation of the logarithm, cut to 3 … context, shuffled.
+    mean: of the lengths. sigma: standard deviation of their logarithm. Lengths are cut to 3 … CONTEXT_LENGTH.
     """
     normal = statistics.NormalDist(math.log(mean) - sigma**2 / 2, sigma)
     lengths = [math.exp(normal.inv_cdf((i + 0.5) / batch)) for i in range(batch)]
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).tolist()
-    return [min(context, max(3, round(lengths[i]))) for i in order]
+    return [min(CONTEXT_LENGTH, max(3, round(lengths[i]))) for i in order]
 
 
-def synthetic_captions(lengths: list[int], context: int = 77) -> Tensor:
-    """Random tokens (B, context) int64 of these lengths, zero after the end token."""
+def synthetic_captions(lengths: list[int]) -> Tensor:
+    """Random tokens (B, 77) int64 of these lengths, zero after the end token."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.zeros(len(lengths), context, dtype=torch.int64)
+    tokens = torch.zeros(len(lengths), CONTEXT_LENGTH, dtype=torch.int64)
     for row, length in zip(tokens, lengths):
         row[:length] = torch.randint(1, START, (length,), generator=generator)
         row[0], row[length - 1] = START, END
@@ -68,7 +68,7 @@ def synthetic_captions(lengths: list[int], context: int = 77) -> Tensor:
 
 
 def read_captions(path: Path, batch: int) -> Tensor:
-    """Tokens of captions spread evenly over a file with one a line."""
+    """Tokens (batch, 77) of captions spread evenly over a file that has one a line."""
     import open_clip
 
     captions = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -78,7 +78,7 @@ def read_captions(path: Path, batch: int) -> Tensor:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes in tensors that operators made while the mode is on, now and at most (not inside operators)."""
+    """Bytes of the tensors that operators return while the mode is on: now, and at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,6 +105,14 @@ class PeakMemory(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self.seen.discard(key)
         self.now -= size
+
+
+class Cost(NamedTuple):
+    """Of a step's forward and backward pass."""
+
+    flops: int  # by torch's counter: 2 a multiplication and addition
+    kept_bytes: int  # for the backward pass
+    peak_bytes: int  # gradients counted in, parameters not
 
 
 class Step:
@@ -136,15 +144,12 @@ class Step:
         loss = contrastive_loss if case.our_loss else self.clip_loss
         return loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.model.logit_scale.exp())
 
-    def count(self, case: Case) -> tuple[int, int, int]:
-        """FLOPs of both passes, bytes kept for the backward pass, peak bytes (gradients in, parameters out).
-
-        FLOPs by torch's counter, 2 a multiplication and addition.
-        """
+    def count(self, case: Case) -> Cost:
+        """What one forward and backward pass takes."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         with flop_counter() as counter, PeakMemory() as memory:
             loss = self.loss(case)
             kept = memory.now
             loss.backward()
-        return counter.get_total_flops(), kept, memory.peak
+        return Cost(counter.get_total_flops(), kept, memory.peak)

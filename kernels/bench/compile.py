@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the Triton kernels for cards that are not here: the resources they take."""
+"""Compiles the Triton kernels for cards that need not be present, and reads off the resources they take."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Resources:
         """Share of the multiprocessor's warps that can be resident, 0 if the kernel does not fit the card."""
         if self.shared > card.shared:
             return 0.0
-        a_block = -(-self.registers // 8) * 8 * 32 * variant.warps
-        resident = min(card.registers // a_block, card.warps // variant.warps, card.blocks)
+        registers = -(-self.registers // 8) * 8 * 32 * variant.warps
+        resident = min(card.registers // registers, card.warps // variant.warps, card.blocks)
         if self.shared:
             resident = min(resident, card.shared_all // (self.shared + 1024))
         return resident * variant.warps / card.warps
@@ -58,7 +58,7 @@ def variants(card: Card) -> list[Variant]:
 
 
 def compile_variant(variant: Variant, card: Card) -> Resources:
-    """Compile for the card and read the resources off the binary with the tools of Triton's wheel."""
+    """Compiles for the card, and reads the resources off the binary with cuobjdump of Triton's wheel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,18 +67,16 @@ def compile_variant(variant: Variant, card: Card) -> Resources:
     names = list(variant.kernel.arg_names)
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.aligned)}
     signature = {name: variant.arguments.get(name, "constexpr") for name in names}
-    source = ASTSource(
-        fn=variant.kernel, signature=signature, constexprs=dict(variant.constants), attrs=aligned
-    )
+    source = ASTSource(variant.kernel, signature, constexprs=dict(variant.constants), attrs=aligned)
     options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", card.capability, 32), options=options)
     usage = _cuobjdump(compiled.asm["cubin"])
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
-    assert found, usage
+    fields = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    assert fields, usage
     return Resources(
-        registers=int(found[1]),
-        stack=int(found[2]),
-        shared=max(int(found[3]), compiled.metadata.shared),
+        registers=int(fields[1]),
+        stack=int(fields[2]),
+        shared=max(int(fields[3]), compiled.metadata.shared),
         tensor_cores=len(re.findall(r"wgmma\.mma_async|mma\.sync", compiled.asm["ptx"])),
     )
 

@@ -1,15 +1,14 @@
 """The benchmark's part for a GPU: each kernel beside torch and open_clip, then whole training steps.
 
-Every figure comes with the limit it is measured against: bytes a second of a large copy and FLOP/s of a large
-matrix product, both measured on the card first. Needs torch, triton and open_clip; a section that fails
-is named in the result and does not stop the others.
+Every figure comes with the limit that it is measured against: bytes a second of a large copy, or FLOP/s of a
+large matrix product, both measured on the card first. A section that fails is named in the result and does
+not stop the others. Needs open_clip.
 
 B pairs, D width, R rows of packed captions, L tokens in a row.
 """
 
 from __future__ import annotations
 
-import statistics
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
-from kernels.attention import attention
+from kernels.attention import AttentionBackend, attention
 from kernels.bench.cases import Case, Step, synthetic_captions, synthetic_lengths
+from kernels.bench.clock import call_ms, kernel_ms, peak_bytes
+from kernels.bench.ranks import open_clip_rank_loss, rank_loss
 from kernels.contrastive import contrastive_loss
 from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from kernels.triplet import triplet_loss
 from pipeline.base import hardware
+from pipeline.packing import pack
 
-LOCAL, GLOBAL, WIDTH = 5120, 30720, 512  # the paper's batch on 6 GPUs
+BATCH, RANKS, WIDTH = 5120, 6, 512  # the paper's batch of 30,720 on 6 GPUs
 ROW = 128
 PUBLISHED_FLOP = 44.3e9  # a ViT-B/32 pair, forward and backward, 77 tokens
 
@@ -52,7 +54,7 @@ def bench_gpu() -> dict[str, Any]:
         name = section.__name__.removeprefix("bench_")
         try:
             result[name] = section(limits)
-        except RuntimeError as error:  # out of memory, a kernel that does not run
+        except RuntimeError as error:  # out of memory, or a kernel that does not run
             traceback.print_exc()
             result["failed"][name] = str(error).splitlines()[0]
         torch.cuda.empty_cache()
@@ -62,9 +64,9 @@ def bench_gpu() -> dict[str, Any]:
 def bench_limits(limits: dict[str, float]) -> dict[str, float]:
     """What the card reaches: a copy of 2 GiB and a product of 8192³ in bfloat16."""
     a = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
-    limits["bytes_per_s"] = 2 * a.nbytes / milliseconds(lambda: a.clone()) * 1e3
+    limits["bytes_per_s"] = 2 * a.nbytes / kernel_ms(lambda: a.clone()) * 1e3
     x, y = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
-    limits["flop_per_s"] = 2 * 8192**3 / milliseconds(lambda: x @ y) * 1e3
+    limits["flop_per_s"] = 2 * 8192**3 / kernel_ms(lambda: x @ y) * 1e3
     copy, product = limits["bytes_per_s"] / 1e9, limits["flop_per_s"] / 1e12
     print(f"limits: copy {copy:.0f} GB/s, product {product:.0f} TFLOP/s")
     return dict(limits)
@@ -82,7 +84,7 @@ def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
         return reference.triplet_losses(*(x.float() for x in inputs), vote, 0.05).mean()
 
     sides = {
-        "triton": lambda: triplet_loss(*features, vote, engine="triton")[0],
+        "triton": lambda: triplet_loss(*features, vote, backend="triton")[0],
         "torch": partial(plain, *features),
         "torch compiled": partial(torch.compile(plain), *features),
     }
@@ -91,71 +93,33 @@ def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
 
 
 def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
-    """One rank's loss of a global batch, without the communication: local rows, gathered columns."""
-    image, text = (F.normalize(torch.randn(LOCAL, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2))
-    others = [
-        F.normalize(torch.randn(GLOBAL - LOCAL, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2)
-    ]
-    scale = torch.tensor(100.0, device="cuda", requires_grad=True)
-    images, texts = (torch.cat(pair).requires_grad_() for pair in zip((image, text), others))
-    labels = torch.arange(LOCAL, device="cuda")
-
-    def clip_loss() -> Tensor:  # open_clip's ClipLoss(local_loss=True) after its gather
-        per_image = scale * images[:LOCAL] @ texts.T
-        per_text = scale * texts[:LOCAL] @ images.T
-        return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
-
-    flop = 2 * LOCAL * GLOBAL * WIDTH
-    sides = {"triton": lambda: _rank_loss(images, texts, scale, LOCAL), "open_clip": clip_loss}
-    inputs = [images, texts, scale]
-    return compare(f"InfoNCE {LOCAL}×{GLOBAL}×{WIDTH}", sides, inputs, limits, flop=4 * flop)
-
-
-class _RankLoss(torch.autograd.Function):
-    """What `contrastive_loss` does on one rank of several, its collectives left out (timing only)."""
-
-    @staticmethod
-    def forward(ctx, images, texts, scale, local):
-        from kernels.fused import contrastive as fused
-
-        row_lse, column_lse, diagonal = fused.sweep(images[:local], texts, scale, 0)
-        ctx.save_for_backward(images, texts, scale, row_lse, column_lse)
-        ctx.local = local
-        return (row_lse.sum() + column_lse[:local].sum() - 2 * diagonal.sum()) / (2 * len(texts))
-
-    @staticmethod
-    def backward(ctx, upstream):
-        from kernels.fused import contrastive as fused
-
-        images, texts, scale, row_lse, column_lse = ctx.saved_tensors
-        d_image, d_texts, d_scale = fused.gradients(images[: ctx.local], texts, scale, row_lse, column_lse, 0)
-        unit = upstream / (2 * len(texts))
-        d_images = torch.zeros_like(images)
-        d_images[: ctx.local] = d_image * (unit * scale)
-        return d_images, (d_texts * (unit * scale)).to(texts.dtype), d_scale * unit, None
-
-
-def _rank_loss(images: Tensor, texts: Tensor, scale: Tensor, local: int) -> Tensor:
-    return _RankLoss.apply(images, texts, scale, local)
+    """One rank's loss of a global batch, without the network: this rank's rows, all ranks' columns."""
+    image, text = (F.normalize(torch.randn(BATCH, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2))
+    inputs = [x.requires_grad_() for x in (image, text, torch.tensor(100.0, device="cuda"))]
+    sides = {
+        "triton": partial(rank_loss, *inputs, RANKS, backend="triton"),
+        "open_clip": partial(open_clip_rank_loss, *inputs, RANKS),
+    }
+    flop = 4 * 2 * BATCH * RANKS * BATCH * WIDTH
+    return compare(f"InfoNCE {BATCH}×{RANKS * BATCH}×{WIDTH}", sides, inputs, limits, flop=flop)
 
 
 def bench_attention(limits: dict[str, float]) -> dict[str, Any]:
     """An image tower's rows and packed captions' rows, beside SDPA from the same packed projections."""
-    segment = pack(synthetic_captions(synthetic_lengths(LOCAL)), ROW)[1].cuda()
+    segment = pack(synthetic_captions(synthetic_lengths(BATCH)), ROW).segment.cuda()
     shapes = {
-        "image 50 tokens, 12 heads": (LOCAL, 50, 12, None, False),
+        "image 50 tokens, 12 heads": (BATCH, 50, 12, None, False),
         f"captions in rows of {ROW}, 8 heads": (len(segment), ROW, 8, segment, True),
     }
     results = {}
     for name, (rows, length, heads, numbers, causal) in shapes.items():
         qkv = torch.randn(rows, length, 3 * heads * 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
         call = partial(attention, qkv, heads, segment=numbers, causal=causal)
-        sides = {engine: partial(call, engine=engine) for engine in ("triton", "sdpa")}
-        if (
-            numbers is not None
-        ):  # not the same result: what FlashAttention takes where it need not mask captions
+        sides = {backend: partial(call, backend=backend) for backend in ("triton", "sdpa")}
+        if numbers is not None:  # another result: FlashAttention's time where captions are not kept apart
             sides["sdpa, causal only"] = partial(attention, qkv, heads, causal=True)
-        moved = 3 * qkv.nbytes + 2 * qkv.nbytes // 3  # qkv twice in, out, its gradient in, that of qkv out
+        # Read: qkv twice, the output's gradient. Written: the output, qkv's gradient.
+        moved = 3 * qkv.nbytes + 2 * qkv.nbytes // 3
         results[name] = compare(name, sides, [qkv], limits, moved=moved)
     return results
 
@@ -170,10 +134,10 @@ def bench_steps(limits: dict[str, float]) -> dict[str, Any]:
     useful = useful_flop(model)
     results: dict[str, Any] = {"useful_flop_per_pair": useful, "published_flop_per_pair": PUBLISHED_FLOP}
     cases: dict[str, tuple[Callable[[int], Callable[[], Tensor]], int]] = {
-        "ours, triton attention": (partial(our_loss, model, "triton"), LOCAL),
-        "ours, sdpa": (partial(our_loss, model, "sdpa"), LOCAL),
-        "open_clip compiled": (partial(open_clip_loss, model, True), LOCAL // 4),
-        "open_clip eager": (partial(open_clip_loss, model, False), LOCAL // 4),
+        "ours, triton attention": (partial(our_loss, model, "triton"), BATCH),
+        "ours, sdpa": (partial(our_loss, model, "sdpa"), BATCH),
+        "open_clip compiled": (partial(open_clip_loss, model, True), BATCH // 4),
+        "open_clip eager": (partial(open_clip_loss, model, False), BATCH // 4),
     }
     for name, (make, batch) in cases.items():
         torch.compiler.reset()
@@ -195,49 +159,43 @@ def whole_step(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            loss = make(batch)
-            times = [step_time(loss, optimizer) for _ in range(13)][3:]
+            milliseconds = call_ms(partial(train_step, make(batch), optimizer))
             break
         except torch.OutOfMemoryError:
             print(f"{name}: a batch of {batch} does not fit")
             if batch < 64:
                 raise
             batch //= 2
-    rate = batch / statistics.median(times) * 1e3
+    rate = batch / milliseconds * 1e3
     card = hardware.gpu(torch.cuda.get_device_name())
     row = {
         "batch": batch,
-        "milliseconds": statistics.median(times),
+        "milliseconds": milliseconds,
         "pairs_per_s": rate,
         "peak_bytes": torch.cuda.max_memory_allocated(),
         "share_of_measured_product": rate * useful / limits["flop_per_s"],
     }
-    said = f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB"
+    line = f"step, {name}: batch {batch}, {rate:.0f} pairs/s, {row['peak_bytes'] / 1e9:.1f} GB"
     if card:
         row |= {"mfu_published": rate * PUBLISHED_FLOP / card.flops, "mfu_useful": rate * useful / card.flops}
-        said += f", MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
-    print(said)
+        line += f", MFU {row['mfu_published']:.2f} as published, {row['mfu_useful']:.2f} useful"
+    print(line)
     return row
 
 
-def step_time(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
-    """Milliseconds of one step on the device."""
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Forward, backward and update."""
     optimizer.zero_grad(set_to_none=True)
     loss().backward()
     optimizer.step()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop)
 
 
-def our_loss(model: Any, engine: str, batch: int) -> Callable[[], Tensor]:
+def our_loss(model: Any, backend: AttentionBackend, batch: int) -> Callable[[], Tensor]:
     """The fast towers, compiled, on packed captions, LayerNorm and GELU recomputed; our InfoNCE."""
-    settings = TowerSettings(attention=engine, recompute="pointwise")
+    settings = TowerSettings(attention=backend, recompute="pointwise")
     images = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
     images = images.contiguous(memory_format=torch.channels_last)
-    packed = [x.cuda() for x in pack(synthetic_captions(synthetic_lengths(batch)), ROW)]
+    packed = pack(synthetic_captions(synthetic_lengths(batch)), ROW).to("cuda")
 
     @torch.compile(fullgraph=True, dynamic=False)
     def towers(images: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +229,7 @@ def useful_flop(model: Any) -> float:
     batch = 64
     images = torch.randn(batch, 3, 224, 224, device="cuda")
     step = Step(model, images, synthetic_captions(synthetic_lengths(batch)).cuda())
-    flops, _, _ = step.count(Case(towers=TowerSettings()))
+    flops = step.count(Case(towers=TowerSettings())).flops
     model.zero_grad(set_to_none=True)
     return flops / batch
 
@@ -292,7 +250,7 @@ def compare(
         def both(call=call, upstream=upstream) -> None:
             torch.autograd.grad(call(), inputs, upstream)
 
-        row = {"forward_ms": milliseconds(call), "ms": milliseconds(both), "peak_bytes": peak(both)}
+        row = {"forward_ms": kernel_ms(call), "ms": kernel_ms(both), "peak_bytes": peak_bytes(both)}
         seconds = row["ms"] / 1e3
         if moved:
             row["share_of_copy"] = moved / seconds / limits["bytes_per_s"]
@@ -308,43 +266,3 @@ def compare(
 
 
 _SHARES = (("share_of_copy", "copy rate"), ("share_of_product", "matrix product rate"))
-
-
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call on the device."""
-    from triton.testing import do_bench
-
-    return do_bench(call, warmup=50, rep=200, return_mode="median")
-
-
-def peak(call: Callable[[], Any]) -> int:
-    """Bytes allocated at most beyond what was there before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def pack(tokens: Tensor, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Captions (B, T) first-fit, longest first, into rows: tokens, segment, position (R, row), pool (B,)."""
-    lengths = (tokens.argmax(-1) + 1).tolist()
-    free: list[int] = []  # places left in each row
-    packed, segment, position = ([], [], [])
-    pool = torch.zeros(len(tokens), dtype=torch.int64)
-    for caption in sorted(range(len(tokens)), key=lambda i: -lengths[i]):
-        n = lengths[caption]
-        r = next((i for i, left in enumerate(free) if left >= n), len(free))
-        if r == len(free):
-            free.append(row)
-            packed.append(torch.zeros(row, dtype=torch.int32))
-            segment.append(torch.full((row,), len(tokens), dtype=torch.int32))
-            position.append(torch.zeros(row, dtype=torch.int32))
-        at = row - free[r]
-        packed[r][at : at + n] = tokens[caption, :n]
-        segment[r][at : at + n] = caption
-        position[r][at : at + n] = torch.arange(n)
-        pool[caption] = r * row + at + n - 1
-        free[r] -= n
-    return torch.stack(packed), torch.stack(segment), torch.stack(position), pool

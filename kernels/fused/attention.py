@@ -1,8 +1,9 @@
-"""Triton: attention within rows of up to 128 tokens; a head's whole square of scores stays on the chip.
+"""Triton: attention within rows of up to 128 tokens; a head's whole matrix of scores stays on the chip.
 
-R rows, L tokens in a row, H heads, E = 64 width of a head. One program is one head of one row.
-Only the projections are kept for the backward pass: computing the probabilities again from them is cheaper
-than reading them.
+One program handles one head of one row. Only the projections are kept for the backward pass: computing the
+probabilities again is cheaper than reading them.
+
+R rows, L tokens in a row, H heads, E = 64 width of a head.
 """
 
 from typing import Literal, get_args
@@ -38,11 +39,11 @@ def attention_forward_kernel(
     head = tl.program_id(0) % heads
     t, e = tl.arange(0, BLOCK_L), tl.arange(0, HEAD)
     inside = (t < length)[:, None]
-    token = 3 * heads * HEAD  # elements from a token to the next
-    places = qkv + row * length * token + head * HEAD + t[:, None] * token + e[None, :]
-    q = tl.load(places, mask=inside, other=0.0)
-    k = tl.load(places + heads * HEAD, mask=inside, other=0.0)
-    v = tl.load(places + 2 * heads * HEAD, mask=inside, other=0.0)
+    token = 3 * heads * HEAD  # elements from one token to the next
+    pointers = qkv + row * length * token + head * HEAD + t[:, None] * token + e[None, :]
+    q = tl.load(pointers, mask=inside, other=0.0)
+    k = tl.load(pointers + heads * HEAD, mask=inside, other=0.0)
+    v = tl.load(pointers + 2 * heads * HEAD, mask=inside, other=0.0)
 
     s = tl.dot(q, tl.trans(k)) * scale
     seen = (t < length)[None, :]
@@ -50,14 +51,14 @@ def attention_forward_kernel(
         seen = seen & (t[:, None] >= t[None, :])
     if SEGMENTS:
         number = tl.load(segment + row * length + t, mask=t < length, other=0)
-        # Rows outside see everything: a row that sees nothing would make NaN.
+        # Tokens beyond the row see everything: a token that sees nothing would make NaN.
         seen = seen & ((number[:, None] == number[None, :]) | (t >= length)[:, None])
     s = tl.where(seen, s, float("-inf"))
     p = tl.exp2(s - tl.max(s, 1)[:, None])
     total = tl.sum(p, 1)
     o = tl.dot(p.to(v.dtype), v) / total[:, None]
-    places = out + (row * length + t[:, None]) * heads * HEAD + head * HEAD + e[None, :]
-    tl.store(places, o.to(out.dtype.element_ty), mask=inside)
+    pointers = out + (row * length + t[:, None]) * heads * HEAD + head * HEAD + e[None, :]
+    tl.store(pointers, o.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -80,24 +81,24 @@ def attention_backward_kernel(
     head = tl.program_id(0) % heads
     t, e = tl.arange(0, BLOCK_L), tl.arange(0, HEAD)
     inside = (t < length)[:, None]
-    token = 3 * heads * HEAD  # elements from a token to the next
+    token = 3 * heads * HEAD  # elements from one token to the next
     qkv += row * length * token + head * HEAD
     d_qkv += row * length * token + head * HEAD
     d_out += row * length * heads * HEAD + head * HEAD
-    places = t[:, None] * token + e[None, :]
-    k = tl.load(qkv + places + heads * HEAD, mask=inside, other=0.0)
-    v = tl.load(qkv + places + 2 * heads * HEAD, mask=inside, other=0.0)
+    offsets = t[:, None] * token + e[None, :]
+    k = tl.load(qkv + offsets + heads * HEAD, mask=inside, other=0.0)
+    v = tl.load(qkv + offsets + 2 * heads * HEAD, mask=inside, other=0.0)
     if SEGMENTS:
         number = tl.load(segment + row * length + t, mask=t < length, other=0)
     dk = tl.zeros((BLOCK_L, HEAD), tl.float32)
     dv = tl.zeros((BLOCK_L, HEAD), tl.float32)
 
-    # A block of queries at a time, so that scores and their gradient fit in registers.
+    # One block of queries at a time, so that scores and their gradient fit in registers.
     for first in range(0, BLOCK_L, BLOCK_Q):
         u = first + tl.arange(0, BLOCK_Q)
-        here = (u < length)[:, None]
-        q = tl.load(qkv + u[:, None] * token + e[None, :], mask=here, other=0.0)
-        do = tl.load(d_out + u[:, None] * heads * HEAD + e[None, :], mask=here, other=0.0)
+        valid = (u < length)[:, None]
+        q = tl.load(qkv + u[:, None] * token + e[None, :], mask=valid, other=0.0)
+        do = tl.load(d_out + u[:, None] * heads * HEAD + e[None, :], mask=valid, other=0.0)
         s = tl.dot(q, tl.trans(k)) * (scale * LOG2_E)
         seen = (t < length)[None, :]
         if CAUSAL:
@@ -113,27 +114,20 @@ def attention_backward_kernel(
         ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(q.dtype)
         dk = tl.dot(tl.trans(ds), q, dk)
         dq = tl.dot(ds, k)
-        tl.store(d_qkv + u[:, None] * token + e[None, :], dq.to(d_qkv.dtype.element_ty), mask=here)
-    tl.store(d_qkv + places + heads * HEAD, dk.to(d_qkv.dtype.element_ty), mask=inside)
-    tl.store(d_qkv + places + 2 * heads * HEAD, dv.to(d_qkv.dtype.element_ty), mask=inside)
+        tl.store(d_qkv + u[:, None] * token + e[None, :], dq.to(d_qkv.dtype.element_ty), mask=valid)
+    tl.store(d_qkv + offsets + heads * HEAD, dk.to(d_qkv.dtype.element_ty), mask=inside)
+    tl.store(d_qkv + offsets + 2 * heads * HEAD, dv.to(d_qkv.dtype.element_ty), mask=inside)
 
 
 def forward_variant(dtype: torch.dtype, length: int, mask: Mask, capability: int) -> Variant:
     """How `attention_forward_kernel` runs for these projections on a card (80: A100, 90: H100)."""
     block = _block(length)
     feature = f"*{TRITON_DTYPES[dtype]}"
-    arguments = {
-        "qkv": feature,
-        "segment": "*i32",
-        "out": feature,
-        "length": "i32",
-        "heads": "i32",
-        "scale": "fp32",
-    }
+    arguments = {"qkv": feature, "segment": "*i32", "out": feature}
     return Variant(
         name=f"attention {TRITON_DTYPES[dtype]} L≤{block} {mask}",
         kernel=attention_forward_kernel,
-        arguments=arguments,
+        arguments=arguments | {"length": "i32", "heads": "i32", "scale": "fp32"},
         constants={"HEAD": HEAD, "BLOCK_L": block, **_mask(mask)},
         warps=4 if block == 64 else 8,
     )
@@ -170,7 +164,7 @@ def forward(qkv: Tensor, segment: Tensor | None, heads: int, mask: Mask) -> Tens
     rows, length, _ = qkv.shape
     out = qkv.new_empty(rows, length, heads * HEAD)
     variant = forward_variant(qkv.dtype, length, mask, capability(qkv))
-    numbers = qkv if segment is None else segment  # a pointer that is not read
+    numbers = qkv if segment is None else segment  # any pointer: it is not read
     variant.launch((rows * heads,), qkv, numbers, out, length, heads, HEAD**-0.5 * LOG2_E)
     return out
 

@@ -1,8 +1,9 @@
-"""Triton: InfoNCE's log-sum-exps and its logits' gradient, tile by tile; no logit is ever stored.
+"""Triton: InfoNCE's log-sum-exps and the gradient of its logits, tile by tile; no logit is ever stored.
+
+Of the logits' gradient one slice of columns exists at a time, in the features' dtype; torch.mm multiplies it
+with the features. The formula and the sharding over ranks are in `kernels/contrastive.py`.
 
 n images of this rank, N texts of all ranks, D width. Image i and text offset + i are a pair.
-Of the gradient, a slice of columns exists at a time, in the features' dtype; its products with the features
-are left to torch.mm.
 """
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from kernels.fused.variant import TRITON_DTYPES, Variant
 
-SLICE_BYTES = 32 << 20  # of the logits' gradient that exists at a time
-UNIT = 1024.0  # stored gradient of 1: keeps probabilities of 1/32768 among float16's normal numbers
+SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
+UNIT = 1024.0  # stored for a gradient of 1: keeps 1/32768 among float16's normal numbers
 
 
 @triton.jit
 def _tile(n, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """This program's tile of n rows and N columns.
+    """This program's tile (row, column) of an (n, N) matrix.
 
-    In groups of rows, so that neighbours in time share their features in the L2 cache.
+    Tiles go in groups of rows, so that programs that run at the same time share features in the L2 cache.
     """
     tiles_m, tiles_n = tl.cdiv(n, BLOCK_M), tl.cdiv(N, BLOCK_N)
     in_group = GROUP * tiles_n
@@ -61,7 +62,7 @@ def lse_kernel(
     image,  # (n, D)
     texts,  # (N, D)
     logit_scale,  # (1,) float32
-    valid_images,  # (n,) bytes: 0 is no pair's
+    valid_images,  # (n,) bytes: 0 for one that is left out
     valid_texts,  # (N,)
     row_lse,  # (⌈N / BLOCK_N⌉, n) float32: over the tile's columns
     column_lse,  # (⌈n / BLOCK_M⌉, N) float32: over the tile's rows
@@ -81,14 +82,13 @@ def lse_kernel(
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     s = dot * tl.load(logit_scale)
-    if (tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M) & (
-        offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N
-    ):
+    starts_before_end = tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M
+    if starts_before_end & (offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N):
         paired = (rows + offset)[:, None] == columns[None, :]
         has = (rows < n) & (rows + offset >= tile_n * BLOCK_N) & (rows + offset < (tile_n + 1) * BLOCK_N)
         tl.store(diagonal + rows, tl.sum(tl.where(paired, s, 0.0), 1), mask=has)
 
-    outside = -1e30  # not -inf: rows of nothing but it must not make NaN
+    outside = -1e30  # not -inf: a row of nothing else would make NaN
     valid_rows = tl.load(valid_images + rows, mask=rows < n, other=0) != 0
     valid_columns = tl.load(valid_texts + columns, mask=columns < N, other=0) != 0
     s = tl.where(valid_rows[:, None] & valid_columns[None, :], s, outside)
@@ -140,9 +140,9 @@ def gradient_kernel(
     g = tl.where((rows + offset)[:, None] == columns[None, :], g - 2.0, g)
     g = tl.where(valid_rows[:, None] & valid_columns[None, :], g, 0.0)  # even where it is infinite
     tl.store(d_scale + tl.program_id(0), tl.sum(g * dot))
-    places = gradient + rows.to(tl.int64)[:, None] * size + local[None, :]
+    pointers = gradient + rows.to(tl.int64)[:, None] * size + local[None, :]
     inside = (rows < n)[:, None] & (local < size)[None, :]
-    tl.store(places, (g * UNIT).to(gradient.dtype.element_ty), mask=inside)
+    tl.store(pointers, (g * UNIT).to(gradient.dtype.element_ty), mask=inside)
 
 
 def lse_variant(dtype: torch.dtype) -> Variant:
@@ -171,7 +171,7 @@ def variants() -> list[Variant]:
 
 
 def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: dict) -> Variant:
-    wide = dtype == torch.float32  # multiplied as float32, without tensor cores
+    wide = dtype == torch.float32  # multiplied without tensor cores
     block = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (64, 64, 32) if wide else (128, 128, 64)))
     return Variant(
         name=f"{name} {TRITON_DTYPES[dtype]}",
@@ -189,12 +189,10 @@ def sweep(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     variant = lse_variant(image.dtype)
-    image, texts = _even(image, variant), _even(texts, variant)
+    image, texts = _pad_width(image, variant), _pad_width(texts, variant)
     (n, width), N = image.shape, len(texts)
-    tiles_m, tiles_n = (
-        triton.cdiv(n, variant.constants["BLOCK_M"]),
-        triton.cdiv(N, variant.constants["BLOCK_N"]),
-    )
+    tiles_m = triton.cdiv(n, variant.constants["BLOCK_M"])
+    tiles_n = triton.cdiv(N, variant.constants["BLOCK_N"])
     rows, columns, diagonal = (scale.new_empty(shape) for shape in ((tiles_n, n), (tiles_m, N), (n,)))
     inputs = (image, texts, scale, *_bytes(masks, image, texts), rows, columns, diagonal)
     variant.launch((tiles_m * tiles_n,), *inputs, n, N, width, offset)
@@ -210,9 +208,9 @@ def gradients(
     offset: int,
     masks: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), G = softmax over rows + softmax over columns − 2·identity."""
+    """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of `kernels/contrastive.py`."""
     variant = gradient_variant(image.dtype)
-    wide_image, wide_texts = _even(image, variant), _even(texts, variant)
+    wide_image, wide_texts = _pad_width(image, variant), _pad_width(texts, variant)
     (n, width), N = wide_image.shape, len(texts)
     block_m, block_n = variant.constants["BLOCK_M"], variant.constants["BLOCK_N"]
     step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
@@ -233,14 +231,14 @@ def gradients(
 
 
 def _bytes(masks: tuple[Tensor, Tensor] | None, image: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images and texts are valid, as the kernels read it: a byte costs nothing beside its features."""
+    """Which images and texts are valid, as bytes; without masks, all of them."""
     if masks is None:
         return tuple(x.new_ones(len(x), dtype=torch.uint8) for x in (image, texts))
     return tuple(mask.contiguous().view(torch.uint8) for mask in masks)
 
 
-def _even(x: Tensor, variant: Variant) -> Tensor:
-    """Zeros added to the width up to a whole number of blocks (none for open_clip's widths)."""
+def _pad_width(x: Tensor, variant: Variant) -> Tensor:
+    """x with zeros appended to its width up to a whole number of blocks (none for open_clip's widths)."""
     missing = -x.shape[1] % variant.constants["BLOCK_K"]
     return F.pad(x, (0, missing)) if missing else x.contiguous()
 

@@ -1,7 +1,9 @@
-"""Triton: triplet loss, its 2AFC hits and its gradients in one pass; each feature is read once.
+"""Triton: the triplet loss, its 2AFC hits and its gradients in one pass that reads each feature once.
 
 B triplets, D width.
 """
+
+import itertools
 
 import torch
 import triton
@@ -11,7 +13,7 @@ from torch import Tensor
 from kernels.fused.variant import TRITON_DTYPES, Variant, power_of_two
 
 MAX_WIDTH = 4096  # three rows of it fit in the registers of 8 warps
-EPS = 1e-8  # shortest length to divide by, as in torch.cosine_similarity
+EPS = 1e-8  # least length to divide by, as in torch.cosine_similarity
 
 
 @triton.jit
@@ -36,13 +38,13 @@ def triplet_kernel(
 ):
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     columns = tl.arange(0, BLOCK_D)
-    here = rows < batch
-    mask = here[:, None] & (columns < width)[None, :]
-    places = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    x = tl.load(ref + places, mask=mask, other=0.0).to(tl.float32)
-    a = tl.load(left + places, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(right + places, mask=mask, other=0.0).to(tl.float32)
-    v = tl.load(vote + rows, mask=here, other=0.0)
+    inside = rows < batch
+    mask = inside[:, None] & (columns < width)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    x = tl.load(ref + offsets, mask=mask, other=0.0).to(tl.float32)
+    a = tl.load(left + offsets, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(right + offsets, mask=mask, other=0.0).to(tl.float32)
+    v = tl.load(vote + rows, mask=inside, other=0.0)
 
     x_norm, a_norm, b_norm = tl.sqrt(tl.sum(x * x, 1)), tl.sqrt(tl.sum(a * a, 1)), tl.sqrt(tl.sum(b * b, 1))
     x_inv = 1 / tl.maximum(x_norm, EPS)
@@ -52,11 +54,11 @@ def triplet_kernel(
     to_b = tl.sum((x * x_inv[:, None]) * (b * b_inv[:, None]), 1)
     delta = to_b - to_a  # > 0: right is nearer
     wants_b, wants_a = margin - delta, margin + delta
-    tl.store(loss + rows, v * tl.maximum(wants_b, 0.0) + (1 - v) * tl.maximum(wants_a, 0.0), mask=here)
-    tl.store(hits + rows, tl.where(delta > 0, v, tl.where(delta < 0, 1 - v, 0.5)), mask=here)
+    tl.store(loss + rows, v * tl.maximum(wants_b, 0.0) + (1 - v) * tl.maximum(wants_a, 0.0), mask=inside)
+    tl.store(hits + rows, tl.where(delta > 0, v, tl.where(delta < 0, 1 - v, 0.5)), mask=inside)
 
     if GRADIENT:
-        # Of the hinges in delta; then of each cosine: d cos(x, y)/dx = (ŷ − cos · x/|x|) / max(|x|, EPS).
+        # g is d loss/d delta; then of each cosine: d cos(x, y)/dx = (ŷ − cos · x/|x|) / max(|x|, EPS).
         g = unit * (tl.where(wants_a >= 0, 1 - v, 0.0) - tl.where(wants_b >= 0, v, 0.0))
         x_unit = x / tl.where(x_norm > 0, x_norm, 1.0)[:, None]
         a_unit = a / tl.where(a_norm > 0, a_norm, 1.0)[:, None]
@@ -64,9 +66,9 @@ def triplet_kernel(
         dx = (b * b_inv[:, None] - a * a_inv[:, None] - delta[:, None] * x_unit) * (g * x_inv)[:, None]
         da = (to_a[:, None] * a_unit - x * x_inv[:, None]) * (g * a_inv)[:, None]
         db = (x * x_inv[:, None] - to_b[:, None] * b_unit) * (g * b_inv)[:, None]
-        tl.store(d_ref + places, dx.to(d_ref.dtype.element_ty), mask=mask)
-        tl.store(d_left + places, da.to(d_left.dtype.element_ty), mask=mask)
-        tl.store(d_right + places, db.to(d_right.dtype.element_ty), mask=mask)
+        tl.store(d_ref + offsets, dx.to(d_ref.dtype.element_ty), mask=mask)
+        tl.store(d_left + offsets, da.to(d_left.dtype.element_ty), mask=mask)
+        tl.store(d_right + offsets, db.to(d_right.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -78,11 +80,11 @@ def scale_kernel(
     stride,  # of factor: 0 or 1
     BLOCK: tl.constexpr,
 ):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    by = tl.load(factor + places // width * stride, mask=places < numel, other=1.0)
-    mask = by != 1.0  # by one, the usual upstream gradient, nothing is read or written
-    scaled = tl.load(x + places, mask=mask, other=0.0).to(tl.float32) * by
-    tl.store(x + places, scaled.to(x.dtype.element_ty), mask=mask)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    by = tl.load(factor + offsets // width * stride, mask=offsets < numel, other=1.0)
+    mask = by != 1.0  # for 1, the usual upstream gradient, nothing is read or written
+    scaled = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) * by
+    tl.store(x + offsets, scaled.to(x.dtype.element_ty), mask=mask)
 
 
 def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
@@ -91,11 +93,11 @@ def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
     feature = f"*{TRITON_DTYPES[dtype]}"
     names = ("ref", "left", "right", "vote", "loss", "hits", "d_ref", "d_left", "d_right")
     types = (*[feature] * 3, *["*fp32"] * 3, *[feature] * 3)
+    sizes = {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"}
     return Variant(
         name=f"triplet {TRITON_DTYPES[dtype]} D={width}{' gradient' if gradient else ''}",
         kernel=triplet_kernel,
-        arguments=dict(zip(names, types))
-        | {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"},
+        arguments=dict(zip(names, types)) | sizes,
         constants={"GRADIENT": gradient, "BLOCK_B": max(1, 1024 // block), "BLOCK_D": block, "EPS": EPS},
         warps=max(4, block // 512),
         aligned=("width",) if width % 16 == 0 else (),
@@ -117,21 +119,14 @@ def scale_variant(dtype: torch.dtype) -> Variant:
 def variants() -> list[Variant]:
     """Every variant that can be selected."""
     widths = (256, 512, 1024, 2048, 4096, 4095)  # each block size, and one that is not a multiple of 16
-    return [
-        *(
-            loss_variant(dtype, width, g)
-            for dtype in TRITON_DTYPES
-            for width in widths
-            for g in (False, True)
-        ),
-        *(scale_variant(dtype) for dtype in TRITON_DTYPES),
-    ]
+    cases = itertools.product(TRITON_DTYPES, widths, (False, True))
+    return [*itertools.starmap(loss_variant, cases), *map(scale_variant, TRITON_DTYPES)]
 
 
 def run(
     ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, margin: float, unit: float, gradient: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Losses (B,), hits (B,) and, if asked for, the gradients of unit · Σ losses (B, D)."""
+    """Losses (B,), hits (B,) and, with `gradient`, the three gradients (B, D) of unit · Σ losses."""
     batch, width = ref.shape
     loss, hits = (torch.empty(batch, dtype=torch.float32, device=ref.device) for _ in range(2))
     gradients = [torch.empty_like(x) for x in (ref, left, right)] if gradient else []
@@ -143,7 +138,7 @@ def run(
 
 
 def scale_(x: Tensor, factor: Tensor) -> None:
-    """x (B, D) times factor, () or (B,) float32, in place; where the factor is 1 memory is not touched."""
+    """Multiplies x (B, D) in place by factor, () or (B,) float32; a factor of 1 touches no memory."""
     variant = scale_variant(x.dtype)
     grid = (triton.cdiv(x.numel(), variant.constants["BLOCK"]),)
     variant.launch(grid, x, factor, x.numel(), x.shape[1], factor.ndim)

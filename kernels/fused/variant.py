@@ -1,7 +1,7 @@
-"""A kernel with all its compile-time choices: what a launch uses and the ahead-of-time check compiles."""
+"""A kernel with all its compile-time choices, for its launch and for ahead-of-time compilation alike."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ TRITON_DTYPES: dict[torch.dtype, str] = {torch.bfloat16: "bf16", torch.float16: 
 class Variant:
     """A Triton function, its compile-time constants and its launch options."""
 
-    name: str  # for people: kernel and what distinguishes the variant
+    name: str  # for display: the kernel and what distinguishes the variant
     kernel: Any  # the triton.jit function
     arguments: Mapping[str, str]  # run-time arguments in order: Triton types, "*bf16", "i32" …
     constants: Mapping[str, Any]  # tl.constexpr arguments
     warps: int
     stages: int = 1
-    aligned: tuple[str, ...] = field(default=())  # integer arguments that are multiples of 16
+    aligned: tuple[str, ...] = ()  # integer arguments that are multiples of 16
 
     def launch(self, grid: tuple[int, ...], *args: Any) -> None:
         """Run over the grid with the run-time arguments in order."""
@@ -28,7 +28,7 @@ class Variant:
 
 
 def capability(x: torch.Tensor) -> int:
-    """Which of the generations compiled for x's device belongs to: 80 (in the interpreter too) or 90."""
+    """The compiled generation that x's device belongs to: 80 (in the interpreter too) or 90."""
     return 90 if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0) else 80
 
 

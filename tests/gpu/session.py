@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """What a card says of this project: `python tests/gpu/session.py [--toy] [--out DIR] [SECTION …]`.
 
-Each section is a process of its own with a time limit, so that a crash or a hang costs one section. They
-start side by side, since most of their time is imports and compilation; what is timed waits until all the
-others and every test have ended or wait too, and runs alone. A line of JSON a section goes to
-DIR/card.jsonl, a table is printed last. `--toy` runs all of it at toy size, also on a CPU, to see that the
-script itself works: its figures mean nothing.
+Each section is a process of its own with a time limit, so that a crash or a hang costs one section. Sections
+start side by side, since most of their time is imports and compilation. A timed section waits until every
+check has ended and runs alone. Each section adds a line of JSON to DIR/card.jsonl; all are printed last. With
+`--toy` everything runs at toy size, also on a CPU, to see that the kit works; its figures mean nothing.
 
     python tests/gpu/session.py --toy                 # before a card is there
     CARD_SECONDS=430 python tests/gpu/session.py      # on the card
+
+Needs, beside torch and triton, what the sections import; the session itself needs the standard library alone.
 
 OPEN_CLIP_MAIN names the folder of open_clip's next version (its `src`), CARD_PYTEST more arguments for the
 tests ("-k contrastive"), COMMIT what is measured where there is no git.
@@ -28,24 +29,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.base import hardware  # noqa: E402 (ours, by its path)
+
 SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
 TOGETHER = 8  # processes at a time
 
 # Not timed: they start first, and what is timed waits for them.
 CHECKS = ("tests_kernels", "tests_dali", "resume", "nccl_one_rank", "demo", "photographs")
-# Timed, in the order of what is worth most if the time ends.
+# Timed, the most valuable first in case the time runs out.
 TIMED = (
-    "limits", "step_compiled", "step_none", "step_sdpa", "step_eager", "step_halves", "dali_engine",
-    "together_dali", "together_ffcv", "peer_main_step", "peer_open_clip_compiled", "peer_open_clip",
-    "infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi",
-)  # fmt: skip
+    *("limits", "step_compiled", "step_none", "step_sdpa", "step_eager", "step_halves", "dali_engine"),
+    *("together_dali", "together_ffcv", "peer_main_step", "peer_open_clip_compiled", "peer_open_clip"),
+    *("infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi"),
+)
 
 
 class Turns:
-    """One timed section at a time, the first in `TIMED` of those that wait, when no check runs."""
+    """One timed section at a time, once no check runs; of those that wait, the first in `TIMED`."""
 
     def __init__(self, checks: int):
-        self.checks, self.running, self.waiting = checks, False, []
+        self.checks, self.running = checks, False
+        self.waiting: list[str] = []
         self.changed = threading.Condition()
 
     def check_ended(self) -> None:
@@ -53,7 +59,7 @@ class Turns:
             self.checks -= 1
             self.changed.notify_all()
 
-    def take(self, name: str) -> None:
+    def acquire(self, name: str) -> None:
         with self.changed:
             self.waiting.append(name)
             self.changed.wait_for(
@@ -62,7 +68,7 @@ class Turns:
             self.waiting.remove(name)
             self.running = True
 
-    def give(self) -> None:
+    def release(self) -> None:
         with self.changed:
             self.running = False
             self.changed.notify_all()
@@ -72,28 +78,26 @@ def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns
     """The section's result, or how it failed, with its seconds."""
     command = [sys.executable, __file__, "--one", name, "--out", str(arguments.out)]
     command += ["--toy"] if arguments.toy else []
-    started, took, result = time.time(), False, None
+    started, has_turn, result = time.time(), False, None
     with open(SCRATCH / f"{name}.err", "w+") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-            env=environment(),
-        )  # fmt: skip
-        ends = threading.Timer(max(0.0, deadline - time.time()), process.kill)
-        ends.start()
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, **pipes, cwd=ROOT, env=environment())
+        limit = threading.Timer(max(0.0, deadline - time.time()), process.kill)
+        limit.start()
         for line in process.stdout:
             if line == "READY\n":
-                turns.take(name)
-                took = True
+                turns.acquire(name)
+                has_turn = True
                 process.stdin.write("GO\n")
                 process.stdin.flush()
             elif line.startswith("RESULT "):
                 result = json.loads(line[7:])
         code = process.wait()
-        ends.cancel()
+        limit.cancel()
         errors.seek(0)
         result = result or {"failed": f"ended with {code}: {errors.read()[-1500:]}"}
-    if took:
-        turns.give()
+    if has_turn:
+        turns.release()
     if name in CHECKS:
         turns.check_ended()
     row = {"section": name, "seconds": round(time.time() - started, 1), **result}
@@ -104,7 +108,7 @@ def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns
 
 
 def environment() -> dict[str, str]:
-    """Compilers side by side do not take all cores each."""
+    """For a section: compilers that run side by side must not take all cores each."""
     return os.environ | {
         "TORCHINDUCTOR_COMPILE_THREADS": "3",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -113,26 +117,20 @@ def environment() -> dict[str, str]:
 
 def head(arguments: argparse.Namespace) -> dict:
     """Card, versions and commit."""
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
-    versions = {}
-    for name in ("torch", "triton", "torchvision", "open_clip_torch", "nvidia-dali-cuda130", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "absent"
-    smi = "nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit --format=csv,noheader"
-    said = subprocess.run(smi.split(), capture_output=True, text=True) if torch.cuda.is_available() else None
+    packages = ("torch", "triton", "torchvision", "open_clip_torch", "nvidia-dali-cuda130", "numpy")
+    versions = hardware.versions(packages)
+    query = "nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit --format=csv,noheader"
+    cuda = torch.cuda.is_available()
     return {
         "section": "head",
-        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "smi": said.stdout.strip() if said else "",
+        "card": torch.cuda.get_device_name() if cuda else "none",
+        "smi": subprocess.run(query.split(), capture_output=True, text=True).stdout.strip() if cuda else "",
         "cores": len(os.sched_getaffinity(0)),
-        "python": sys.version.split()[0],
+        "python": versions.pop("python"),
+        "commit": os.environ.get("COMMIT") or versions.pop("git"),
         "versions": versions,
-        "commit": os.environ.get("COMMIT", "unknown"),
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "toy": arguments.toy,
     }
@@ -151,30 +149,29 @@ def main() -> int:
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join((*CHECKS, *TIMED))}")
     if arguments.one:
-        return one(arguments.one)
+        return run_here(arguments.one)
     deadline = time.time() + float(os.environ.get("CARD_SECONDS", 460))
     row = head(arguments)
     with open(arguments.out / "card.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
-    wanted = [name for name in (*CHECKS, *TIMED) if name in (arguments.sections or (*CHECKS, *TIMED))]
-    turns = Turns(sum(name in CHECKS for name in wanted))
+    names = [name for name in (*CHECKS, *TIMED) if name in (arguments.sections or (*CHECKS, *TIMED))]
+    turns = Turns(sum(name in CHECKS for name in names))
     with ThreadPoolExecutor(TOGETHER) as pool:
-        rows = list(pool.map(lambda name: run_section(name, arguments, deadline, turns), wanted))
+        rows = list(pool.map(lambda name: run_section(name, arguments, deadline, turns), names))
     for row in rows:
         print(f"== {json.dumps(row, default=str)[:900]}", flush=True)
     return int(any("failed" in row for row in rows))
 
 
-def one(name: str) -> int:
-    """Run a section here and say its result as a line."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+def run_here(name: str) -> int:
+    """Run a section in this process, and print its result as a line."""
     try:
-        from sections import card, common, kernels, loaders, runs, steps
+        from tests.gpu.sections import card, common, kernels, loaders, runs, steps
 
         sections = {k: v for m in (card, kernels, loaders, runs, steps) for k, v in vars(m).items()}
         if name not in CHECKS and not name.startswith(("step_", "together_", "peer_")):
-            common.await_turn()  # those wait themselves, once they have compiled
+            common.await_turn()  # the others wait themselves, once they have compiled
         result = sections[name]()
     except Exception:
         result = {"failed": traceback.format_exc()[-3000:]}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline.augment import AUGMENTS
 from pipeline.dali_loader import DALILoader, once
 from tests.kits.pipeline import damaged_jpegs, pairs_file, triplets_file

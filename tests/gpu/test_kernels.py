@@ -11,20 +11,13 @@ from kernels import reference
 from kernels.attention import attention
 from kernels.contrastive import contrastive_loss
 from kernels.triplet import triplet_loss
+from pipeline.packing import pack
+from tests.kits.kernels import assert_norm_as_good
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 HALF = [torch.bfloat16, torch.float16]
-
-
-def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str, more: float = 0.0) -> None:
-    """Relative error in norm: at most twice plain torch's in this dtype, two roundings and `more`."""
-    size = exact.norm()
-    error, allowed = (ours.double() - exact).norm() / size, (plain.double() - exact).norm() / size
-    assert error <= 2 * allowed + 2 * torch.finfo(ours.dtype).eps + more, (
-        f"{what}: {error:.3g}, plain {allowed:.3g}"
-    )
 
 
 def results(sides: dict, inputs: list[Tensor], upstream: float = 0.7) -> list[list[Tensor]]:
@@ -44,15 +37,15 @@ def test_triplet(dtype: torch.dtype, batch: int, width: int):
     features = [torch.randn(batch, width, device="cuda").to(dtype) for _ in range(3)]
     vote = torch.rand(batch, device="cuda")
     sides = {
-        name: (lambda *x, e=engine: triplet_loss(*x, vote, reduction="sum", engine=e)[0], kind)
-        for name, engine, kind in (
+        name: (lambda *x, e=backend: triplet_loss(*x, vote, reduction="sum", backend=e)[0], kind)
+        for name, backend, kind in (
             ("triton", "triton", dtype),
             ("torch", "torch", dtype),
             ("exact", "torch", torch.float64),
         )
     }
     for what, values in zip(("loss", "ref", "left", "right"), results(sides, features)):
-        assert_as_good(*values, what)
+        assert_norm_as_good(*values, what)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
@@ -63,19 +56,19 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
     text = F.normalize(image + 6 * torch.randn(n, width, device="cuda") / width**0.5, dim=-1)
     scale = torch.tensor(100.0, device="cuda")
     sides = {
-        "triton": (lambda a, b: contrastive_loss(a, b, scale, engine="triton"), dtype),
+        "triton": (lambda a, b: contrastive_loss(a, b, scale, backend="triton"), dtype),
         "torch": (lambda a, b: reference.contrastive_loss(a, b, scale.to(a.dtype)), dtype),
         "exact": (lambda a, b: reference.contrastive_loss(a, b, scale.double()), torch.float64),
     }
     if n == 1:  # nothing to tell apart: loss and gradients are zero
-        assert contrastive_loss(image.to(dtype), text.to(dtype), scale, engine="triton").abs() < 1e-3
+        assert contrastive_loss(image.to(dtype), text.to(dtype), scale, backend="triton").abs() < 1e-3
         return
     rounded = [image.to(dtype), text.to(dtype)]
     # A logit is known to scale · |cosine| · ε, which is the relative error of its exponential in a gradient.
     # (H200: 1.9e-6 where plain torch had 0.7e-6, at cosines of 1/6.)
     more = 100 / 6 * torch.finfo(torch.float32).eps
     for what, values in zip(("loss", "image", "text"), results(sides, rounded)):
-        assert_as_good(*values, what, more)
+        assert_norm_as_good(*values, what, more)
 
 
 def test_contrastive_without_invalid_pairs():
@@ -85,11 +78,11 @@ def test_contrastive_without_invalid_pairs():
     features = [F.normalize(torch.randn(1500, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2)]
     scale = torch.tensor(100.0, device="cuda")
     whole, few = ([x.detach().clone().requires_grad_() for x in features] for _ in range(2))
-    loss = contrastive_loss(*whole, scale, valid=valid, engine="triton")
-    wanted = contrastive_loss(*(x[valid] for x in few), scale, engine="triton")
-    torch.testing.assert_close(loss, wanted)
+    loss = contrastive_loss(*whole, scale, valid=valid, backend="triton")
+    expected = contrastive_loss(*(x[valid] for x in few), scale, backend="triton")
+    torch.testing.assert_close(loss, expected)
     loss.backward()
-    wanted.backward()
+    expected.backward()
     for ours, x in zip(whole, few):
         torch.testing.assert_close(ours.grad, x.grad, rtol=2e-2, atol=1e-4)
         assert (ours.grad[~valid] == 0).all()
@@ -98,9 +91,9 @@ def test_contrastive_without_invalid_pairs():
 def test_contrastive_scale_gradient():
     image, text = (F.normalize(torch.randn(700, 512, device="cuda"), dim=-1).bfloat16() for _ in range(2))
     gradients = []
-    for kind, engine in ((torch.bfloat16, "triton"), (torch.float64, "torch")):
+    for kind, backend in ((torch.bfloat16, "triton"), (torch.float64, "torch")):
         scale = torch.tensor(100.0, device="cuda", dtype=torch.float64, requires_grad=True)
-        contrastive_loss(image.to(kind), text.to(kind), scale, engine=engine).backward()
+        contrastive_loss(image.to(kind), text.to(kind), scale, backend=backend).backward()
         gradients.append(scale.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
@@ -115,12 +108,12 @@ def test_attention(dtype: torch.dtype, mask: str, length: int):
         torch.randint(0, 4, (rows, length), device="cuda").sort(-1).values if mask == "segments" else None
     )
     sides = {
-        "triton": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="triton"), dtype),
-        "sdpa": (lambda x: attention(x, heads, segment=segment, causal=causal, engine="sdpa"), dtype),
+        "triton": (lambda x: attention(x, heads, segment=segment, causal=causal, backend="triton"), dtype),
+        "sdpa": (lambda x: attention(x, heads, segment=segment, causal=causal, backend="sdpa"), dtype),
         "exact": (lambda x: reference.attention(x, heads, segment, causal), torch.float64),
     }
     for what, values in zip(("out", "qkv"), results(sides, [qkv])):
-        assert_as_good(*values, what)
+        assert_norm_as_good(*values, what)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -129,7 +122,6 @@ def test_towers(compiled: bool):
     from open_clip.model import CLIP
 
     from kernels.bench.cases import synthetic_captions
-    from kernels.bench.gpu import pack
     from kernels.towers import TowerSettings, encode_image, encode_packed_text
 
     torch.manual_seed(0)
@@ -137,7 +129,7 @@ def test_towers(compiled: bool):
     model = CLIP(64, vision, {"width": 128, "heads": 2, "layers": 3}).cuda()
     images = torch.randn(9, 3, 224, 224, device="cuda")
     tokens = synthetic_captions([3, 77, 20, 5, 16, 16, 40, 9, 12]).cuda()
-    packed = [x.cuda() for x in pack(tokens.cpu(), 128)]
+    packed = pack(tokens.cpu(), 128).to("cuda")
     settings = TowerSettings(attention="triton", recompute="pointwise")
 
     def ours(images: Tensor, *packed: Tensor) -> Tensor:

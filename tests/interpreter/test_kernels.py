@@ -1,18 +1,13 @@
 """The Triton kernels in Triton's interpreter, on the CPU, at odd shapes and against the plain formulas.
 
-`make test` runs this folder by itself, with TRITON_INTERPRET=1, which Triton reads when it is imported.
-
-An error is judged by the error that the same formula has in the same dtype in plain torch: both are compared
-with float64. The interpreter multiplies bfloat16 matrices wrongly, so kernels with a matrix product run in
-float32 and float16 here and refuse bfloat16, in which they are compiled (tests/kernels/test_compile.py) and
-run in tests/gpu.
+The interpreter multiplies bfloat16 matrices wrongly. So kernels with a matrix product run in float32 and
+float16 here and refuse bfloat16; in it tests/kernels/test_compile.py compiles them and tests/gpu runs them.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
@@ -21,21 +16,7 @@ from kernels.contrastive import contrastive_loss
 from kernels.fused import attention as fused_attention
 from kernels.fused import contrastive as fused_contrastive
 from kernels.triplet import triplet_loss
-
-
-def assert_as_good(ours: Tensor, plain: Tensor, exact: Tensor, what: str, scale: float = 0.0) -> None:
-    """The largest error is at most twice plain torch's in the same dtype, plus 4 roundings of the largest.
-
-    scale: what the result is a difference of, where that is larger than the result.
-    """
-    scale = max(scale, exact.abs().max().item())
-    error, allowed = (ours.double() - exact).abs(), (plain.double() - exact).abs().max().item()
-    worst = int(error.argmax())
-    limit = 2 * allowed + 4 * torch.finfo(ours.dtype).eps * scale
-    assert error.isfinite().all(), f"{what}: not finite"
-    assert error.max() <= limit, (
-        f"{what}: error {error.max():.3g} at element {worst} of {tuple(ours.shape)}, allowed {limit:.3g}"
-    )
+from tests.kits.kernels import assert_as_good, unit_pairs
 
 
 @pytest.mark.parametrize(("batch", "width"), [(1, 96), (3, 512), (65, 1000), (5, 640), (2, 17)])
@@ -49,13 +30,13 @@ def test_triplet(batch: int, width: int, dtype: torch.dtype, reduction: str):
     results = {}
     for name, kind in (("triton", dtype), ("torch", dtype), ("exact", torch.float64)):
         inputs = [x.to(kind, copy=True).requires_grad_() for x in features]
-        engine = "triton" if name == "triton" else "torch"
-        loss, hits = triplet_loss(*inputs, vote, 0.05, reduction=reduction, engine=engine)
+        backend = "triton" if name == "triton" else "torch"
+        loss, hits = triplet_loss(*inputs, vote, 0.05, reduction=reduction, backend=backend)
         loss.backward(upstream.to(loss.dtype))
         results[name] = [loss.detach(), *(x.grad for x in inputs)]
         if name == "triton":
-            got = hits
-    torch.testing.assert_close(got.double(), hits)
+            fused_hits = hits
+    torch.testing.assert_close(fused_hits.double(), hits)
     for what, *values in zip(("loss", "d_ref", "d_left", "d_right"), *results.values()):
         assert_as_good(*values, what, scale=1.0 if what == "loss" else 0.0)  # of cosines
 
@@ -67,49 +48,39 @@ def test_triplet_zero_vectors_and_parts():
     ref[0], left[1], right[2] = 0, 0, 1e-9
     vote = torch.tensor([0.0, 1.0, 0.25, 0.5])
     results = []
-    for engine in ("triton", "torch"):
+    for backend in ("triton", "torch"):
         inputs = [ref.clone(), left.clone().requires_grad_(), right.clone().requires_grad_()]
-        loss, _ = triplet_loss(*inputs, vote, engine=engine)
+        loss, _ = triplet_loss(*inputs, vote, backend=backend)
         loss.backward()
         assert inputs[0].grad is None
         results.append([loss.detach(), inputs[1].grad, inputs[2].grad])
-        if engine == "triton":
-            again, _ = triplet_loss(*inputs, vote, engine=engine)
+        if backend == "triton":
+            again, _ = triplet_loss(*inputs, vote, backend=backend)
             torch.autograd.grad(again, inputs[1], retain_graph=True)
             with pytest.raises(RuntimeError, match="backward once"):
                 again.backward()
     for ours, plain in zip(*results):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="widths up to 4096"):
-        triplet_loss(*torch.ones(3, 1, 5000), torch.ones(1), engine="triton")
+        triplet_loss(*torch.ones(3, 1, 5000), torch.ones(1), backend="triton")
     with pytest.raises(ValueError, match="takes bfloat16"):
-        triplet_loss(*torch.ones(3, 1, 5, dtype=torch.float64), torch.ones(1), engine="triton")
-
-
-def _pairs(n: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n + width)
-    image, text = torch.randn(2, n, width, generator=generator)
-    return F.normalize(image, dim=-1).to(dtype), F.normalize(text + image, dim=-1).to(dtype)
+        triplet_loss(*torch.ones(3, 1, 5, dtype=torch.float64), torch.ones(1), backend="triton")
 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 96), (3, 512), (65, 1000), (130, 640)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_contrastive(n: int, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused_contrastive, "SLICE_BYTES", 1)  # as many slices as there can be
-    features = _pairs(n, width, dtype)
+    features = unit_pairs(n, width, dtype)
     results = []
-    for engine, kind in (("triton", dtype), ("torch", dtype), ("torch", torch.float64)):
+    for backend, kind in (("triton", dtype), ("torch", dtype), ("torch", torch.float64)):
         inputs = [x.to(kind, copy=True).requires_grad_() for x in features]
         scale = torch.tensor([50.0], dtype=torch.promote_types(kind, torch.float32), requires_grad=True)
-        loss = contrastive_loss(*inputs, scale, engine=engine)
+        loss = contrastive_loss(*inputs, scale, backend=backend)
         loss.backward(torch.tensor(3.0, dtype=loss.dtype))
         results.append([loss.detach(), *(x.grad for x in (*inputs, scale))])
-    sizes = {
-        "loss": 50.0,
-        "d_image": 150 / n,
-        "d_text": 150 / n,
-        "d_scale": 3.0,
-    }  # what they are differences of
+    # What the results are differences of.
+    sizes = {"loss": 50.0, "d_image": 150 / n, "d_text": 150 / n, "d_scale": 3.0}
     for (what, size), *values in zip(sizes.items(), *results):
         assert_as_good(*values, what, scale=size)
 
@@ -119,15 +90,15 @@ def test_contrastive(n: int, width: int, dtype: torch.dtype, monkeypatch: pytest
     ("n", "width", "which"),
     [(1, 96, [0]), (3, 512, [1]), (70, 100, [3, 64, 65, 69]), (70, 1000, range(64)), (70, 64, range(70))],
 )
-def test_contrastive_without_invalid_pairs(n: int, width: int, which):
-    """A single one, some, a whole tile, all of them."""
+def test_contrastive_without_invalidunit_pairs(n: int, width: int, which):
+    """One pair invalid, some, a whole tile, all."""
     valid = torch.ones(n, dtype=torch.bool)
     valid[list(which)] = False
     results = []
-    for engine in ("triton", "torch"):
-        inputs = [x.requires_grad_() for x in _pairs(n, width, torch.float32)]
+    for backend in ("triton", "torch"):
+        inputs = [x.requires_grad_() for x in unit_pairs(n, width, torch.float32)]
         scale = torch.tensor(50.0, requires_grad=True)
-        loss = contrastive_loss(*inputs, scale, valid=valid, engine=engine)
+        loss = contrastive_loss(*inputs, scale, valid=valid, backend=backend)
         loss.backward()
         results.append([loss.detach(), *(x.grad for x in (*inputs, scale))])
     # The gradients are differences of terms up to 50 / 6 (scale over valid pairs): 1e-5 of those.
@@ -141,7 +112,7 @@ def test_contrastive_without_invalid_pairs(n: int, width: int, which):
 @pytest.mark.parametrize(("n", "ranks", "width"), [(3, 4, 64), (70, 2, 32)])
 def test_contrastive_ranks(n: int, ranks: int, width: int, invalid: list[int]):
     """Each rank's rows against all columns: offsets, merged columns, and the sum of the parts."""
-    image, text = _pairs(n * ranks, width, torch.float32)
+    image, text = unit_pairs(n * ranks, width, torch.float32)
     valid = torch.ones(n * ranks, dtype=torch.bool)
     valid[invalid] = False
     seen = valid[:, None] & valid
@@ -159,17 +130,19 @@ def test_contrastive_ranks(n: int, ranks: int, width: int, invalid: list[int]):
     g = (logits - row_lse[:, None]).exp() + (logits - column_lse).exp() - 2 * torch.eye(n * ranks)
     g = g.masked_fill(~seen, 0)
     for own, m in zip(ranges, masks):
-        got = fused_contrastive.gradients(image[own], text, scale, row_lse[own], column_lse, own.start, m)
-        wanted = (g[own] @ text, g[own].T @ image[own], (g[own] * (image[own] @ text.T)).sum())
-        for ours, exact in zip(got, wanted):
+        gradients = fused_contrastive.gradients(
+            image[own], text, scale, row_lse[own], column_lse, own.start, m
+        )
+        expected = (g[own] @ text, g[own].T @ image[own], (g[own] * (image[own] @ text.T)).sum())
+        for ours, exact in zip(gradients, expected):
             torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_contrastive_extreme_logits():
     """Logits whose exponentials do not exist in float32, in rows and columns that have nothing else."""
-    image, text = _pairs(70, 32, torch.float32)
+    image, text = unit_pairs(70, 32, torch.float32)
     scale = torch.tensor(5000.0)
-    ours = contrastive_loss(image, -text, scale, engine="triton")
+    ours = contrastive_loss(image, -text, scale, backend="triton")
     torch.testing.assert_close(ours, reference.contrastive_loss(image, -text, scale))
 
 
@@ -198,12 +171,12 @@ def test_attention(mask: str, rows: int, length: int, heads: int, card: int, mon
     upstream = torch.randn(rows, length, heads * 64, generator=generator).half()
     segment = _segments(rows, length) if mask == "segments" else None
     results = []
-    for engine, kind in (("triton", torch.float16), ("sdpa", torch.float16), ("exact", torch.float64)):
+    for backend, kind in (("triton", torch.float16), ("sdpa", torch.float16), ("exact", torch.float64)):
         x = qkv.to(kind, copy=True).requires_grad_()
-        if engine == "exact":
+        if backend == "exact":
             out = reference.attention(x, heads, segment, mask != "full")
         else:
-            out = attention(x, heads, segment=segment, causal=mask != "full", engine=engine)
+            out = attention(x, heads, segment=segment, causal=mask != "full", backend=backend)
         out.backward(upstream.to(kind))
         results.append([out.detach(), x.grad])
     for what, *values in zip(("out", "d_qkv"), *results):
@@ -213,6 +186,6 @@ def test_attention(mask: str, rows: int, length: int, heads: int, card: int, mon
 def test_attention_and_contrastive_refuse_bfloat16_in_the_interpreter():
     """Its products are off by powers of ten: the loss of 37 pairs came out as 1.6e11."""
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
-        contrastive_loss(*_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), engine="triton")
+        contrastive_loss(*unit_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), backend="triton")
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
-        attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, engine="triton")
+        attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, backend="triton")

@@ -4,52 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
+from kernels.bench import cases
 from kernels.bench import command as bench
-from kernels.bench.gpu import pack
+from kernels.bench.ranks import open_clip_rank_loss, rank_loss
+from kernels.contrastive import contrastive_loss
 from kernels.flops import flop_counter
+from tests.kits.kernels import unit_pairs
 
-TINY = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8},
-    "text_cfg": {"vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
+TINY = "debug-ViT"
 
 
-@pytest.fixture
-def tiny(tmp_path) -> str:
-    config = tmp_path / "kernels-bench-tiny.json"
-    config.write_text(json.dumps(TINY))
-    open_clip.add_model_config(config)
-    return config.stem
+@pytest.fixture(autouse=True, scope="module")
+def model_configs():
+    open_clip.add_model_config(Path(__file__).parents[2] / "train" / "model_configs")
 
 
 def test_synthetic_captions():
-    lengths = bench.synthetic_lengths(5120)
+    lengths = cases.synthetic_lengths(5120)
     assert abs(sum(lengths) / len(lengths) - 16) < 0.2 and 3 <= min(lengths) <= max(lengths) <= 77
-    tokens = bench.synthetic_captions([2, 77, 16])
+    tokens = cases.synthetic_captions([2, 77, 16])
     assert (tokens.argmax(-1) + 1).tolist() == [2, 77, 16] and tokens[0, 2:].sum() == 0
 
 
-def test_pack_keeps_every_token():
-    tokens = bench.synthetic_captions(bench.synthetic_lengths(200))
-    packed, segment, position, pool = pack(tokens, 128)
-    for caption, row in enumerate(tokens):
-        mine = segment == caption
-        length = int(row.argmax()) + 1
-        assert packed[mine].tolist() == row[:length].tolist()
-        assert position[mine].tolist() == list(range(length))
-        assert packed.flatten()[pool[caption]] == bench.END
-    assert (segment < 200).float().mean() > 0.9  # rows are nearly full
+@pytest.mark.parametrize("loss", [rank_loss, open_clip_rank_loss])
+def test_a_ranks_loss_is_that_of_all_its_equals(loss):
+    """Of the batch of all ranks' pairs, on one process: the loss, and gradients as DDP wants them."""
+    inputs = [*unit_pairs(5, 7), torch.tensor(9.0, dtype=torch.float64)]
+    ours, whole = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    result = loss(*ours, 3)
+    expected = contrastive_loss(whole[0].repeat(3, 1), whole[1].repeat(3, 1), whole[2])
+    torch.testing.assert_close(result, expected)
+    for x, y in zip(torch.autograd.grad(result, ours), torch.autograd.grad(expected, whole)):
+        torch.testing.assert_close(x, y)
 
 
 def test_memory_by_hand():
     x = torch.zeros(1000)
-    with bench.PeakMemory() as memory:
+    with cases.PeakMemory() as memory:
         y = x + 1  # 4,000 bytes
         z = y * 2  # 8,000
         del y
@@ -69,16 +66,16 @@ def test_flops_count_attention_by_hand():
         assert counter.get_total_flops() == products * 2 * 2 * 3 * 5 * 5 * 8
 
 
-def test_one_line_of_json(tiny: str, capsys: pytest.CaptureFixture, tmp_path):
+def test_one_line_of_json(capsys: pytest.CaptureFixture, tmp_path):
     out = tmp_path / "bench.json"
     captions = tmp_path / "captions.txt"
     captions.write_text("a photo of a cat\n\ntwo dogs\na very long walk in the rain\n")
-    options = ["--model", tiny, "--batch", "3", "--rounds", "2", "--threads", "1"]
+    options = ["--model", TINY, "--batch", "3", "--rounds", "2", "--threads", "1"]
     options += ["--captions", str(captions)]
     assert bench.main([*options, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads(out.read_text())
-    assert result["levers"].keys() == bench.CASES.keys()
+    assert result["levers"].keys() == cases.CASES.keys()
     assert result["flops_per_pair"] * 3 < result["levers"]["open_clip"]["gflop_per_pair"] * 3e9
     flops = {name: row["gflop_per_pair"] for name, row in result["levers"].items()}
     assert flops["open_clip again"] == flops["open_clip"] and flops["trim"] < flops["towers"]
@@ -93,33 +90,41 @@ def test_one_line_of_json(tiny: str, capsys: pytest.CaptureFixture, tmp_path):
         (["--captions", "nowhere.txt"], "nowhere.txt"),
     ],
 )
-def test_errors(tiny: str, options: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path):
+def test_errors(options: list[str], words: str, capsys: pytest.CaptureFixture, tmp_path):
     captions = tmp_path / "captions.txt"
     captions.write_text("a\nb\nc\n")
-    assert bench.main(["--model", tiny, "--captions", str(captions), *options]) == 2
+    assert bench.main(["--model", TINY, "--captions", str(captions), *options]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_bad_numbers_and_missing_gpu(capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit):
-        bench.main(["--rounds", "0"])
-    assert "--rounds must be at least 1" in capsys.readouterr().err
-    if not torch.cuda.is_available():
-        assert bench.main(["--gpu"]) == 2
-        assert "no CUDA device" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--rounds", "0"], "--rounds must be at least 1"), (["--compile", "--gpu"], "choose one")],
+)
+def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFixture):
+    assert bench.main(options) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu(capsys: pytest.CaptureFixture):
+    assert bench.main(["--gpu"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("own", [None, "TRITON_CACHE_DIR", "TRITON_HOME"])
 def test_kernels_are_kept_where_one_may_write(own, monkeypatch, tmp_path):
-    """Without a home, for this run alone; never in another place than the user has named."""
-    monkeypatch.setenv("HOME", "/nonexistent")
+    """Without a home in a folder for temporary files; never in another place than the user has named."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
     for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
     if own:
-        monkeypatch.setenv(own, str(tmp_path))
-    before = os.environ.get("TRITON_CACHE_DIR")
-    with bench.place_for_kernels():
-        folder = os.environ.get("TRITON_CACHE_DIR")
-        assert folder == before if own else os.path.isdir(folder)
-    assert os.environ.get("TRITON_CACHE_DIR") == before
-    assert own or not os.path.exists(folder)
+        monkeypatch.setenv(own, "/mine")
+    assert bench.main(["--captions", str(tmp_path / "none"), "--model", TINY]) == 2
+    kept = os.environ.get("TRITON_CACHE_DIR")
+    if own:
+        assert kept == ("/mine" if own == "TRITON_CACHE_DIR" else None)
+    else:
+        assert kept.startswith(str(tmp_path)) and os.access(os.path.dirname(kept), os.W_OK)

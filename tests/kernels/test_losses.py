@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
-from torch import Tensor
 
 from kernels import reference
 from kernels.contrastive import contrastive_loss
 from kernels.triplet import triplet_loss
+from tests.kits.kernels import unit_pairs
 
 
 def _triplets(batch: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 0):
@@ -22,15 +22,6 @@ def _triplets(batch: int, width: int, dtype: torch.dtype = torch.float64, seed: 
     features = torch.randn(3, batch, width, generator=generator, dtype=torch.float64)
     vote = torch.randint(0, 5, (batch,), generator=generator) / 4
     return (*features.to(dtype), vote)
-
-
-def _pairs(
-    batch: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    image, text = torch.randn(2, batch, width, generator=generator, dtype=torch.float64)
-    text = text + image  # pairs that are alike, as after some training
-    return F.normalize(image, dim=-1).to(dtype), F.normalize(text, dim=-1).to(dtype)
 
 
 def test_triplet_by_hand():
@@ -50,10 +41,10 @@ def test_triplet_is_the_mean_over_answers(batch: int, width: int, seed: int):
     loss, hits = triplet_loss(ref, left, right, vote, margin=0.1)
     answers = (torch.arange(4) < 4 * vote[:, None]).double() * 2 - 1  # (B, 4) ±1
     to_left, to_right = F.cosine_similarity(ref, left), F.cosine_similarity(ref, right)
-    wanted = F.margin_ranking_loss(
+    expected = F.margin_ranking_loss(
         to_right.repeat_interleave(4), to_left.repeat_interleave(4), answers.flatten(), 0.1
     )
-    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(loss, expected)
     right_nearer = (to_right > to_left)[:, None]
     torch.testing.assert_close(hits, ((answers > 0) == right_nearer).double().mean(1))
 
@@ -94,15 +85,15 @@ def test_triplet_errors(change: dict, words: str):
 @pytest.mark.parametrize("chunk", [1, 150, 1 << 22])
 def test_contrastive_equals_open_clip(batch: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kernels.contrastive._CHUNK_ELEMENTS", chunk)
-    ours = [*_pairs(batch, 7), torch.tensor(14.0, dtype=torch.float64)]
+    ours = [*unit_pairs(batch, 7), torch.tensor(14.0, dtype=torch.float64)]
     theirs = [x.clone() for x in ours]
     for x in (*ours, *theirs):
         x.requires_grad_()
-    loss, wanted = contrastive_loss(*ours), ClipLoss()(*theirs)
-    torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(reference.contrastive_loss(*ours), wanted)
+    loss, expected = contrastive_loss(*ours), ClipLoss()(*theirs)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(reference.contrastive_loss(*ours), expected)
     (3 * loss).backward()
-    (3 * wanted).backward()
+    (3 * expected).backward()
     for x, y in zip(ours, theirs):
         torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
 
@@ -113,22 +104,22 @@ def test_contrastive_without_invalid_pairs_equals_open_clip(which, chunk: int, m
     monkeypatch.setattr("kernels.contrastive._CHUNK_ELEMENTS", chunk)
     valid = torch.ones(9, dtype=torch.bool)
     valid[list(which)] = False
-    ours = [*_pairs(9, 7), torch.tensor(14.0, dtype=torch.float64)]
+    ours = [*unit_pairs(9, 7), torch.tensor(14.0, dtype=torch.float64)]
     ours[0][~valid], ours[1][~valid] = ours[1][~valid], -ours[1][~valid]  # they would matter
     theirs = [x.clone() for x in ours]
     for x in (*ours, *theirs):
         x.requires_grad_()
     loss = contrastive_loss(*ours, valid=valid)
-    wanted = ClipLoss()(theirs[0][valid], theirs[1][valid], theirs[2])
-    torch.testing.assert_close(loss, wanted)
+    expected = ClipLoss()(theirs[0][valid], theirs[1][valid], theirs[2])
+    torch.testing.assert_close(loss, expected)
     (3 * loss).backward()
-    (3 * wanted).backward()
+    (3 * expected).backward()
     for x, y in zip(ours, theirs):
         torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=1e-9)
 
 
 def test_contrastive_of_nothing_valid_is_zero():
-    inputs = [*_pairs(3, 4), torch.tensor(14.0, dtype=torch.float64)]
+    inputs = [*unit_pairs(3, 4), torch.tensor(14.0, dtype=torch.float64)]
     for x in inputs:
         x.requires_grad_()
     loss = contrastive_loss(*inputs, valid=torch.zeros(3, dtype=torch.bool))
@@ -137,7 +128,7 @@ def test_contrastive_of_nothing_valid_is_zero():
 
 
 def test_contrastive_gradients():
-    image, text = _pairs(5, 3)
+    image, text = unit_pairs(5, 3)
     inputs = [
         image.requires_grad_(),
         text.requires_grad_(),
@@ -149,7 +140,7 @@ def test_contrastive_gradients():
 
 
 def test_contrastive_is_not_changed_by_autocast():
-    image, text = _pairs(9, 8, torch.float32)
+    image, text = unit_pairs(9, 8, torch.float32)
     scale = torch.tensor(20.0)
     with torch.autocast("cpu", torch.bfloat16):
         inside = contrastive_loss(image, text, scale)
@@ -187,7 +178,7 @@ def _rank(rank: int, world_size: int, folder: str, batch: int, width: int) -> No
     """Gradients on one of several ranks: ours, and open_clip's with its local loss and gathered gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
-    image, text = (x[rank * batch : (rank + 1) * batch] for x in _pairs(batch * world_size, width))
+    image, text = (x[rank * batch : (rank + 1) * batch] for x in unit_pairs(batch * world_size, width))
     results = {}
     for name in ("ours", "open_clip", "without", "nothing"):
         inputs = [x.clone().requires_grad_() for x in (image, text, torch.tensor(10.0, dtype=torch.float64))]
@@ -210,7 +201,8 @@ def test_contrastive_on_four_ranks(tmp_path):
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
     inputs = [
-        x.requires_grad_() for x in (*_pairs(ranks * batch, width), torch.tensor(10.0, dtype=torch.float64))
+        x.requires_grad_()
+        for x in (*unit_pairs(ranks * batch, width), torch.tensor(10.0, dtype=torch.float64))
     ]
     loss = reference.contrastive_loss(*inputs)
     loss.backward()

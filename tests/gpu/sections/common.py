@@ -1,9 +1,8 @@
-"""What all sections of a session share: the device, its turns, stop-watches."""
+"""What all sections of a session share: the device, and a turn on it."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
 
 
 def await_turn() -> None:
-    """Wait until the session lets this process have the card for itself."""
+    """Wait until this process may have the card for itself."""
     print("READY", flush=True)
     sys.stdin.readline()
 
@@ -47,28 +46,8 @@ def out() -> Path:
     return Path(os.environ.get("OUT", SCRATCH / "out"))
 
 
-def timed(call: Callable[[], object], n: int = 10, warm_up: int = 3) -> float:
-    """Median milliseconds of a call: CUDA events, wall clock on a CPU."""
-    for _ in range(warm_up):
-        call()
-    times = []
-    for _ in range(n):
-        if cuda():
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            stop.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(stop))
-        else:
-            begun = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(times)
-
-
-def wall(call: Callable[[], object], n: int) -> float:
-    """Milliseconds of a call, mean of `n` in a row after two more."""
+def mean_ms(call: Callable[[], object], n: int) -> float:
+    """Mean milliseconds of `n` calls in a row, after two more: the host runs ahead, as in training."""
     for _ in range(2):
         call()
     if cuda():

@@ -10,12 +10,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from sections.common import SCRATCH, TOY, await_turn, await_turn_once_compiled, cuda, device, timed, wall
-from sections.steps import STEPS, make_step
+
+from kernels.bench.clock import call_ms
+from pipeline.base.measure import Spent, stopwatch
+from tests.gpu.sections.common import (
+    SCRATCH,
+    TOY,
+    await_turn,
+    await_turn_once_compiled,
+    cuda,
+    device,
+    mean_ms,
+)
+from tests.gpu.sections.steps import STEPS, make_step, train_step
 
 
 def photographs() -> dict:
-    """A made-up .beton of photographs of real size, 4:2:0, and the CPU engine's code compiled."""
+    """A made-up .beton of photographs of real size, 4:2:0; and the CPU loader's code, compiled."""
     from pipeline.throughput import synthetic
 
     synthetic.write(photos(), synthetic.photographs(4 if TOY else 32), 200 if TOY else 20_000)
@@ -32,33 +43,38 @@ def ffcv_loader(workers: int, batch: int):
     from pipeline.augment import AUGMENTS
     from pipeline.ffcv_loader import FFCVLoader
 
-    return FFCVLoader(
-        photos(), batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0,
-        workers=workers, dtype=torch.bfloat16, pin=cuda(),
-    )  # fmt: skip
+    options = dict(batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0)
+    return FFCVLoader(photos(), **options, workers=workers, dtype=torch.bfloat16, pin=cuda())
+
+
+def rates(spent: Spent, images: int) -> dict:
+    """images/s, cores kept busy, CPU time an image."""
+    return {
+        "img_s": images / spent.wall,
+        "cores": spent.cpu / spent.wall,
+        "cpu_ms_img": 1e3 * spent.cpu / images,
+    }
 
 
 def loader_rate(batches, seconds: float) -> dict:
-    """images/s, CPU seconds an image, waits for a batch."""
+    """`rates` of a loader, seconds to its first batch, and the waits for the later ones."""
     it = iter(batches)
-    begun = time.perf_counter()
-    next(it)
-    first = time.perf_counter() - begun
+    with stopwatch() as first:
+        next(it)
     for _ in range(3):
         next(it)
-    used, start, n, waits = os.times(), time.perf_counter(), 0, []
-    while time.perf_counter() - start < (1 if TOY else seconds):
-        begun = time.perf_counter()
-        n += len(next(it).index)
-        waits.append(1e3 * (time.perf_counter() - begun))
-    if cuda():
-        torch.cuda.synchronize()
-    wall, now = time.perf_counter() - start, os.times()
-    spent = now.user + now.system - used.user - used.system
+    images, waits = 0, []
+    with stopwatch() as spent:
+        start = time.perf_counter()
+        while time.perf_counter() - start < (1 if TOY else seconds):
+            begun = time.perf_counter()
+            images += len(next(it).index)
+            waits.append(1e3 * (time.perf_counter() - begun))
+        if cuda():
+            torch.cuda.synchronize()
     waits.sort()
     p50, p99 = (waits[int(q * (len(waits) - 1))] for q in (0.5, 0.99))
-    row = {"img_s": n / wall, "cores": spent / wall, "cpu_ms_img": 1e3 * spent / n, "first_s": first}
-    return row | {"p50_ms": p50, "p99_ms": p99}
+    return rates(spent, images) | {"first_s": first.wall, "p50_ms": p50, "p99_ms": p99}
 
 
 def loader_ffcv() -> dict:
@@ -71,28 +87,25 @@ def loader_ffcv() -> dict:
 
 def together(engine: str) -> dict:
     """A loader in the training process beside the compiled step."""
-    from train.loop import update
-
     stage, optimizer, data = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
     if TOY:
         await_turn()
     else:
         await_turn_once_compiled()
-    alone = timed(lambda: update(stage, optimizer, data, 1e-7), 6, 3)
+    alone = call_ms(lambda: train_step(stage, optimizer, data), 6, 3)
     batch, side = len(data.index), data.images.shape[-1]
     with loader_of(engine, batch, side) as loader:
         it = iter(loader)
 
         def both() -> None:
-            update(stage, optimizer, dataclasses.replace(next(it), tokens=data.tokens), 1e-7)
+            train_step(stage, optimizer, dataclasses.replace(next(it), tokens=data.tokens))
 
-        loader_alone = wall(lambda: next(it), 6)
-        used = os.times()
-        together = wall(both, 10)
-        spent = os.times().user + os.times().system - used.user - used.system
+        loader_alone = mean_ms(lambda: next(it), 6)
+        with stopwatch() as spent:
+            together = mean_ms(both, 10)
     slower = together / max(alone, loader_alone)
     row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "of_the_slower": slower}
-    return row | {"pairs_s": batch / together * 1e3, "cores": spent / (10 * together / 1e3)}
+    return row | {"pairs_s": batch / together * 1e3, "cores": spent.cpu / spent.wall}
 
 
 def loader_of(engine: str, batch: int, side: int):
@@ -101,17 +114,17 @@ def loader_of(engine: str, batch: int, side: int):
     from pipeline.ffcv_loader import FFCVLoader
 
     cores = len(os.sched_getaffinity(0))
-    how = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0)
+    options = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0)
     if engine == "dali":
-        return DALILoader(photos(), **how, workers=4, dtype=torch.float16)
-    return FFCVLoader(photos(), **how, workers=max(1, cores - 2), dtype=torch.bfloat16, pin=cuda())
+        return DALILoader(photos(), **options, workers=4, dtype=torch.float16)
+    return FFCVLoader(photos(), **options, workers=max(1, cores - 2), dtype=torch.bfloat16, pin=cuda())
 
 
 together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
 
 
 def jpeg_torchvision() -> dict:
-    """torchvision's batched decoder: whole 256 × 384 pictures, 4:2:0, from one thread."""
+    """torchvision's batched decoder: whole 256 × 384 images, 4:2:0, from one thread."""
     import torchvision
 
     from pipeline.throughput import synthetic
@@ -120,10 +133,9 @@ def jpeg_torchvision() -> dict:
     row: dict = {"torchvision": torchvision.__version__, "bytes": sum(map(len, jpegs)) / len(jpegs)}
     for n in (16,) if TOY else (128, 512, 2048):
         batch = list(itertools.islice(itertools.cycle(jpegs), n))
-        used = os.times()
-        ms = timed(lambda batch=batch: torchvision.io.decode_jpeg(batch, device=str(device())), 5, 2)
-        spent = os.times().user - used.user
-        row[f"batch_{n}"] = {"img_s": n / ms * 1e3, "cpu_ms_img": 1e3 * spent / (7 * n)}
+        with stopwatch() as spent:
+            ms = call_ms(lambda batch=batch: torchvision.io.decode_jpeg(batch, device=str(device())), 5, 2)
+        row[f"batch_{n}"] = {"img_s": n / ms * 1e3, "cpu_ms_img": 1e3 * spent.cpu / (7 * n)}
     return row
 
 
@@ -148,39 +160,33 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
     def pipe():
         kinds = [types.UINT8, types.INT32, types.INT32]
         j, c, s = fn.external_source(feed(), num_outputs=3, dtype=kinds, ndim=[1, 1, 1], no_copy=True)
-        how = dict(
-            device="mixed" if cuda() else "cpu", output_type=types.RGB, adjust_orientation=False,
-            jpeg_fancy_upsampling=fancy,
-        ) | ({"hw_decoder_load": hw} if cuda() else {})  # fmt: skip
+        options = dict(output_type=types.RGB, adjust_orientation=False, jpeg_fancy_upsampling=fancy)
+        options |= dict(device="mixed", hw_decoder_load=hw) if cuda() else dict(device="cpu")
         box = dict(axis_names="HW", normalized_anchor=False, normalized_shape=False)
         if roi:
-            x = fn.decoders.image_slice(j, c, s, **box, **how)
+            x = fn.decoders.image_slice(j, c, s, **box, **options)
         else:
-            x = fn.slice(fn.decoders.image(j, **how), c, s, **box)
+            x = fn.slice(fn.decoders.image(j, **options), c, s, **box)
         return fn.resize(x, size=(224, 224), interp_type=types.INTERP_CUBIC, antialias=True)
 
-    p = pipe(
-        batch_size=batch, num_threads=threads, device_id=0 if cuda() else None, prefetch_queue_depth=2
-    )  # fmt: skip
+    options = dict(batch_size=batch, num_threads=threads, prefetch_queue_depth=2)
+    p = pipe(**options, device_id=0 if cuda() else None)
     p.build()
     for _ in range(3):
         p.run()
-    used, start, n = os.times(), time.perf_counter(), 0
-    while time.perf_counter() - start < (1 if TOY else 3):
-        p.run()
-        n += batch
-    wall, now = time.perf_counter() - start, os.times()
-    spent = now.user + now.system - used.user - used.system
-    return {"img_s": n / wall, "cores": spent / wall, "cpu_ms_img": 1e3 * spent / n}
+    images = 0
+    with stopwatch() as spent:
+        start = time.perf_counter()
+        while time.perf_counter() - start < (1 if TOY else 3):
+            p.run()
+            images += batch
+    return rates(spent, images)
 
 
 def dali_decodes(roi: bool) -> dict:
-    cases = ((0.65, 16, True),) if TOY else (
-        (1.0, 512, True), (0.9, 512, True), (0.65, 512, True), (0.0, 512, True), (1.0, 512, False),
-        (1.0, 128, True),
-    )  # fmt: skip
-    rows = {}
-    for hw, batch, fancy in cases:
+    cases = [(hw, 512, True) for hw in (1.0, 0.9, 0.65, 0.0)] + [(1.0, 512, False), (1.0, 128, True)]
+    rows: dict[str, dict | str] = {}
+    for hw, batch, fancy in [(0.65, 16, True)] if TOY else cases:
         name = f"hw {hw} batch {batch}{'' if fancy else ' plain upsampling'}"
         try:
             rows[name] = dali_rate(roi, hw, batch, fancy=fancy)
@@ -195,15 +201,9 @@ dali_roi = partial(dali_decodes, True)  # may end the process: nvImageCodec issu
 
 def dali_engine() -> dict:
     """The project's DALI loader, full `paper`."""
-    from pipeline.augment import AUGMENTS
-    from pipeline.dali_loader import DALILoader
-
     rows = {}
     for batch in (16,) if TOY else (512, 5120):
-        with DALILoader(
-            photos(), batch_size=batch, image_size=224, augment=AUGMENTS["paper"], seed=0, workers=4,
-            dtype=torch.float16,
-        ) as loader:  # fmt: skip
+        with loader_of("dali", batch, 224) as loader:
             rows[f"batch_{batch}"] = loader_rate(loader, 5)
             if cuda():
                 free, total = torch.cuda.mem_get_info()

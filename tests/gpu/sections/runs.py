@@ -1,4 +1,4 @@
-"""Whole runs: killed and continued, and the short demo."""
+"""Whole runs: one that is killed and continued, and the short demo."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import tarfile
 import time
 from pathlib import Path
 
-from sections.common import SCRATCH, out
+from tests.gpu.sections.common import SCRATCH, out
 
 
 def job(run_folder: Path, *arguments: str) -> list[str]:
-    """One rank without a launcher between, so that a signal reaches it."""
+    """One rank without a launcher in between, so that a signal reaches it."""
     return [sys.executable, "-m", "train.job", "--", *arguments, "--run", str(run_folder)]
 
 
@@ -25,22 +25,18 @@ def losses(run_folder: Path) -> list[float]:
 
 
 def resume() -> dict:
-    """A run killed after a checkpoint and started again, beside one that was not: the last losses."""
+    """Last losses of a run that was killed after a checkpoint and started again, and of one that was not."""
     data = SCRATCH / "demo"
     build = [sys.executable, "dataprep/build_ffcv.py", "demo", "--out", str(data)]
     built = subprocess.run(build, capture_output=True, text=True)
     if built.returncode:
         return {"failed": f"the build: {built.stderr[-1500:]}"}
-    common = [
-        "--stage", "2", "--recipe", "debug", "--data", str(data / "pairs-train.beton"),
-        "--steps", "200", "--save-every", "20", "--log-every", "10",
-    ]  # fmt: skip
+    common = ["--stage", "2", "--recipe", "debug", "--data", str(data / "pairs-train.beton")]
+    common += ["--steps", "200", "--save-every", "20", "--log-every", "10"]
     whole, killed = SCRATCH / "whole", SCRATCH / "killed"
     subprocess.run(job(whole, *common), check=True, capture_output=True)
-    process = subprocess.Popen(
-        job(killed, *common), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    silent = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(job(killed, *common), start_new_session=True, **silent)
     while process.poll() is None and not list(killed.glob("checkpoints/step-*")):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

@@ -13,14 +13,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from sections.common import TOY, await_turn, await_turn_once_compiled, cuda, device, timed, wall
 
-USEFUL_FLOP = 28.1e9  # of a ViT-B/32 pair with 16 tokens: train.plan
-SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+from kernels.bench.clock import call_ms
+from pipeline.base import hardware
+from tests.gpu.sections.common import TOY, await_turn, await_turn_once_compiled, cuda, device, mean_ms
+
+USEFUL_FLOP = 28.1e9  # of a ViT-B/32 pair with 16 tokens, by train.plan
 
 
 def make_step(micro: int, compile: bool, recompute: str = "none", attention: str = "sdpa", batch: int = 0):
-    """(stage, optimizer, batch on the device): the trainer's own, bf16, captions of 16 tokens on average."""
+    """The trainer's own (stage, optimizer, batch on the device): bf16, captions of 16 tokens on average."""
     from kernels.bench.cases import synthetic_captions, synthetic_lengths
     from pipeline.batch import ImageText
     from train import model as models
@@ -36,10 +38,9 @@ def make_step(micro: int, compile: bool, recompute: str = "none", attention: str
     compute = dict(micro=8 if TOY and micro else micro, compile=compile, recompute=recompute, pack="yes")
     if cuda():  # on a CPU there is only the other
         compute["attention"] = attention
-    recipe = dataclasses.replace(
-        recipe, batch=size, model="debug-ViT" if TOY else "ViT-B-32",
-        compute=dataclasses.replace(recipe.compute, **compute),
-    )  # fmt: skip
+    chosen = dataclasses.replace(recipe.compute, **compute)
+    model = "debug-ViT" if TOY else "ViT-B-32"
+    recipe = dataclasses.replace(recipe, batch=size, model=model, compute=chosen)
     clip = models.build(recipe).to(device(), memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[2](recipe, clip, World(device=device()))
@@ -76,26 +77,31 @@ def measure_step(step: Callable[[], object], batch: int, first: float) -> dict:
     if cuda():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    ms = wall(step, 3 if TOY else 10)  # in a row: the host works on the next step meanwhile, as in training
+    ms = mean_ms(step, 3 if TOY else 10)
     rate = batch / ms * 1e3
     row = {"batch": batch, "ms": ms, "pairs_s": rate, "first_s": first}
     if cuda():
-        sheet = next((v for k, v in SHEET.items() if k in torch.cuda.get_device_name()), None)
-        row |= {"useful_of_sheet": rate * USEFUL_FLOP / sheet} if sheet else {}
+        card = hardware.gpu(torch.cuda.get_device_name())
+        row |= {"useful_of_sheet": rate * USEFUL_FLOP / card.flops} if card else {}
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         row["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
     return row
 
 
-def trainer_step(name: str) -> dict:
+def train_step(stage, optimizer, data) -> torch.Tensor:
+    """One step of the trainer; its loss."""
     from train.loop import update
 
+    return update(stage, optimizer, data, 1e-7)[0]
+
+
+def trainer_step(name: str) -> dict:
     begun = time.perf_counter()
     stage, optimizer, data = make_step(**STEPS[name])
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
 
     def step() -> None:
-        losses.append(update(stage, optimizer, data, 1e-7)[0])
+        losses.append(train_step(stage, optimizer, data))
 
     if STEPS[name]["compile"]:
         await_turn_once_compiled()
@@ -108,7 +114,7 @@ def trainer_step(name: str) -> dict:
         row |= profile_step(step)
         pinned = data.images.cpu().pin_memory()
         host = dataclasses.replace(data, images=pinned)
-        row["ms_images_from_pinned_host"] = timed(lambda: update(stage, optimizer, host, 1e-7), 6, 2)
+        row["ms_images_from_pinned_host"] = call_ms(lambda: train_step(stage, optimizer, host), 6, 2)
     return row
 
 
@@ -219,7 +225,7 @@ def nccl_one_rank() -> dict:
     stage, _, data = make_step(micro=0, compile=False, batch=16 if TOY else 256)
     devices = [0] if cuda() else None
     towers = DistributedDataParallel(stage.towers, device_ids=devices, find_unused_parameters=True)
-    image, text = towers(data.images, stage._captions(data.tokens).to(device()))
+    image, text = towers(data.images, data.tokens.to(device()))
     loss = image.square().mean() + text.square().mean()
     loss.backward()
     gathered = torch.empty_like(image)
