@@ -19,6 +19,7 @@ import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -86,9 +87,9 @@ def jpeg_size(data):
 def decode(data, height, width, out):
     """Decodes a JPEG of this size to out (>= height * width * 3,) uint8; whether it went well.
 
-    A warning counts as a fault (part of the picture is missing).  The size is compared first: the
-    decoder would silently fill a smaller rectangle.  Each picture gets a new decoder (microseconds):
-    an old one would lend a picture without tables those of its predecessor.
+    A warning counts as a fault (part of the image is missing).  The size is compared first: the
+    decoder would silently fill a smaller rectangle.  Each image gets a new decoder (microseconds):
+    an old one would lend an image without tables those of its predecessor.
     """
     h, w = jpeg_size(data)
     if h == 0 or h != height or w != width:
@@ -359,29 +360,38 @@ def normalise(image, flip, table, out):
             out[y, to, 2] = blue[image[y, x, 2]]
 
 
+class Jpegs(NamedTuple):
+    """N stored JPEGs; `process` takes those whose bytes lie at data[start : start + size]."""
+
+    data: np.ndarray  # (bytes,) uint8
+    start: np.ndarray  # (N,) int64
+    size: np.ndarray  # (N,) int64
+    height: np.ndarray  # (N,) int64: what the file's table says
+    width: np.ndarray  # (N,) int64
+
+
 @compiled
-def process(data, start, size, height, width, box, covers, matrix, colour, sigma, flip, table, out, valid):
+def process(jpegs, draws, table, out, valid):
     """Samples from their stored bytes to normalised images.
 
-    data: uint8.  start, size: (N,) int64, where in it the JPEGs lie.  height, width: (N,) int64, theirs.
-    box (N, 4) int32, covers, matrix (N, 3, 4), colour (N,), sigma (N,), flip (N,): see `augment.Draws`.
-    table (3, 256) and out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that
-    does not decode becomes zeros, the mean colour.
+    jpegs: `Jpegs` (N).  draws: `augment.Draws.of_view` of the same samples.  table (3, 256) and
+    out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that does not decode becomes
+    zeros, the mean colour.
     """
     side = out.shape[1]
-    pixels = np.empty(np.max(height * width) * 3 + 1, np.uint8)
-    scratch = np.empty(scratch_size(np.max(height), np.max(width), side), np.float32)
+    pixels = np.empty(np.max(jpegs.height * jpegs.width) * 3 + 1, np.uint8)
+    scratch = np.empty(scratch_size(np.max(jpegs.height), np.max(jpegs.width), side), np.float32)
     small = np.empty((side, side, 3), np.uint8)
-    for n in range(len(start)):
-        h, w = height[n], width[n]
-        valid[n] = decode(data[start[n] : start[n] + size[n]], h, w, pixels)
+    for n in range(len(jpegs.start)):
+        start, size, h, w = jpegs.start[n], jpegs.size[n], jpegs.height[n], jpegs.width[n]
+        valid[n] = decode(jpegs.data[start : start + size], h, w, pixels)
         if not valid[n]:
             out[n] = 0
             continue
-        image = pixels[: h * w * 3].reshape(h, w, 3)
-        resize(image, box[n, 0], box[n, 1], box[n, 2], box[n, 3], covers, scratch, small)
-        if colour[n]:
-            recolour(small, matrix[n])
-        if sigma[n] > 0:
-            blur(small, sigma[n], scratch)
-        normalise(small, flip[n], table, out[n])
+        image, box = pixels[: h * w * 3].reshape(h, w, 3), draws.box[n]
+        resize(image, box[0], box[1], box[2], box[3], draws.covers, scratch, small)
+        if draws.coloured[n]:
+            recolour(small, draws.matrix[n])
+        if draws.sigma[n] > 0:
+            blur(small, draws.sigma[n], scratch)
+        normalise(small, draws.flip[n], table, out[n])

@@ -49,7 +49,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 # -- folders that cannot be written -------------------------------------------------------------
 
-USE = "from pipeline import philox, compiled as c; print(c.compiled.keywords['cache'], c.config.CACHE_DIR)"
+USE = """
+    from pipeline import philox
+    from pipeline.base import compiled as c
+    print(c.compiled.keywords["cache"], c.config.CACHE_DIR)
+"""
 
 
 def test_compiled_code_is_kept_in_tmpdir_where_numba_finds_no_place(tmp_path):
@@ -82,7 +86,7 @@ def test_a_private_folder_is_really_ours(tmp_path, monkeypatch):
 
 SETTLE = """
     import os
-    from pipeline import machine
+    from pipeline.base import machine
     machine.settle()
     print({k: os.environ.get(k) for k in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TRITON_CACHE_DIR", "USER")})
 """
@@ -210,8 +214,8 @@ def test_no_loader_maps_the_file_into_memory(tmp_path, engine):
     if engine == "dali":
         pytest.importorskip("nvidia.dali")
     file = pairs_file(tmp_path / "p.beton", 40)
-    loader = import_module(f"pipeline.{engine}_loader").once(file, batch_size=16, image_size=32)
-    for _ in loader:
+    loader = getattr(import_module(f"pipeline.{engine}_loader"), f"{engine.upper()}Loader")
+    for _ in loader.one_pass(file, batch_size=16, image_size=32):
         assert str(file.path) not in Path("/proc/self/maps").read_text()
 
 

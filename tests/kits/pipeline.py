@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.augment import draws
+from pipeline.augment import Draws, sample_draws
 from pipeline.beton.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
 from pipeline.beton.writer import Jpeg, writing
 
@@ -100,9 +100,9 @@ def pil(file: Beton, index: int, name: str = "image") -> Image.Image:
     return Image.open(io.BytesIO(file.jpeg(index, name).tobytes()))
 
 
-def drawn(file: Beton, augment, seed: int, epoch, index: Sequence[int]):
-    """`draws` for samples of a pairs file."""
+def draws_of(file: Beton, augment, seed: int, epoch, index: Sequence[int]) -> Draws:
+    """`sample_draws` for samples of a pairs file."""
     index = np.asarray(index)
     size = file.sizes("image", index)
     luma = file.metadata["luma"][index][:, None]
-    return draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)
+    return sample_draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.augment import AUGMENTS
 from pipeline.beton.fields import Beton
-from pipeline.ffcv_loader import FFCVLoader, once
+from pipeline.ffcv_loader import FFCVLoader
 from pipeline.order import Order
 from pipeline.throughput import command as throughput
 from pipeline.throughput.synthetic import photographs, write
@@ -31,7 +31,7 @@ def made_up(tmp_path_factory):
 def test_made_up_files_are_whole(made_up):
     file = Beton(made_up)
     assert len(file) == 40 and file.kind == "pairs" and file.text("key", 7) == f"{7:016d}"
-    batches = list(once(file, batch_size=16, image_size=32))
+    batches = list(FFCVLoader.one_pass(file, batch_size=16, image_size=32))
     assert all(b.valid.all() for b in batches)
     images = torch.cat([b.images for b in batches])
     assert torch.equal(images[0], images[3]) and not torch.equal(images[0], images[1])
