@@ -29,12 +29,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pipeline.base.compiled import compiled
+from pipeline.formats import markers
 
 _FAST = {"contract", "nnan", "ninf", "nsz"}  # no reassociation: the same sums on every machine
 _ROWS = 4  # rows that share the horizontal weights
 _MAX_RADIUS = 30  # of the blur: ceil(3 sigma) for the largest sigma `Augment` takes
 _PREFIX = "perceptual_initialization_"
 
+_next_segment, _is_frame = compiled(markers.next_segment), compiled(markers.is_frame)
 _init = types.ExternalFunction(_PREFIX + "tjInitDecompress", types.intp())
 _destroy = types.ExternalFunction(_PREFIX + "tjDestroy", types.int32(types.intp))
 _decompress = types.ExternalFunction(
@@ -64,23 +66,15 @@ def load_decoder() -> None:
 @compiled
 def jpeg_size(data):
     """(height, width) in a JPEG's frame header, or (0, 0) for other bytes, as data (n,) uint8."""
-    n = len(data)
-    if n < 4 or data[0] != 0xFF or data[1] != 0xD8:
+    if len(data) < 2 or data[0] != 0xFF or data[1] != 0xD8:
         return 0, 0
-    at = 2
-    while at + 9 < n and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these carry no length
-            at += 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            height = np.int64(data[at + 5]) << 8 | np.int64(data[at + 6])
-            return height, np.int64(data[at + 7]) << 8 | np.int64(data[at + 8])
-        at += 2 + (np.int64(data[at + 2]) << 8 | np.int64(data[at + 3]))
-    return 0, 0
+    marker, start, stop = _next_segment(data, 2)
+    while marker != 0 and not _is_frame(marker):
+        marker, start, stop = _next_segment(data, stop)
+    if marker == 0 or start + 9 > len(data):
+        return 0, 0
+    height = np.int64(data[start + 5]) << 8 | np.int64(data[start + 6])
+    return height, np.int64(data[start + 7]) << 8 | np.int64(data[start + 8])
 
 
 @compiled

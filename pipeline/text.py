@@ -1,11 +1,11 @@
 """CLIP's tokenizer, fast: captions → token ids equal to open_clip's `SimpleTokenizer`, for any string.
 
-Speed comes from three exact short cuts: text on which ftfy provably changes nothing is not given to
-it, words are looked up in a cache of their ids, and a batch becomes one array at the end.  Unknown
-words go to the BPE of Hugging Face's `tokenizers`, loaded with the vocabulary file that open_clip
+Speed comes from three exact short cuts.  Printable ASCII without "&" is not given to ftfy, which would
+change nothing.  Words are looked up in a cache of their ids.  A batch becomes one array at the end.
+Unknown words go to the BPE of Hugging Face's `tokenizers`, loaded with the vocabulary file that open_clip
 installs (open_clip itself is not imported).
 
-Not here: caption choice (the loader draws it), packing of tokens (`kernels/towers.py`).
+Elsewhere: caption choice (`augment.py` draws it), packing of tokens (`packing.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import gzip
 import html
 import importlib.util
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -22,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-CONTEXT_LENGTH = 77
+from pipeline.beton.fields import CONTEXT_LENGTH
+
 START, END = 49406, 49407
 _MERGES = 49152 - 256 - 2
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
@@ -30,57 +30,15 @@ _CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
 _WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|"
 _ascii_words = re.compile(_WORDS + r"[a-z]+|[0-9]|[^\sa-z0-9]+").findall  # for lowercase ASCII
 _plain = re.compile(r"[\t\n\r -%'-~]*").fullmatch  # ASCII without "&" and control characters
-_QUOTES = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
-_lines = re.compile(r"[^\n]*\n|[^\n]+").findall  # ftfy's segments
-
-
-# -- cleaning ---------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
     """ftfy, HTML entities unescaped twice, whitespace collapsed, lowercase: as open_clip's tokenizer."""
     if not _plain(text):
-        straight = text.translate(_QUOTES)
-        # ftfy repairs the encoding first and straightens quotes then: both forms must be fine with it.
-        fine = _untouched(straight) and (straight == text or not _is_bad(text))
-        text = straight if fine else _clean_slowly(text)
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
-
-
-def _clean_slowly(text: str) -> str:
-    import ftfy
-
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-
-
-@cache
-def _touched():
-    """Search for a character that some step of ftfy, or unescaping, looks for.
-
-    ftfy's steps besides mojibake repair and NFC act on single characters of these tables only
-    (ftfy/chardata.py, ftfy/fixes.py).
-    """
-    from ftfy import chardata
-
-    characters = {chr(c) for c in (*chardata.LIGATURES, *chardata.WIDTH_MAP, *chardata.CONTROL_CHARS)}
-    characters |= {chr(c) for c in range(0x80, 0xA0)} | set("&\x1b\x7f\x85\u2028\u2029")
-    listed = "".join(re.escape(c) for c in sorted(characters - set("\t\n\r ")))
-    quotes = chardata.SINGLE_QUOTE_RE.pattern[1:-1] + chardata.DOUBLE_QUOTE_RE.pattern[1:-1]
-    return re.compile(f"[{listed}{quotes}\ud800-\udfff]").search
-
-
-def _untouched(text: str) -> bool:
-    """True only if ftfy and html.unescape leave `text` as it is, line breaks aside."""
-    if _touched()(text) or not unicodedata.is_normalized("NFC", text):
-        return False
-    return not _is_bad(text)
-
-
-def _is_bad(text: str) -> bool:
-    """Whether ftfy sees mojibake in a line of `text`; it looks at each line for itself."""
-    from ftfy.badness import is_bad
-
-    return any(is_bad(line) for line in _lines(text))
 
 
 # -- tokens -----------------------------------------------------------------------------------
@@ -88,10 +46,10 @@ def _is_bad(text: str) -> bool:
 
 def vocabulary_file() -> Path:
     """open_clip's BPE merges; ValueError when open_clip is not installed."""
-    found = importlib.util.find_spec("open_clip")
-    if found is None:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None:
         raise ValueError("open_clip is not installed; pip install open_clip_torch")
-    return Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    return Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
 
 
 @cache
@@ -107,7 +65,7 @@ def _byte_letters() -> dict[int, str]:
 
 
 class _Words(dict):
-    """word → its token ids; a missing word is encoded, and remembered while there is room."""
+    """word → its token ids; a missing word is encoded and remembered while there is room."""
 
     def __init__(self):
         from tokenizers import models

@@ -24,6 +24,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from pipeline.formats.markers import is_frame, next_segment
+
 MAX_PIXELS = 100_000_000
 # What PIL may try: no format that starts a program (EPS), or holds a document or measurements.
 # TGA has nothing to be known by, so it comes last.
@@ -31,7 +33,7 @@ FORMATS = [
     "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "ICNS",
     "CUR", "PSD", "DDS", "QOI", "SGI", "PCX", "XPM", "XBM", "SUN", "MSP", "IM", "BLP", "FLI", "FTEX", "TGA",
 ]  # fmt: skip
-_ICC, _EXIF, _ADOBE, _SCAN = 0xE2, 0xE1, 0xEE, 0xDA
+_ICC, _EXIF, _ADOBE = 0xE2, 0xE1, 0xEE
 _ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF's tags
 # Sampling factors of three components, as bytes of the frame header.
 _SUBSAMPLINGS = {
@@ -125,19 +127,12 @@ class Head:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of each segment before a JPEG's data, its marker and length included."""
-    at = 2 if data[:3] == b"\xff\xd8\xff" else len(data)
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these carry no length
-            at += 2
-        elif marker in (_SCAN, 0xD9):
-            return
-        else:
-            stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
-            yield marker, at, stop
-            at = stop
+    if data[:3] != b"\xff\xd8\xff":
+        return
+    marker, start, stop = next_segment(data, 2)
+    while marker:
+        yield marker, start, stop
+        marker, start, stop = next_segment(data, stop)
 
 
 def read_head(data: bytes) -> Head | None:
@@ -149,7 +144,7 @@ def read_head(data: bytes) -> Head | None:
             app1 = True
         elif marker == _ADOBE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        elif is_frame(marker):
             return _frame(marker, body, adobe, app1)
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,14 +12,7 @@ import torch
 from pipeline.augment import Augment
 from pipeline.beton.fields import Beton
 from pipeline.order import Order
-
-
-class Sizes(Protocol):
-    """What a part needs of the command's settings."""
-
-    image_size: int
-    batch_size: int
-    workers: int
+from pipeline.throughput.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,15 +20,15 @@ class Part:
     """One line of the table."""
 
     title: str
-    make: Callable[[Beton, Sizes, Augment], Iterator]
+    make: Callable[[Beton, Settings, Augment], Iterator]
     gpu: bool = False  # needs a GPU; measured by the clock instead of CPU-seconds
 
 
 _STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
 
 
-def _engine(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterator]:
-    def make(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _engine(name: str, **arguments) -> Callable[[Beton, Settings, Augment], Iterator]:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
         changes = {k: v for k, v in arguments.items() if k in _STOCK}
         extra = {k: v for k, v in arguments.items() if k not in _STOCK}
         if name == "ffcv":
@@ -51,8 +43,8 @@ def _engine(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterato
     return make
 
 
-def _peer(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterator]:
-    def make(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _peer(name: str, **arguments) -> Callable[[Beton, Settings, Augment], Iterator]:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
         from pipeline.throughput import peers
 
         return getattr(peers, name)(
@@ -62,19 +54,19 @@ def _peer(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterator]
     return make
 
 
-def _batches_of_indices(file: Beton, settings: Sizes) -> Iterator[np.ndarray]:
+def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]:
     first = 0
     while True:
         yield Order().locate(1, len(file), np.arange(first, first + settings.batch_size))[1]
         first += settings.batch_size
 
 
-def _read(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _read(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     for index in _batches_of_indices(file, settings):
         yield file.read(*file.spans("image", index))
 
 
-def _decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     from pipeline import pixels
 
     pixels.load_decoder()
@@ -88,15 +80,15 @@ def _decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
         yield index
 
 
-def _pack(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _pack(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     from pipeline.packing import pack
 
     for index in _batches_of_indices(file, settings):
         yield pack(torch.from_numpy(np.ascontiguousarray(file.arrays("tokens", index)[:, 0])))
 
 
-def _gpu_decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
-    """The mixed decoder alone, whole pictures: the part of the work that has a limit of its own."""
+def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    """The mixed decoder alone, whole images: the part of the work that has a limit of its own."""
     from nvidia.dali import fn, pipeline_def, types
 
     from pipeline.throughput.peers import jpegs
