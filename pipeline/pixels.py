@@ -1,14 +1,15 @@
 """The pixel operations of the FFCV engine, compiled once and cached on disk.
 
-`process` takes samples from JPEG bytes to normalised values without Python in between, so
-threads run it side by side.  It drives the decoder FFCV is built on (libturbojpeg, through FFCV's
-extension), but looks at the result, which FFCV does not, and asks for the accurate transform:
-its `imdecode` has the fast one wired in, which is 1 level off on average and no faster today.
-The pixels are those of PIL and DALI to the bit.
+`process` takes samples from JPEG bytes to normalised values without Python in between, so threads run it
+side by side.  It calls the decoder that FFCV is built on (libturbojpeg, through FFCV's extension), with two
+differences.  It looks at the decoder's result, which FFCV does not.  And it asks for the accurate transform:
+FFCV's `imdecode` always takes the fast one, which is 1 level off on average and no faster today.  The decoded
+pixels are those of PIL and DALI to the bit.
 
-Resizing is PIL's: antialiased bicubic (a = -0.5), horizontal pass first, rounded and clipped
-after each pass.  FFCV's own resize (OpenCV INTER_AREA) becomes bilinear when it enlarges.
-Does not read files, draw numbers or know about batches.
+Resizing is PIL's: antialiased bicubic (a = -0.5), horizontal pass first, rounded and clipped after each pass.
+FFCV's own resize (OpenCV INTER_AREA) becomes bilinear when it enlarges.
+
+Elsewhere: reading files (`beton/fields.py`), drawing numbers (`augment.py`), batches (`stream.py`).
 
 S side of the result, H x W stored image.  Images are (rows, columns, 3) uint8, colours interleaved.
 """
@@ -48,9 +49,9 @@ _decompress = types.ExternalFunction(
 
 @cache
 def load_decoder() -> None:
-    """Makes the decoder known to compiled code; before the first call of `process`.
+    """Make the decoder known to compiled code; call it before `process`.
 
-    Loads FFCV's shared object alone: importing the package costs seconds and is not needed.
+    It loads FFCV's shared object alone: importing the package costs seconds and is not needed.
     Raises ValueError when ffcv is not installed.
     """
     spec = importlib.util.find_spec("ffcv")
@@ -79,9 +80,9 @@ def jpeg_size(data):
 
 @compiled
 def decode(data, height, width, out):
-    """Decodes a JPEG of this size to out (>= height * width * 3,) uint8; whether it went well.
+    """Decode a JPEG of this size to out (>= height * width * 3,) uint8; returns whether it went well.
 
-    A warning counts as a fault (part of the image is missing).  The size is compared first: the
+    A warning counts as a failure (part of the image is missing).  The size is compared first: the
     decoder would silently fill a smaller rectangle.  Each image gets a new decoder (microseconds):
     an old one would lend an image without tables those of its predecessor.
     """
@@ -96,7 +97,7 @@ def decode(data, height, width, out):
 
 @compiled
 def decodable(data, start, size, height, width):
-    """Which of the JPEGs (N,) in `data` `decode` takes without complaint; (N,) bool."""
+    """(N,) bool: which of the JPEGs (N,) in `data` decode without a warning or an error."""
     ok = np.zeros(len(start), np.bool_)
     for n in range(len(start)):
         out = np.empty(height[n] * width[n] * 3, np.uint8)
@@ -144,9 +145,10 @@ def filter_taps(size, whole, start, side):
 def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
     """One output pixel of `_ROWS` rows: out[r] = sum over k of weights[k] * row[r][3k : 3k + 4].
 
-    Pointers and steps in bytes, float32.  Four lanes (red, green, blue and the next red) make one
-    vector; the fourth is overwritten by the next pixel.  By hand because LLVM finds no vectors
-    here, and this loop is half of the resize.
+    Pointers and steps in bytes, float32.  Four lanes (red, green, blue and the next red) make one vector;
+    the fourth is overwritten by the next pixel.  By hand because LLVM finds no vectors here: a resize of
+    256 x 384 to 224 takes 0.27 ms of CPU so, 0.40 ms with twelve running sums in plain @njit, and 1.0 ms with
+    the plainest loop, all to the same bits (mean of four boxes; a whole "paper" sample takes some 1.2 ms).
     """
 
     def generate(context, builder, signature, args):
@@ -177,14 +179,14 @@ def _weigh_pixel(context, row, row_step, weights, count, out, out_step):
 
 @compiled(fastmath=_FAST)
 def _to_levels(values, out):
-    """values (n,) float32, clipped and rounded (halves up, as PIL does) to out (n,) uint8."""
+    """values (n,) float32 → out (n,) uint8, clipped and rounded (halves up, as PIL does)."""
     for i in range(len(out)):
         out[i] = np.uint8(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
 
 @compiled(fastmath=_FAST)
 def _round_levels(values):
-    """`_to_levels` in place; a function of its own, as LLVM gives up vectors where arguments overlap."""
+    """`_to_levels` in place; a function of its own, since LLVM makes no vectors of overlapping arguments."""
     for i in range(len(values)):
         values[i] = np.floor(min(max(values[i], np.float32(0)), np.float32(255)) + np.float32(0.5))
 
@@ -240,7 +242,7 @@ def _stack(rows, height, first, weights, total, out):
 
 @compiled
 def covering(height, width, side):
-    """torchvision's Resize(side) and CenterCrop(side): rows and columns in between, and the crop's corner."""
+    """torchvision's Resize(side), CenterCrop(side): (rows, columns when resized, the crop's top, left)."""
     short, long = min(height, width), max(height, width)
     long = int(side * long / short)
     rows, columns = (side, long) if height <= width else (long, side)
@@ -249,7 +251,7 @@ def covering(height, width, side):
 
 @compiled
 def scratch_size(height, width, side):
-    """How many float32 `resize` and `blur` need for images up to this size."""
+    """Number of float32 that `resize` and `blur` need for images up to this size."""
     taps = 4 * max(height, width) // side + 8
     resize = (height + _ROWS) * (3 * side + 1) + _ROWS * (3 * (width + taps) + 4) + 3 * side
     return max(resize, 3 * side * side + 6 * side + 6 * _MAX_RADIUS)
@@ -259,7 +261,7 @@ def scratch_size(height, width, side):
 def resize(image, top, left, height, width, covers, scratch, out):
     """A box of image (H, W, 3) uint8, resized to out (S, S, 3) uint8.
 
-    It is squeezed to the square, or, where it `covers` it, scaled to cover it and cut (`covering`).
+    It is squeezed to the square.  With `covers`, it is scaled to cover the square, and cut (`covering`).
     """
     side = len(out)
     rows_whole, columns_whole, first_row, first_column = side, side, 0, 0

@@ -25,7 +25,7 @@ from pipeline.beton.fields import CONTEXT_LENGTH
 
 START, END = 49406, 49407
 _MERGES = 49152 - 256 - 2
-_CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
+_CACHED_LENGTH = 32  # characters; longer words are rare and are not kept
 
 _WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|"
 _ascii_words = re.compile(_WORDS + r"[a-z]+|[0-9]|[^\sa-z0-9]+").findall  # for lowercase ASCII
@@ -64,10 +64,13 @@ def _byte_letters() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
-class _Words(dict):
-    """word → its token ids; a missing word is encoded and remembered while there is room."""
+class Words(dict):
+    """word → its token ids; a missing word is encoded and remembered while there is room.
 
-    def __init__(self):
+    capacity: words; the default takes a few tens of MB.
+    """
+
+    def __init__(self, capacity: int = 1 << 18):
         from tokenizers import models
 
         letters = list(_byte_letters().values())
@@ -78,7 +81,7 @@ class _Words(dict):
         assert len(set(tokens)) == len(tokens) == START
         vocabulary = {token: number for number, token in enumerate(tokens)}
         self._bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
-        self.names = tokens
+        self.names, self._capacity = tokens, capacity
         self._special = {"<start_of_text>": (START,), "<end_of_text>": (END,)}
         super().__init__(self._special)
 
@@ -87,7 +90,7 @@ class _Words(dict):
         mapped = "".join([letters[byte] for byte in word.encode("utf-8")])
         ids = tuple(token.id for token in self._bpe.tokenize(mapped))
         if len(word) <= _CACHED_LENGTH:
-            if len(self) >= _CACHED_WORDS:
+            if len(self) >= self._capacity:
                 self.clear()
                 self.update(self._special)
             self[word] = ids
@@ -95,8 +98,8 @@ class _Words(dict):
 
 
 @cache
-def _words() -> _Words:
-    return _Words()
+def _words() -> Words:
+    return Words()
 
 
 @cache

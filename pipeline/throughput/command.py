@@ -31,9 +31,8 @@ from pipeline.throughput.settings import Settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return console.command(
-        lambda: run(tyro.cli(Settings, description=__doc__.split("\n\n")[0], args=arguments))
-    )
+    description = __doc__.split("\n\n")[0]
+    return console.command(lambda: run(tyro.cli(Settings, description=description, args=arguments)))
 
 
 def run(settings: Settings) -> None:
