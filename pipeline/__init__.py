@@ -20,30 +20,14 @@ if TYPE_CHECKING:
     from pipeline.packing import pack
 
 __all__ = [
-    "AUGMENTS",
-    "Augment",
-    "Beton",
-    "DALILoader",
-    "FFCVLoader",
-    "ImageText",
-    "Order",
-    "Subset",
-    "Triplet",
+    "AUGMENTS", "Augment", "Beton", "DALILoader", "FFCVLoader", "ImageText", "Order", "Subset", "Triplet",
     "pack",
-]
-
+]  # fmt: skip
 _MODULES = {
-    "AUGMENTS": "augment",
-    "Augment": "augment",
-    "Beton": "beton.fields",
-    "DALILoader": "dali_loader",
-    "FFCVLoader": "ffcv_loader",
-    "ImageText": "batch",
-    "Order": "order",
-    "Subset": "order",
-    "Triplet": "batch",
-    "pack": "packing",
-}
+    "AUGMENTS": "augment", "Augment": "augment", "Beton": "beton.fields", "DALILoader": "dali_loader",
+    "FFCVLoader": "ffcv_loader", "ImageText": "batch", "Order": "order", "Subset": "order",
+    "Triplet": "batch", "pack": "packing",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

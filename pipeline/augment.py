@@ -1,4 +1,4 @@
-"""What is done to a sample, as numbers: presets, draws, and the plain reference that applies them.
+"""What is done to a sample, as numbers: presets and draws.
 
 All randomness of a sample is a pure function of (seed, epoch, sample index).  `sample_draws` computes it for
 a whole batch at once; the engines only apply it.  The images of a triplet share one set of draws.
@@ -22,7 +22,6 @@ from pipeline.philox import philox
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -200,6 +199,13 @@ def _colour_matrix(brightness, contrast, saturation, turns, gray, luma, out):
 
 
 @compiled
+def _factor(u, strength):
+    """u in [0, 1) → a factor within 1 ± strength, not below 0."""
+    low = max(0.0, 1 - strength)
+    return low + u * (1 + strength - low)
+
+
+@compiled
 def _sample_draws(seed, epochs, indices, heights, widths, luma, crop, strengths, chances, limits):
     count, views = heights.shape
     box = np.empty((count, views, 4), np.int32)
@@ -219,14 +225,7 @@ def _sample_draws(seed, epochs, indices, heights, widths, luma, crop, strengths,
         b = c = s = 1.0
         turns = 0.0
         if jitter:
-            low_b, low_c, low_s = (
-                max(0.0, 1 - strengths[0]),
-                max(0.0, 1 - strengths[1]),
-                max(0.0, 1 - strengths[2]),
-            )
-            b = low_b + ub * (1 + strengths[0] - low_b)
-            c = low_c + uc * (1 + strengths[1] - low_c)
-            s = low_s + us * (1 + strengths[2] - low_s)
+            b, c, s = _factor(ub, strengths[0]), _factor(uc, strengths[1]), _factor(us, strengths[2])
             turns = (2 * uh - 1) * strengths[3]
         for v in range(views):
             h, w = heights[i, v], widths[i, v]
@@ -250,27 +249,3 @@ def lookup_table(augment: Augment, dtype: torch.dtype) -> torch.Tensor:
     level = torch.arange(256, dtype=torch.float64) / 255
     mean, std = torch.tensor(augment.mean).double(), torch.tensor(augment.std).double()
     return ((level - mean[:, None]) / std[:, None]).to(dtype)
-
-
-def apply_reference(image: Image.Image, draws: Draws, row: int, view: int, side: int) -> torch.Tensor:
-    """One image's draws applied with PIL and torchvision, operation by operation → uint8 (3, S, S)."""
-    import torch
-    from PIL import Image
-    from torchvision.transforms.v2 import functional as F
-
-    top, left, height, width = (int(n) for n in draws.box[row, view])
-    image = image.convert("RGB").crop((left, top, left + width, top + height))
-    if draws.covers:
-        image = F.center_crop(F.resize(image, side, F.InterpolationMode.BICUBIC), [side, side])
-    else:
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    if draws.coloured[row]:
-        m = draws.matrix[row, view].astype(np.float64)
-        pixels = np.rint(np.clip(pixels @ m[:, :3].T + m[:, 3], 0, 255)).astype(np.uint8)
-    out = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    sigma = float(draws.sigma[row])
-    radius = blur_radius(sigma, side)
-    if sigma and radius:
-        out = F.gaussian_blur(out, [2 * radius + 1] * 2, [sigma, sigma])
-    return out.flip(-1) if draws.flip[row] else out

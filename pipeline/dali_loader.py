@@ -197,13 +197,7 @@ def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[
 
 
 def define(
-    augment: Augment,
-    source,
-    batch_size: int,
-    side: int,
-    dtype: torch.dtype,
-    workers: int,
-    device: str,
+    augment: Augment, source, batch_size: int, side: int, dtype: torch.dtype, workers: int, device: str
 ):
     """The DALI pipeline, not built yet, over an iterator of `_Submitted.arguments`; device "cpu" or "gpu".
 

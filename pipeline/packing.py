@@ -1,4 +1,4 @@
-"""Captions without their padding: trimmed, or packed end to end into rows of one length.
+"""Captions without their padding: packed end to end into rows of one length.
 
 Tokens after the end token change nothing (causal attention, pooling at the end token), and a caption fills
 some 16 of 77 places.  `pack` puts several captions in a row, with the numbers a tower needs to keep them
@@ -37,11 +37,6 @@ class Packed(NamedTuple):
     def fill(self) -> float:
         """The share of places that hold a token."""
         return float((self.segment < len(self.pool)).float().mean())
-
-
-def trim(tokens: Tensor) -> Tensor:
-    """tokens (B, T), zero after the end token → (B, length of the longest caption); shape varies."""
-    return tokens[:, : int(_lengths(tokens.numpy()).max(initial=1))]
 
 
 def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:

@@ -89,10 +89,5 @@ def first_batch(file: Path, settings: Settings) -> float:
     return spent.wall
 
 
-def _child() -> None:
-    name, settings = pickle.load(sys.stdin.buffer)
-    print(json.dumps(measure_part(name, settings)))
-
-
 if __name__ == "__main__":
-    sys.exit(console.command(_child))
+    sys.exit(console.command(lambda: print(json.dumps(measure_part(*pickle.load(sys.stdin.buffer))))))

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from pipeline import dali_loader, pixels
-from pipeline.augment import AUGMENTS, Augment, apply_reference
+from pipeline.augment import AUGMENTS, Augment
 from pipeline.dali_loader import DALILoader, define
 from pipeline.ffcv_loader import FFCVLoader
 from tests.kits.pipeline import (
+    apply_reference,
     damaged_jpegs,
     draws_of,
     jpeg,

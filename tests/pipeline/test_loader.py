@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline import readahead, stream
-from pipeline.augment import AUGMENTS, Augment, apply_reference, sample_draws
+from pipeline.augment import AUGMENTS, Augment, sample_draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.ffcv_loader import FFCVLoader
 from pipeline.order import Order
-from tests.kits.pipeline import draws_of, pairs_file, pil, triplets_file, with_wrong_pointers
+from tests.kits.pipeline import apply_reference, draws_of, pairs_file, pil, triplets_file, with_wrong_pointers
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)  # values are levels
