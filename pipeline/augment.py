@@ -138,10 +138,8 @@ def sample_draws(
     strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
     chances = np.array([a.jitter_p, a.gray_p, a.blur_p, a.flip_p])
     limits = np.array([*a.scale, *np.log(a.ratio), *a.blur_sigma])
-    crop = CROPS.index(a.crop)
-    return _sample_draws(
-        np.uint64(seed), epoch, index, heights, widths, luma, crop, strengths, chances, limits
-    )
+    sizes, crop = (heights, widths), CROPS.index(a.crop)
+    return _sample_draws(np.uint64(seed), epoch, index, *sizes, luma, crop, strengths, chances, limits)
 
 
 @compiled

@@ -103,7 +103,7 @@ class Writer:
         self._metadata = np.zeros(_CHUNK, f.metadata_dtype(self.schema))
         self._pointed = [n for n, field in self.schema.items() if field.kind in f.ALLOCATES]
         self._allocations = np.zeros(_CHUNK * len(self._pointed), f.ALLOCATION)
-        self._shared: dict[bytes, tuple[int, int]] | None = {} if share else None
+        self._share, self._shared = share, dict[bytes, tuple[int, int]]()  # digest → (offset, size)
         self._start = len(head(self.schema, 0, page_size, 0))
         self._end = align(self._start + capacity * self._metadata.itemsize, page_size)
         self._file.seek(self._end)
@@ -148,24 +148,20 @@ class Writer:
 
     def _store(self, blobs: dict[str, bytes]) -> dict[str, tuple[int, int]]:
         """Write the values into one page; name → (offset, size)."""
-        spans, digests = {}, {}
-        if self._shared is not None:
-            for name in blobs:
-                if self.schema[name].kind == f.IMAGE:
-                    digests[name] = hashlib.blake2b(blobs[name], digest_size=16).digest()
-                    if digests[name] in self._shared:
-                        spans[name] = self._shared[digests[name]]
+        images = [n for n in blobs if self._share and self.schema[n].kind == f.IMAGE]
+        digests = {n: hashlib.blake2b(blobs[n], digest_size=16).digest() for n in images}
+        spans = {n: self._shared[digest] for n, digest in digests.items() if digest in self._shared}
         new = [name for name in blobs if name not in spans]
         self._turn_page(sum(len(blobs[name]) for name in new))
         for name in new:
-            known = self._shared.get(digests[name]) if name in digests else None
-            if known is None:
-                known = (self._end, len(blobs[name]))
+            span = self._shared.get(digests[name]) if name in digests else None  # of this sample's others
+            if span is None:
+                span = (self._end, len(blobs[name]))
                 self._file.write(blobs[name])
                 self._end += len(blobs[name])
                 if name in digests:
-                    self._shared[digests[name]] = known
-            spans[name] = known
+                    self._shared[digests[name]] = span
+            spans[name] = span
         return spans
 
     def _turn_page(self, size: int) -> None:
