@@ -1,11 +1,11 @@
-"""What is done to a sample, as numbers: presets, draws, and the plain reference that applies them.
+"""What is done to a sample, as numbers: presets and draws.
 
-All randomness of a sample is a pure function of (seed, epoch, sample index), drawn here for a
-whole batch at once; the engines only apply it.  The images of a triplet share one set.
+All randomness of a sample is a pure function of (seed, epoch, sample index).  `sample_draws` computes it for
+a whole batch at once; the engines only apply it.  The images of a triplet share one set of draws.
 
 Brightness, contrast, saturation, hue and grayscale are folded into one 3x4 matrix a sample.
-torchvision applies them one by one, in random order, clamping in between; apart from that
-clamping, and from hue (a rotation about the grey axis here, an HSV shift there), it is the same.
+torchvision applies them one by one, in random order, and clamps in between.  The result is the same but for
+that clamping and for hue, which is a rotation about the grey axis here and an HSV shift there.
 
 B batch, V images of a sample (1, or 3 of a triplet), S image side.
 """
@@ -13,7 +13,7 @@ B batch, V images of a sample (1, or 3 of a triplet), S image side.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,21 +22,21 @@ from pipeline.philox import philox
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CROPS = ("resize", "centre", "random")
-RANDOM = CROPS.index("random")
+CENTRE, RANDOM = CROPS.index("centre"), CROPS.index("random")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """One recipe of augmentation; defaults change nothing but size and scale of values.
+    """One recipe of augmentation; by default images are resized and normalised, and nothing is drawn.
 
-    crop: "resize" squeezes the whole image, "centre" scales the short side to S and cuts the middle out
-    (torchvision's Resize and CenterCrop, as open_clip evaluates), "random" draws torchvision's
-    RandomResizedCrop box from `scale` (share of the area) and `ratio` (width over height).
+    crop: "resize" squeezes the whole image into the square, whatever its aspect ratio.  "centre" scales the
+    short side to S and cuts the middle out (torchvision's Resize and CenterCrop, as open_clip evaluates).
+    "random" draws torchvision's RandomResizedCrop box from `scale` (share of the area) and `ratio` (width
+    over height).
     brightness, contrast, saturation: factor 1 ± value; hue: ± turns.
     `*_p` are probabilities; `blur_sigma` is in pixels of the resized image.
     """
@@ -79,8 +79,8 @@ class Augment:
 
 _PAPER_COLOUR = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8)
 AUGMENTS = {
-    "none": Augment(),
-    "eval": Augment(crop="centre"),
+    "none": Augment(),  # no random draws and nothing cut off: images are squeezed into the square
+    "eval": Augment(crop="centre"),  # no random draws either, but the aspect ratio is kept
     "clip": Augment(crop="random", scale=(0.9, 1.0)),
     "paper": Augment(crop="random", scale=(0.2, 1.0), gray_p=0.2, blur_p=0.5, flip_p=0.5, **_PAPER_COLOUR),
     "demo": Augment(crop="random", scale=(0.65, 1.0), ratio=(0.85, 1.18), gray_p=0.05,
@@ -88,20 +88,43 @@ AUGMENTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The numbers of a batch. Boxes are per image; everything else but the contrast centre is shared."""
+class Draws(NamedTuple):
+    """The numbers drawn for a batch, as `sample_draws` returns them.
+
+    Boxes are per image.  Everything else is shared by a sample's images, but for the centre of the contrast
+    operation, which is in the matrix.
+    """
 
     box: np.ndarray  # (B, V, 4) int32: top, left, height, width of the crop
     covers: bool  # the box is not squeezed to the square but covers it: see `pixels.covering`
     matrix: np.ndarray  # (B, V, 3, 4) float32: colour' = M[:, :3] @ colour + M[:, 3], in 0 … 255
-    colour: np.ndarray  # (B,) bool: whether the matrix is other than the identity
+    coloured: np.ndarray  # (B,) bool: whether the matrix is other than the identity
     sigma: np.ndarray  # (B,) float32: blur in pixels, 0 for none
     flip: np.ndarray  # (B,) bool: mirrored left to right
     choice: np.ndarray  # (B,) float64 in [0, 1): which caption
 
+    def of_view(self, view: int, part: slice) -> Draws:
+        """The draws of one image of each sample in `part`: box is (N, 4) then, matrix (N, 3, 4)."""
+        return Draws(
+            box=self.box[part, view],
+            covers=self.covers,
+            matrix=self.matrix[part, view],
+            coloured=self.coloured[part],
+            sigma=self.sigma[part],
+            flip=self.flip[part],
+            choice=self.choice[part],
+        )
 
-def draws(augment: Augment, seed: int, epoch, index, heights, widths, luma) -> Draws:
+
+def sample_draws(
+    augment: Augment,
+    seed: int,
+    epoch: np.ndarray | int,
+    index: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    luma: np.ndarray,
+) -> Draws:
     """The draws of samples `index` (B,) in `epoch` (B,) or one number.
 
     heights, widths: (B, V) pixels of the stored images; luma: (B, V) their mean luma, 0 … 255.
@@ -115,9 +138,8 @@ def draws(augment: Augment, seed: int, epoch, index, heights, widths, luma) -> D
     strengths = np.array([a.brightness, a.contrast, a.saturation, a.hue])
     chances = np.array([a.jitter_p, a.gray_p, a.blur_p, a.flip_p])
     limits = np.array([*a.scale, *np.log(a.ratio), *a.blur_sigma])
-    box, *others = _draw(np.uint64(seed), epoch, index, heights, widths, luma,
-                         CROPS.index(a.crop), strengths, chances, limits)  # fmt: skip
-    return Draws(box, a.crop == "centre", *others)
+    sizes, crop = (heights, widths), CROPS.index(a.crop)
+    return _sample_draws(np.uint64(seed), epoch, index, *sizes, luma, crop, strengths, chances, limits)
 
 
 @compiled
@@ -175,11 +197,18 @@ def _colour_matrix(brightness, contrast, saturation, turns, gray, luma, out):
 
 
 @compiled
-def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances, limits):
+def _factor(u, strength):
+    """u in [0, 1) → a factor within 1 ± strength, not below 0."""
+    low = max(0.0, 1 - strength)
+    return low + u * (1 + strength - low)
+
+
+@compiled
+def _sample_draws(seed, epochs, indices, heights, widths, luma, crop, strengths, chances, limits):
     count, views = heights.shape
     box = np.empty((count, views, 4), np.int32)
     matrix = np.empty((count, views, 3, 4), np.float32)
-    colour, flip = np.empty(count, np.bool_), np.empty(count, np.bool_)
+    coloured, flip = np.empty(count, np.bool_), np.empty(count, np.bool_)
     sigma, choice = np.zeros(count, np.float32), np.empty(count, np.float64)
     for i in range(count):
         epoch, index = epochs[i], indices[i]
@@ -187,21 +216,14 @@ def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances
         u_jitter, u_gray, u_blur, u_sigma = _uniform(seed, epoch, index, 1)
         u_flip, choice[i], uy, ux = _uniform(seed, epoch, index, 2)
         jitter, gray = u_jitter < chances[0], u_gray < chances[1]
-        colour[i] = gray or (jitter and strengths.any())
+        coloured[i] = gray or (jitter and strengths.any())
         if u_blur < chances[2]:
             sigma[i] = limits[4] + u_sigma * (limits[5] - limits[4])
         flip[i] = u_flip < chances[3]
         b = c = s = 1.0
         turns = 0.0
         if jitter:
-            low_b, low_c, low_s = (
-                max(0.0, 1 - strengths[0]),
-                max(0.0, 1 - strengths[1]),
-                max(0.0, 1 - strengths[2]),
-            )
-            b = low_b + ub * (1 + strengths[0] - low_b)
-            c = low_c + uc * (1 + strengths[1] - low_c)
-            s = low_s + us * (1 + strengths[2] - low_s)
+            b, c, s = _factor(ub, strengths[0]), _factor(uc, strengths[1]), _factor(us, strengths[2])
             turns = (2 * uh - 1) * strengths[3]
         for v in range(views):
             h, w = heights[i, v], widths[i, v]
@@ -210,11 +232,11 @@ def _draw(seed, epochs, indices, heights, widths, luma, crop, strengths, chances
                 top, left, h, w = _random_box(seed, epoch, index, h, w, limits, uy, ux)
             box[i, v, 0], box[i, v, 1], box[i, v, 2], box[i, v, 3] = top, left, h, w
             _colour_matrix(b, c, s, turns, gray, luma[i, v], matrix[i, v])
-    return box, matrix, colour, sigma, flip, choice
+    return Draws(box, crop == CENTRE, matrix, coloured, sigma, flip, choice)
 
 
 def blur_radius(sigma: float, side: int) -> int:
-    """Half the blur's window: DALI's ceil(3 sigma), kept inside a picture of `side` pixels."""
+    """Half the blur's window: DALI's ceil(3 sigma), kept inside an image of `side` pixels."""
     return min(int(np.ceil(3 * np.float32(sigma))), side - 1)
 
 
@@ -225,27 +247,3 @@ def lookup_table(augment: Augment, dtype: torch.dtype) -> torch.Tensor:
     level = torch.arange(256, dtype=torch.float64) / 255
     mean, std = torch.tensor(augment.mean).double(), torch.tensor(augment.std).double()
     return ((level - mean[:, None]) / std[:, None]).to(dtype)
-
-
-def apply_reference(image: Image.Image, drawn: Draws, row: int, view: int, side: int) -> torch.Tensor:
-    """One image's draws applied with PIL and torchvision, operation by operation → uint8 (3, S, S)."""
-    import torch
-    from PIL import Image
-    from torchvision.transforms.v2 import functional as F
-
-    top, left, height, width = (int(n) for n in drawn.box[row, view])
-    image = image.convert("RGB").crop((left, top, left + width, top + height))
-    if drawn.covers:
-        image = F.center_crop(F.resize(image, side, F.InterpolationMode.BICUBIC), [side, side])
-    else:
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    if drawn.colour[row]:
-        m = drawn.matrix[row, view].astype(np.float64)
-        pixels = np.rint(np.clip(pixels @ m[:, :3].T + m[:, 3], 0, 255)).astype(np.uint8)
-    out = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    sigma = float(drawn.sigma[row])
-    radius = blur_radius(sigma, side)
-    if sigma and radius:
-        out = F.gaussian_blur(out, [2 * radius + 1] * 2, [sigma, sigma])
-    return out.flip(-1) if drawn.flip[row] else out

@@ -6,13 +6,14 @@ B batch, K captions, S image side.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
 class _Batch:
-    def to(self, device: torch.device | str, non_blocking: bool = True):
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """The same batch with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
         return replace(self, **moved)
@@ -23,7 +24,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class ImageText(_Batch):
-    """Image–text pairs; a sample that could not be decoded was replaced and has valid = False."""
+    """Image–text pairs; a sample that did not decode has zeros for its image and valid = False."""
 
     images: Tensor  # (B, 3, S, S) normalised, channels_last
     tokens: Tensor  # (B, 77) int32 CLIP ids of the drawn caption, zero after the end token
@@ -38,6 +39,6 @@ class Triplet(_Batch):
     ref: Tensor  # (B, 3, S, S)
     left: Tensor  # (B, 3, S, S)
     right: Tensor  # (B, 3, S, S)
-    vote: Tensor  # (B,) float32, the fraction that preferred right
+    vote: Tensor  # (B,) float32, the fraction of people who preferred right
     index: Tensor  # (B,) int64
     valid: Tensor  # (B,) bool

@@ -1,10 +1,10 @@
 """The DALI engine, on the CPU or the GPU: one graph, the same stream and draws as the FFCV engine.
 
-JPEG bytes are read to memory that DALI is given without another copy; every random number comes in as an
-argument, so DALI keeps no state worth saving.  On a CPU it is the GPU path's twin for tests and
+JPEG bytes are read to memory that DALI gets without another copy.  Every random number comes in as an
+argument, so DALI keeps no state worth saving.  On a CPU the engine is the GPU path's twin for tests, and
 slower than `ffcv_loader`.
 
-N = V * B pictures of a batch: DALI knows nothing of triplets.
+A batch is N = V * B images to DALI, which knows nothing of triplets.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import AUGMENTS, Augment, lookup_table
+from pipeline.augment import Augment, lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
-from pipeline.order import Order
 from pipeline.screen import Screen
-from pipeline.stream import Plan, Source, StreamLoader, check_arguments, shard_positions
+from pipeline.stream import Plan, Source, StreamLoader
 
 log = logging.getLogger(__name__)
 
@@ -38,37 +39,47 @@ HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's decoding engine, where 
 class DALILoader(StreamLoader):
     """`StreamLoader` on DALI; `device` is "cpu", "gpu", or None for the GPU where there is one.
 
-    On the GPU the pictures are there already; the other columns are on the CPU.
+    On the GPU the images are there already; the other columns are on the CPU.
     """
 
-    def __init__(self, file: Beton | str | os.PathLike, *, device: str | None = None, **arguments):
+    def __init__(self, file: Beton | str | os.PathLike, *, device: str | None = None, **arguments: Any):
         super().__init__(file, **arguments)
         self.device = _device(device)
 
-    def _run(self, positions):
-        return _batches(self.source, positions, self.batch_size, self.image_size, self.dtype,
-                        self.workers, self.device)  # fmt: skip
+    def _run(self, positions: Iterator[np.ndarray]) -> Iterator[tuple[ImageText | Triplet, int]]:
+        source, side, dtype = self.source, self.image_size, self.dtype
+        submitted: deque[_Submitted] = deque()
+        warned = False
 
+        def feed() -> Iterator[tuple]:
+            for plan, readable, read in _screened(source, positions, screen):
+                submitted.append(_submit(source, plan, *read.result(), readable().T, side))
+                yield submitted[-1].arguments
 
-def once(
-    file: Beton | str | os.PathLike,
-    *,
-    batch_size: int,
-    image_size: int,
-    augment: Augment = AUGMENTS["eval"],
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 1,
-    dtype: torch.dtype = torch.float32,
-    device: str | None = None,
-) -> Iterator[ImageText | Triplet]:
-    """`ffcv_loader.once` on DALI: one pass in file order, last partial batch included."""
-    check_arguments(batch_size, image_size, rank, world_size, workers, dtype)
-    source = Source(file, augment, seed, Order(kind="file"))
-    positions = shard_positions(len(source.file), batch_size, rank, world_size)
-    batches = _batches(source, positions, batch_size, image_size, dtype, workers, _device(device))
-    return (batch for batch, _ in batches)
+        with closing(Screen(source, self.workers)) as screen:
+            count = self.batch_size * len(source.views)
+            pipe = define(source.augment, feed(), count, side, dtype, self.workers, self.device)
+            pipe.build()
+            while True:
+                try:
+                    (out,) = pipe.run()
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    # DALI drops the batch and goes on with the next one. Ours is next in the queue.
+                    if not warned:  # once: a graph that DALI cannot run fails at every batch
+                        message = " ".join(str(error).split())[:600]
+                        log.warning("DALI gave up a batch, the CPU engine does it and any more: %s", message)
+                        warned = True
+                    batch = submitted.popleft()
+                    images, valid = _repair(source, batch.plan, side, dtype)
+                    images = images.cuda() if self.device == "gpu" else images
+                else:
+                    batch = submitted.popleft()
+                    images, valid = _collect(out, batch, dtype)
+                whole = valid.all(0)
+                rejected = source.report(batch.plan, whole)
+                yield source.batch(batch.plan, images, whole), rejected
 
 
 def _device(name: str | None) -> str:
@@ -81,72 +92,31 @@ def _device(name: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Submitted:
-    """What DALI was given for a batch; kept until its result is out, since nothing was copied."""
+    """What DALI got for a batch; kept until its result is out, since nothing was copied."""
 
     plan: Plan
     arguments: tuple
     readable: np.ndarray  # (V, B) bool
 
 
-def _batches(
-    source: Source,
-    positions: Iterator[np.ndarray],
-    batch_size: int,
-    side: int,
-    dtype: torch.dtype,
-    workers: int,
-    device: str,
-):
-    """(batch, rejected) for each array of positions."""
-    submitted: deque[_Submitted] = deque()
-    told = False
-
-    def feed():
-        for plan, readable, read in _screened(source, positions, screen):
-            submitted.append(_submit(source, plan, *read.result(), readable().T, side))
-            yield submitted[-1].arguments
-
-    with closing(Screen(source, workers)) as screen:
-        pipe = define(source.augment, feed(), batch_size * len(source.views), side, dtype, workers, device)
-        pipe.build()
-        while True:
-            try:
-                (out,) = pipe.run()
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                # DALI drops the batch and goes on with the next one. Ours is next in the queue.
-                if not told:  # once: a graph that DALI cannot run fails at every batch
-                    words = " ".join(str(error).split())[:600]
-                    log.warning("DALI gave up a batch, the CPU engine does it and any more: %s", words)
-                    told = True
-                job = submitted.popleft()
-                images, valid = _repair(source, job.plan, side, dtype)
-                images = images.cuda() if device == "gpu" else images
-            else:
-                job = submitted.popleft()
-                images, valid = _collect(out, job, dtype)
-            whole = valid.all(0)
-            rejected = source.report(job.plan, whole)
-            yield source.batch(job.plan, images, whole), rejected
-
-
-def _screened(source: Source, positions: Iterator[np.ndarray], screen: Screen):
-    """(plan, what waits for its `readable`, its JPEGs being read) for each array of positions.
+def _screened(
+    source: Source, positions: Iterator[np.ndarray], screen: Screen
+) -> Iterator[tuple[Plan, Callable[[], np.ndarray], Future]]:
+    """(plan, `Screen.begin` of it, `Screen.read` of it) for each array of positions.
 
     The screen is some batches ahead, and the disk some batches ahead of the screen.
     """
 
     def screening():
-        for t in _ahead(positions, source.read_ahead):
+        for t in _ahead(positions, source.read_ahead.request):
             plan = source.plan(t)
             yield plan, screen.begin(plan), screen.read(plan)
 
     return _ahead(screening())
 
 
-def _ahead(items: Iterator, begin: Callable = lambda item: None) -> Iterator:
-    """`items`, each after `begin` was called for it and `_QUEUE` more of them were taken."""
+def _ahead(items: Iterator, begin: Callable[[Any], object] = lambda item: None) -> Iterator:
+    """`items`, delayed by `_QUEUE` of them; `begin` is called with each as soon as it is known."""
     waiting: deque = deque()
     for item in items:
         begin(item)
@@ -159,13 +129,13 @@ def _ahead(items: Iterator, begin: Callable = lambda item: None) -> Iterator:
 def _submit(
     source: Source, plan: Plan, data: np.ndarray, start: np.ndarray, readable: np.ndarray, side: int
 ) -> _Submitted:
-    """The graph's inputs for a plan; pictures that are not readable (V, B) are exchanged beforehand."""
-    drawn, views = plan.draws, len(source.views)
+    """The graph's inputs for a plan; images that are not readable (V, B) are exchanged beforehand."""
+    draws, views = plan.draws, len(source.views)
     jpegs = [data[a : a + n] for a, n in zip(start.tolist(), plan.size.T.ravel().tolist())]
-    box = np.ascontiguousarray(drawn.box.swapaxes(0, 1)).reshape(-1, 4)
+    box = np.ascontiguousarray(draws.box.swapaxes(0, 1)).reshape(-1, 4)
     for i in np.flatnonzero(~readable.ravel()):
         jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
-    if drawn.covers:
+    if draws.covers:
         grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
     else:
         grid = np.empty((len(box), 4), np.int32)  # not asked for
@@ -175,11 +145,11 @@ def _submit(
         "size": np.ascontiguousarray(box[:, 2:]),
         "whole": grid[:, :2].astype(np.float32),
         "cut": np.ascontiguousarray(grid[:, 2:]),
-        "flip": np.tile(drawn.flip, views).astype(np.int32),
-        "coloured": np.tile(drawn.colour, views),
-        "matrix": np.ascontiguousarray(drawn.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
-        "blurred": np.tile(drawn.sigma > 0, views),
-        "sigma": np.maximum(np.tile(drawn.sigma, views), np.float32(0.1)),  # zeros are not looked at
+        "flip": np.tile(draws.flip, views).astype(np.int32),
+        "coloured": np.tile(draws.coloured, views),
+        "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
+        "blurred": np.tile(draws.sigma > 0, views),
+        "sigma": np.maximum(np.tile(draws.sigma, views), np.float32(0.1)),  # zeros are not looked at
     }
     return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable)
 
@@ -216,7 +186,7 @@ def _collect(out, job: _Submitted, dtype: torch.dtype) -> tuple[torch.Tensor, np
 
 
 def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
-    """A batch that DALI gave up: done by the CPU engine, which judges each picture by itself."""
+    """A batch that DALI gave up: done by the CPU engine, which judges each image by itself."""
     pixels.load_decoder()
     table = lookup_table(source.augment, torch.float32).numpy()
     values = np.empty((*plan.start.T.shape, side, side, 3), np.float32)
@@ -227,13 +197,7 @@ def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[
 
 
 def define(
-    augment: Augment,
-    source,
-    batch_size: int,
-    side: int,
-    dtype: torch.dtype,
-    workers: int,
-    device: str,
+    augment: Augment, source, batch_size: int, side: int, dtype: torch.dtype, workers: int, device: str
 ):
     """The DALI pipeline, not built yet, over an iterator of `_Submitted.arguments`; device "cpu" or "gpu".
 
@@ -254,48 +218,48 @@ def define(
     def pipeline():
         from nvidia.dali import fn
 
-        given = fn.external_source(
+        values = fn.external_source(
             source=source, num_outputs=len(inputs), dtype=[kinds[n] for n in inputs],
             ndim=list(inputs.values()), no_copy=True,
         )  # fmt: skip
-        given = dict(zip(inputs, given))
-        image = _resized(given, device, side)
-        if "matrix" in given:
-            image = _recoloured(image, given["coloured"], given["matrix"])
-        if "sigma" in given:
-            image = _blurred(image, given["blurred"], given["sigma"])
+        sample = dict(zip(inputs, values))
+        image = _resized(sample, device, side)
+        if "matrix" in sample:
+            image = _recoloured(image, sample["coloured"], sample["matrix"])
+        if "sigma" in sample:
+            image = _blurred(image, sample["blurred"], sample["sigma"])
         return fn.crop_mirror_normalize(
-            image, mirror=given["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
+            image, mirror=sample["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
         )  # HWC in memory is channels_last
 
     number = torch.cuda.current_device() if device == "gpu" and torch.cuda.is_available() else None
     return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=_QUEUE)
 
 
-def _resized(given: dict, device: str, side: int):
+def _resized(sample: dict, device: str, side: int):
     """The box of a JPEG at side x side; on the CPU only the box is decoded."""
     from nvidia.dali import fn, types
 
     how = {
         "output_type": types.RGB,
-        "adjust_orientation": False,  # a stored picture is upright, whatever its EXIF says; PIL's way too
+        "adjust_orientation": False,  # a stored image is upright, whatever its EXIF says; PIL's way too
         "jpeg_fancy_upsampling": True,
     }
     box = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
     if device == "gpu":
         # Whole: nvImageCodec 0.9 cannot decode regions (its issue 55), and the JPEG engine, which must read
         # all of the entropy-coded data for a region too, gains nothing from one.
-        image = fn.decoders.image(given["jpeg"], device="mixed", hw_decoder_load=HARDWARE_SHARE, **how)
-        image = fn.slice(image, given["corner"], given["size"], **box)
+        image = fn.decoders.image(sample["jpeg"], device="mixed", hw_decoder_load=HARDWARE_SHARE, **how)
+        image = fn.slice(image, sample["corner"], sample["size"], **box)
     else:
         image = fn.decoders.image_slice(
-            given["jpeg"], given["corner"], given["size"], device="cpu", **box, **how
+            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **how
         )
     cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
-    if "whole" not in given:
+    if "whole" not in sample:
         return fn.resize(image, size=(side, side), **cubic)
-    image = fn.resize(image, size=given["whole"], **cubic)
-    return fn.slice(image, start=given["cut"], shape=[side, side], axis_names="HW")
+    image = fn.resize(image, size=sample["whole"], **cubic)
+    return fn.slice(image, start=sample["cut"], shape=[side, side], axis_names="HW")
 
 
 def _recoloured(image, coloured, matrix):

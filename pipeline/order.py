@@ -1,16 +1,27 @@
 """Sample order: where the endless training stream finds its t-th sample.
 
-The stream is epoch after epoch; within an epoch the order is a bijection computed per
-position from (seed, epoch), so nothing is stored, any position is found in O(1), and ranks,
-restarts and changed batch sizes only read other positions of the same stream.
+The stream is epoch after epoch.  Within an epoch the order is a bijection, computed per position from
+(seed, epoch).  Nothing is stored, any position is found in O(1), and ranks, restarts and changed batch
+sizes only read other positions of the same stream.
 
-`random` is a full shuffle.  `block` is for files larger than memory or on network storage:
-blocks of consecutive samples in random order, shuffled within a window of some blocks, so
-that the disk sees sequential reads of `block` samples and memory needs to hold two windows.  Its
-`lanes` share out the blocks: the stream is dealt to them in turns, and each has its own blocks and
-windows.  A node whose part of every batch is one lane's turn reads that lane's share of the file
-and no more; the lanes belong to the order, so the stream is the same on any number of nodes.
-`file` keeps the file's order.
+* `file` keeps the file's order.
+* `random` is a full shuffle: for files that fit into memory or lie on a local SSD.
+* `block` is for files larger than memory, or on network storage.  It puts blocks of consecutive samples in
+  random order and shuffles the samples within windows of some blocks.  The disk sees sequential reads, and
+  memory needs to hold two windows.
+
+Who needs `lanes`: training on several nodes, from a file in block order that each node reads over the
+network.  With one lane every node reads all of the file, as each batch takes its samples from one window
+and every node has a part of the batch.  With as many lanes as nodes, each node reads only the blocks of its
+own lane.  One node needs one lane.
+
+    one epoch, blocks in random order:   B7 B2 B9 B4 | B0 B5 B1 B8      window = 2 blocks
+    two lanes, each with its half:       lane 0: [B7 B2] [B9 B4]        shuffled within each [window]
+                                         lane 1: [B0 B5] [B1 B8]
+    the stream, dealt out in turns:      |lane 0|lane 1|lane 0|lane 1| …
+    batches of two nodes:                |    batch 0  |    batch 1  |   turn = batch / lanes
+
+Lanes belong to the order, not to the nodes, so the stream is the same on any number of nodes.
 
 The bijection is a Feistel network over a power of two, walked until it falls below N
 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
@@ -19,6 +30,7 @@ The bijection is a Feistel network over a power of two, walked until it falls be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,12 +42,33 @@ _ROUNDS = 8
 _SAMPLES, _BLOCKS, _TAIL = 0x80000001, 0x80000002, 0x80000003  # last counter: what the key is for
 
 
+@dataclass(frozen=True)
+class Subset:
+    """A fixed draw of `samples` samples out of a file; a smaller one lies inside a larger one of its seed."""
+
+    samples: int
+    seed: int
+
+    def members(self, total: int) -> np.ndarray:
+        """(samples,) int64: which of a file's `total` samples, in increasing order."""
+        if not 1 <= self.samples <= total:
+            raise ValueError(f"order: a subset of {self.samples} out of {total} samples")
+        return _members(self.samples, self.seed, total)
+
+
+@lru_cache(maxsize=2)
+def _members(samples: int, seed: int, total: int) -> np.ndarray:
+    _, index = Order().locate(seed, total, np.arange(samples))  # the head of a permutation
+    return np.sort(index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """How an epoch visits its samples; the others serve kind="block" only.
+    """How an epoch visits the samples of a file, or those of a `subset` of it.
 
-    block: samples.  window: blocks.  lanes: how many, each `turn` samples at a time; a turn of a global
-    batch / lanes gives every batch the same part of each lane.
+    block: samples in a block, which for a subset are members that follow each other.  window: blocks in a
+    window.  lanes, turn: so many lanes get `turn` positions of the stream each, again and again; a turn of a
+    global batch / lanes gives every batch the same part of each lane.  These four serve kind="block" only.
     """
 
     kind: str = "random"
@@ -43,6 +76,7 @@ class Order:
     window: int = 32
     lanes: int = 1
     turn: int = 1
+    subset: Subset | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -54,39 +88,47 @@ class Order:
         if self.lanes > 1 and self.kind != "block":
             raise ValueError(f"order: {self.lanes} lanes, but only the block order has lanes")
 
-    def locate(self, seed: int, samples: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stream positions `t` (B,) ≥ 0 of a file of `samples` → (epoch, index in the file), int64 (B,)."""
-        if samples < 1:
+    def locate(self, seed: int, total: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stream positions `t` (B,) ≥ 0 → (epoch, index in a file of `total` samples), each (B,) int64."""
+        if total < 1:
             raise ValueError("a file without samples has no order")
-        t = np.ascontiguousarray(t, np.int64)
+        samples, t = self._visited(total), np.ascontiguousarray(t, np.int64)
         if self.kind == "file":
-            return np.divmod(t, samples)
-        block = self.block if self.kind == "block" else 0
-        return t // samples, _locate(np.uint64(seed), samples, t, block, self.window, self.lanes, self.turn)
+            epoch, index = np.divmod(t, samples)
+        else:
+            block = self.block if self.kind == "block" else 0
+            epoch = t // samples
+            index = _locate(np.uint64(seed), samples, t, block, self.window, self.lanes, self.turn)
+        return epoch, index if self.subset is None else self.subset.members(total)[index]
 
-    def windows(self, seed: int, samples: int, t: np.ndarray) -> list[list[tuple[int, int]]]:
-        """What is to be read for positions `t` (B,), in increasing order, and soon after: windows, in order.
+    def _visited(self, total: int) -> int:
+        """How many samples of a file an epoch has."""
+        return total if self.subset is None else self.subset.samples
 
-        Each lane's windows up to the first past `t`, as ranges for `expand`.  Empty unless kind="block":
-        only there is it worth telling the kernel to read ahead.
+    def windows(self, seed: int, total: int, t: np.ndarray) -> list[list[tuple[int, int]]]:
+        """The windows that positions `t` (B,), which increase, need now, and the next one of each lane.
+
+        They come in the order in which the stream reaches them.  A window is a list of ranges (first, stop),
+        of which `expand` tells the samples.  Empty unless kind="block": elsewhere nothing is worth reading
+        before its batch is planned.
         """
         if self.kind != "block":
             return []
-        given = self.block, self.window, self.lanes, self.turn
+        sizes = self.block, self.window, self.lanes, self.turn
         _, heads = np.unique(t // self.turn % self.lanes, return_index=True)
-        found = []
-        for at in t[heads].tolist():
+        windows = []
+        for position in t[heads].tolist():
             past = False
             while not past:
-                past = at > t[-1]
-                ranges, following = _window(np.uint64(seed), samples, at, *given)
-                found.append((at, [(int(first), int(stop)) for first, stop in ranges]))
-                at = following
-        return [ranges for _, ranges in sorted(found)]
+                past = position > t[-1]
+                ranges, following = _window(np.uint64(seed), self._visited(total), position, *sizes)
+                windows.append((position, [(int(first), int(stop)) for first, stop in ranges]))
+                position = following
+        return [ranges for _, ranges in sorted(windows)]
 
-    def expand(self, first: int, stop: int) -> np.ndarray:
+    def expand(self, total: int, first: int, stop: int) -> np.ndarray:
         """The samples of a window's range, int64, in file order."""
-        return np.arange(first, stop)
+        return np.arange(first, stop) if self.subset is None else self.subset.members(total)[first:stop]
 
 
 @compiled
@@ -110,7 +152,7 @@ def _mix(half, key):
 
 @compiled
 def _permute(n, x, keys):
-    """Place x of 0 … n-1 under the bijection of `keys`."""
+    """Where x of 0 … n-1 goes under the bijection of `keys`."""
     bits = 8  # fewer would not mix within the rounds
     while (1 << bits) < n:
         bits += 1
@@ -162,14 +204,14 @@ def _block_of(slot, full, short_slot, keys):
 
 @compiled
 def _dealt(t, lane, lanes, turn):
-    """How many of the stream's first t positions fall to the lanes before this one."""
+    """How many of the stream's first t positions belong to the lanes before this one."""
     rounds, rest = t // (lanes * turn), t % (lanes * turn)
     return rounds * lane * turn + min(rest, lane * turn)
 
 
 @compiled
-def _place(t, samples, lanes, turn):
-    """(lane, its stretch first … stop - 1 of the epoch's slots end to end, the place of position t in it)."""
+def _lane_of(t, samples, lanes, turn):
+    """(lane, its part first … stop - 1 of the epoch's samples in block order, the offset of t there)."""
     begin = t // samples * samples
     lane = t // turn % lanes
     first = _dealt(begin + samples, lane, lanes, turn) - _dealt(begin, lane, lanes, turn)
@@ -180,10 +222,10 @@ def _place(t, samples, lanes, turn):
 
 
 @compiled
-def _window_of(place, first, stop, block, window, short, short_slot):
-    """(number of the window in its lane, where it begins, where it stops) for a place of the epoch."""
+def _window_of(offset, first, stop, block, window, short, short_slot):
+    """(number of the window in its lane, where it begins, where it stops) for an offset within the epoch."""
     begin = _slot_of(first, block, short, short_slot)
-    number = (_slot_of(place, block, short, short_slot) - begin) // window
+    number = (_slot_of(offset, block, short, short_slot) - begin) // window
     slot = begin + number * window
     low = _slot_start(slot, block, short, short_slot)
     high = _slot_start(slot + window, block, short, short_slot)
@@ -208,13 +250,13 @@ def _locate(seed, samples, positions, block, window, lanes, turn):
         if not block:
             out[i] = _permute(samples, positions[i] % samples, keys)
             continue
-        lane, first, stop, place = _place(positions[i], samples, lanes, turn)
-        number, low, high = _window_of(place, first, stop, block, window, short, short_slot)
+        lane, first, stop, offset = _lane_of(positions[i], samples, lanes, turn)
+        number, low, high = _window_of(offset, first, stop, block, window, short, short_slot)
         keys = _round_keys(seed, epoch, number * lanes + lane, _SAMPLES)
-        place = low + _permute(high - low, place - low, keys)
-        slot = _slot_of(place, block, short, short_slot)
+        offset = low + _permute(high - low, offset - low, keys)
+        slot = _slot_of(offset, block, short, short_slot)
         start = _block_of(slot, full, short_slot, block_keys) * block
-        out[i] = start + place - _slot_start(slot, block, short, short_slot)
+        out[i] = start + offset - _slot_start(slot, block, short, short_slot)
     return out
 
 
@@ -223,8 +265,8 @@ def _window(seed, samples, t, block, window, lanes, turn):
     """What the window of position t reads, (blocks, 2), and the position where the lane's next one begins."""
     full, short, short_slot = _layout(seed, samples, t // samples, block)
     keys = _round_keys(seed, t // samples, 0, _BLOCKS)
-    lane, first, stop, place = _place(t, samples, lanes, turn)
-    _, low, high = _window_of(place, first, stop, block, window, short, short_slot)
+    lane, first, stop, offset = _lane_of(t, samples, lanes, turn)
+    _, low, high = _window_of(offset, first, stop, block, window, short, short_slot)
     slot = _slot_of(low, block, short, short_slot)
     out = np.empty((_slot_of(high - 1, block, short, short_slot) - slot + 1, 2), np.int64)
     for k in range(len(out)):
@@ -232,5 +274,5 @@ def _window(seed, samples, t, block, window, lanes, turn):
         start = _block_of(slot + k, full, short_slot, keys) * block
         out[k, 0] = start + max(low - begin, 0)
         out[k, 1] = start + min(high, _slot_start(slot + k + 1, block, short, short_slot)) - begin
-    before = _dealt(t, lane + 1, lanes, turn) - _dealt(t, lane, lanes, turn) + high - place
+    before = _dealt(t, lane + 1, lanes, turn) - _dealt(t, lane, lanes, turn) + high - offset
     return out, (before // turn * lanes + lane) * turn + before % turn

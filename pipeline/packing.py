@@ -1,9 +1,11 @@
-"""Captions without their padding: trimmed, or packed end to end into rows of one length.
+"""Captions without their padding: packed end to end into rows of one length.
 
-Tokens after the end token are dead (causal attention, pooling at the end token), and a caption
-has some 16 of 77.  `pack` puts several captions in a row, with the numbers a tower needs to keep
-them apart: attention stays within a segment, positions restart with each caption.  Exact: no
-caption is cut or dropped.  Computing with the rows is the towers' business.
+Tokens after the end token change nothing (causal attention, pooling at the end token), and a caption fills
+some 16 of 77 places.  `pack` puts several captions in a row, with the numbers a tower needs to keep them
+apart: attention stays within a segment, positions restart with each caption.  It is exact: no caption is
+cut or dropped.
+
+Elsewhere: computing with the rows (`kernels/towers.py`).
 
 B captions, T = 77 tokens of context, R rows of L tokens.
 """
@@ -28,6 +30,7 @@ class Packed(NamedTuple):
     pool: Tensor  # (B,) int64: r * L + l of each caption's end token
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Packed:
+        """The same rows with every tensor on `device`."""
         return Packed(*(x.to(device, non_blocking=non_blocking) for x in self))
 
     @property
@@ -36,16 +39,11 @@ class Packed(NamedTuple):
         return float((self.segment < len(self.pool)).float().mean())
 
 
-def trim(tokens: Tensor) -> Tensor:
-    """tokens (B, T), zero after the end token → (B, length of the longest caption); shape varies."""
-    return tokens[:, : int(_lengths(tokens.numpy()).max(initial=1))]
-
-
 def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:
-    """Packs tokens (B, T) int32, zero after the end token, into rows of `row` tokens.
+    """Pack tokens (B, T) int32, zero after the end token, into rows of `row` tokens.
 
     First-fit, longest captions first.  With `rows` the shape is static: that many rows, empty ones
-    included; a batch that needs more gets a sixteenth more, and so on (see `static_rows`).
+    included.  A batch that needs more gets a sixteenth more, as often as it takes (see `static_rows`).
     Raises ValueError for an empty caption or one longer than a row.
     """
     array = np.ascontiguousarray(tokens.numpy(), np.int32)
@@ -54,55 +52,55 @@ def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:
         raise ValueError("pack: a caption without tokens (it needs at least an end token)")
     if lengths.max() > row:
         raise ValueError(f"pack: a caption of {lengths.max()} tokens does not fit a row of {row}")
-    place = _first_fit(lengths, np.argsort(-lengths, kind="stable"), row)
-    need = int(place.max()) // row + 1
+    first = _first_fit(lengths, np.argsort(-lengths, kind="stable"), row)
+    need = int(first.max()) // row + 1
     step = max(1, rows // 16)
     total = rows + step * max(0, -(-(need - rows) // step)) if rows else need
-    return Packed(*map(torch.from_numpy, _fill(array, lengths, place, total, row)))
+    return Packed(*map(torch.from_numpy, _fill(array, lengths, first, total, row)))
 
 
 def static_rows(mean: float, std: float, batch: int, row: int = 128) -> int:
     """Rows that hold `batch` captions of this length distribution in all but one batch of a thousand.
 
-    The file's JSON has the numbers.  Three standard deviations of the sum, and 3 % that packing may lose.
+    mean, std: of the captions' lengths; the JSON beside a .beton has them.  The result leaves room for three
+    standard deviations of the sum, and for the 3 % that packing may lose.
     """
     return int(np.ceil((batch * mean + 3 * batch**0.5 * std) / (0.97 * row)))
 
 
 def _lengths(tokens: np.ndarray) -> np.ndarray:
-    """(B,) int64: the place after the last token that is not zero (a caption may hold id 0 inside)."""
+    """(B,) int64: one more than the place of the last token that is not zero (id 0 may occur inside)."""
     return np.where(tokens.any(1), tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(1), 0)
 
 
 @compiled
 def _first_fit(lengths, longest_first, row):
-    """Flat place of each caption's first token: (B,) int64.
+    """Where each caption's first token goes, counted over all rows: (B,) int64.
 
-    Captions come longest first, so a row that was too full for a length stays so until a shorter one.
+    Captions come longest first, so a row that is too full for one is too full for all of its length.
     """
-    used = np.zeros(len(lengths), np.int64)
-    place = np.empty(len(lengths), np.int64)
-    at, last = 0, -1
+    used = np.zeros(len(lengths), np.int64)  # of each row
+    first = np.empty(len(lengths), np.int64)
+    candidate, last = 0, -1
     for caption in longest_first:
         length = lengths[caption]
         if length != last:
-            at, last = 0, length
-        while used[at] + length > row:
-            at += 1
-        place[caption] = at * row + used[at]
-        used[at] += length
-    return place
+            candidate, last = 0, length
+        while used[candidate] + length > row:
+            candidate += 1
+        first[caption] = candidate * row + used[candidate]
+        used[candidate] += length
+    return first
 
 
 @compiled
-def _fill(tokens, lengths, place, rows, row):
+def _fill(tokens, lengths, first, rows, row):
     ids, position = np.zeros(rows * row, np.int32), np.zeros(rows * row, np.int32)
     segment = np.full(rows * row, len(lengths), np.int32)
     for caption in range(len(lengths)):
-        first = place[caption]
         for k in range(lengths[caption]):
-            ids[first + k] = tokens[caption, k]
-            segment[first + k] = caption
-            position[first + k] = k
+            ids[first[caption] + k] = tokens[caption, k]
+            segment[first[caption] + k] = caption
+            position[first[caption] + k] = k
     shape = (rows, row)
-    return ids.reshape(shape), segment.reshape(shape), position.reshape(shape), place + lengths - 1
+    return ids.reshape(shape), segment.reshape(shape), position.reshape(shape), first + lengths - 1

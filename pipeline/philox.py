@@ -1,8 +1,7 @@
 """Philox4x32-10, the counter-based generator behind every random choice of the pipeline.
 
-A block is a pure function of (seed, four counters), so a sample's numbers depend on nothing
-else: not on the batch it is in, the worker or the number of ranks.  Callable from numba only;
-`blocks` is the door for tests.
+A block is a pure function of (seed, four counters).  So a sample's numbers do not depend on the batch it is
+in, on the worker or on the number of ranks.  `philox` is called from compiled code; `blocks` is for tests.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

@@ -1,8 +1,8 @@
-"""Which stored JPEGs decode without complaint: for decoders that do not say.
+"""Which stored JPEGs decode without complaint: for decoders that do not report it.
 
-DALI gives garbage, as if nothing were wrong, for most pictures whose middle is damaged, and some end
-the process (2.4, on the CPU); the FFCV engine looks at what its decoder says of each.  Here the same is
-found out beforehand: by the scan of `jpeg_scan.py`, and what it does not vouch for by that very decoder.
+DALI returns garbage without an error for most images whose middle is damaged, and some end the process
+(2.4, on the CPU).  The FFCV engine looks at its decoder's result.  Here the same is found out before DALI
+gets a JPEG: by the scan of `jpeg_scan.py`, and where that does not vouch for it, by that very decoder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from pipeline import jpeg_scan, pixels
 from pipeline.stream import Plan, Source
 
-_CHUNK = 32  # pictures a thread takes at a time: some 10 ms of work
+_CHUNK = 32  # images a thread takes at a time: some 10 ms of work
 _UNSEEN, _SOUND, _DAMAGED = 0, 1, 2
 
 
 class Screen:
-    """Judges the pictures of a file in threads of its own, each when first met, and remembers it.
+    """Judges the images of a file in threads of its own, each when it is first met; verdicts are remembered.
 
-    A file that is damaged only after that first look is not noticed.
+    Damage that is done to the file after that first look goes unnoticed.
     """
 
     def __init__(self, source: Source, workers: int):
@@ -31,7 +31,7 @@ class Screen:
         self._pool = ThreadPoolExecutor(workers, "screen")
 
     def begin(self, plan: Plan) -> Callable[[], np.ndarray]:
-        """Starts on the pictures of a batch; what it returns waits for them and gives (B, V) bool."""
+        """Start judging the images of a batch; the returned function waits for it and returns (B, V) bool."""
         rows, views = np.nonzero(self._verdicts[plan.index] == _UNSEEN)
         tasks = [
             self._pool.submit(self._judge, plan, rows[a : a + _CHUNK], views[a : a + _CHUNK])
@@ -46,18 +46,18 @@ class Screen:
         return readable
 
     def read(self, plan: Plan) -> Future:
-        """Starts on reading the JPEGs of a batch, view by view; its result is that of `Beton.read`."""
+        """Start reading the JPEGs of a batch, view by view; the result is that of `Beton.read`."""
         return self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
         start, size, *shape = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
         data, start = self._file.read(start, size)
-        given = (start, size, *shape)
-        sound = jpeg_scan.vouch(data, jpeg_scan.words_of(data), *given)
+        jpegs = (start, size, *shape)
+        sound = jpeg_scan.vouch(data, jpeg_scan.words_of(data), *jpegs)
         rest = np.flatnonzero(~sound)
         if len(rest):
             pixels.load_decoder()
-            sound[rest] = pixels.decodable(data, *(a[rest] for a in given))
+            sound[rest] = pixels.decodable(data, *(a[rest] for a in jpegs))
         self._verdicts[plan.index[rows], views] = np.where(sound, _SOUND, _DAMAGED)
 
     def close(self) -> None:

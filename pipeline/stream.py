@@ -1,7 +1,17 @@
-"""What both engines share: from stream positions to byte ranges and draws, and from pixels to a batch.
+"""What both engines share: the stream of samples, from positions to batches.
 
-`Source` answers for a file "what is sample t and what is to be done to it"; `StreamLoader` is the
-loaders' common face, whose whole state is `consumed`.
+The way of a sample through a loader:
+
+1. `StreamLoader.positions` counts the stream's positions t that are this rank's batches.
+2. `ReadAhead.request` (readahead.py) has the disk read what they will need.
+3. `Source.plan` makes a `Plan` of a batch:  `Order.locate` (order.py) turns t into (epoch, index),
+   `Beton.rows` (beton/fields.py) looks up where the JPEGs lie, and `sample_draws` (augment.py) draws, from
+   (seed, epoch, index) alone, the crop box, colour, blur, flip and caption of each sample.
+4. The engine makes the images.  `FFCVLoader` (ffcv_loader.py): `Plan.decode` reads the bytes and calls
+   `process` (pixels.py) in threads.  `DALILoader` (dali_loader.py): `Screen` (screen.py) finds damaged
+   JPEGs, then a DALI graph decodes and augments the others.
+5. `Source.batch` adds the other columns: an `ImageText` or a `Triplet` (batch.py).
+6. `StreamLoader` counts `consumed`, its whole state, and hands the batch out.
 
 B batch, V images of a sample (1, or 3 of a triplet), S image side.
 """
@@ -10,32 +20,30 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import Augment, Draws, draws
+from pipeline.augment import AUGMENTS, Augment, Draws, sample_draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import JPEG_MODE, Beton, Rows
-from pipeline.beton.ranges import advise
 from pipeline.order import Order
+from pipeline.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
-_REQUEST = 128 << 10  # bytes; of a longer one Linux reads no more than this, unless a disk is set otherwise
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch before decoding; byte ranges of the stored JPEGs, (B, V) int64. Size 0: not a JPEG."""
+    """A batch before decoding; byte ranges of the stored JPEGs are (B, V) int64. Size 0: not a JPEG."""
 
     epoch: np.ndarray  # (B,) int64
     index: np.ndarray  # (B,) int64
@@ -50,13 +58,10 @@ class Plan:
         self, file: Beton, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
     ) -> None:
         """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
-        drawn = self.draws
-        data, start = file.read(self.start[part, view], self.size[part, view])
-        pixels.process(
-            data, start, self.size[part, view], self.height[part, view],
-            self.width[part, view], drawn.box[part, view], drawn.covers, drawn.matrix[part, view],
-            drawn.colour[part], drawn.sigma[part], drawn.flip[part], table, out[part], valid[part],
-        )  # fmt: skip
+        size = self.size[part, view]
+        data, start = file.read(self.start[part, view], size)
+        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
+        pixels.process(jpegs, self.draws.of_view(view, part), table, out[part], valid[part])
 
 
 class Source:
@@ -65,13 +70,13 @@ class Source:
     def __init__(self, file: Beton | str | os.PathLike, augment: Augment, seed: int, order: Order):
         self.file = file if isinstance(file, Beton) else Beton(file)
         self.views = VIEWS[self.file.kind]
-        self._columns = (*self.views, "tokens" if self.file.kind == "pairs" else "luma")  # what is read
         self.augment, self.seed, self.order = augment, seed, order
         if not len(self.file):
             raise ValueError(f"{self.file.path}: has no samples")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed} must be within 0 … 2**64 - 1")
-        self._advised: list = []  # the newest windows
+        columns = (*self.views, "tokens" if self.file.kind == "pairs" else "luma")
+        self.read_ahead = ReadAhead(self.file, order, seed, columns)
         self._named: set[int] = set()
 
     def plan(self, t: np.ndarray) -> Plan:
@@ -82,31 +87,8 @@ class Source:
         stored = np.stack([rows.records[v]["mode"] == JPEG_MODE for v in self.views], -1)
         height, width = np.stack([rows.sizes(v) for v in self.views], -1).transpose(1, 0, 2)
         luma = rows.records["luma"][:, None] if len(self.views) == 1 else rows.arrays("luma")
-        drawn = draws(self.augment, self.seed, epoch, index, height, width, luma)
-        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, drawn, rows)
-
-    def read_ahead(self, t: np.ndarray) -> None:
-        """Has the disk read what positions t (B,) will need; in block order whole windows, and the next, too.
-
-        Else it would read one picture after the other, each when it is wanted.
-        """
-        self._read(self.order.locate(self.seed, len(self.file), t)[1])
-        windows = self.order.windows(self.seed, len(self.file), t)
-        new = [ranges for w in windows if w not in self._advised for ranges in w]
-        self._advised = windows
-        if new:  # not in this thread: the kernel takes no more at once than the disk's queue holds
-            threading.Thread(target=self._read_blocks, args=(new,), daemon=True).start()
-
-    def _read_blocks(self, ranges: list[tuple[int, int]]) -> None:
-        with suppress(ValueError, OSError):  # a bad pointer, a bad disk: the consumer meets it, too
-            for first, stop in ranges:
-                self._read(self.order.expand(first, stop))
-
-    def _read(self, index: np.ndarray) -> None:
-        rows = self.file.rows(index)
-        spans = (rows.spans(column) for column in self._columns)
-        start, size = (np.concatenate(x) for x in zip(*spans))
-        advise(self.file.descriptor, *_requests(start, size))
+        draws = sample_draws(self.augment, self.seed, epoch, index, height, width, luma)
+        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, draws, rows)
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
@@ -127,7 +109,7 @@ class Source:
         return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
 
     def report(self, plan: Plan, valid: np.ndarray) -> int:
-        """Names the samples that did not decode, each once in the log; returns how many there are."""
+        """Log the samples that did not decode, each once; returns how many there are."""
         for index in plan.index[~valid].tolist():
             if index not in self._named:
                 self._named.add(index)
@@ -137,25 +119,13 @@ class Source:
         return int((~valid).sum())
 
 
-def _requests(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads (offset, length) that cover byte ranges (N,); a gap that is shorter than a read is read too."""
-    order = np.argsort(start)
-    start, stop = start[order], (start + size)[order]
-    gaps = np.flatnonzero(start[1:] - stop[:-1] > _REQUEST)
-    begin, end = start[np.append(0, gaps + 1)], stop[np.append(gaps, len(stop) - 1)]
-    pieces = -(-(end - begin) // _REQUEST)
-    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    at = np.repeat(begin, pieces) + number * _REQUEST
-    return at, np.minimum(np.repeat(end, pieces) - at, _REQUEST)
-
-
 class StreamLoader:
     """An endless, resumable stream of batches; engines implement `_run`.
 
-    file: a .beton of pairs or triplets.  batch_size: samples a rank gets at a time; a global batch
-    is batch_size * world_size consecutive samples of the stream and rank r takes the r-th slice.
-    consumed: how many samples of the global stream were handed out; the loader's whole state.  Any
-    batch size or world size may continue a stream from any `consumed`.  workers: threads.
+    file: a .beton of pairs or triplets.  batch_size: samples of one rank's batch.  A global batch is
+    batch_size * world_size consecutive samples of the stream, and rank r takes the r-th slice.
+    consumed: how many samples of the global stream were handed out, which is the loader's whole state.  Any
+    batch size or world size may continue a stream from any `consumed`.  workers: threads that decode.
     dtype: float32, float16 or bfloat16.  Raises ValueError on wrong arguments or an unusable file.
     """
 
@@ -174,7 +144,14 @@ class StreamLoader:
         workers: int = 1,
         dtype: torch.dtype = torch.float32,
     ):
-        check_arguments(batch_size, image_size, rank, world_size, workers, dtype)
+        if batch_size < 1 or image_size < 1 or workers < 1:
+            raise ValueError(
+                f"batch_size {batch_size}, image_size {image_size} and workers {workers} must be at least 1"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not within a world of {world_size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype} is none of float32, float16, bfloat16")
         if consumed < 0:
             raise ValueError(f"consumed {consumed} must not be negative")
         self.source = Source(file, augment, seed, order)
@@ -183,6 +160,27 @@ class StreamLoader:
         self.workers, self.dtype = workers, dtype
         self.consumed, self.rejected = consumed, 0
         self._running: weakref.ref | None = None  # weak: dropping the iterator ends its threads
+
+    @classmethod
+    def one_pass(
+        cls,
+        file: Beton | str | os.PathLike,
+        *,
+        augment: Augment = AUGMENTS["eval"],
+        seed: int = 0,
+        **arguments: Any,
+    ) -> Iterator[ImageText | Triplet]:
+        """One pass in file order, last partial batch included; rank r gets the r-th contiguous share.
+
+        Takes the loader's other arguments, without `order` and `consumed`.  The draws, if `augment` has
+        any, are those of epoch 0.
+        """
+        loader = cls(file, augment=augment, seed=seed, order=Order(kind="file"), **arguments)
+        samples = len(loader.source.file)
+        first, stop = (samples * share // loader.world_size for share in (loader.rank, loader.rank + 1))
+        starts = range(first, stop, loader.batch_size)
+        positions = (np.arange(start, min(start + loader.batch_size, stop)) for start in starts)
+        return (batch for batch, _ in loader._run(positions))
 
     def positions(self) -> Iterator[np.ndarray]:
         """The stream positions of this rank's batches, from `consumed` on."""
@@ -209,7 +207,7 @@ class StreamLoader:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Ends the threads of a running iteration; iterating again goes on from `consumed`."""
+        """End the threads of a running iteration; iterating again goes on from `consumed`."""
         running = self._running and self._running()
         if running is not None:
             running.close()
@@ -219,24 +217,3 @@ class StreamLoader:
 
     def __exit__(self, *_):
         self.close()
-
-
-def check_arguments(
-    batch_size: int, image_size: int, rank: int, world_size: int, workers: int, dtype: torch.dtype
-) -> None:
-    """ValueError for arguments that no loader can serve."""
-    if batch_size < 1 or image_size < 1 or workers < 1:
-        raise ValueError(
-            f"batch_size {batch_size}, image_size {image_size} and workers {workers} must be at least 1"
-        )
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not within a world of {world_size}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype} is none of float32, float16, bfloat16")
-
-
-def shard_positions(samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[np.ndarray]:
-    """One pass in file order: this rank's contiguous share, last partial batch included."""
-    first, stop = samples * rank // world_size, samples * (rank + 1) // world_size
-    for at in range(first, stop, batch_size):
-        yield np.arange(at, min(at + batch_size, stop))

@@ -1,11 +1,11 @@
 """CLIP's tokenizer, fast: captions → token ids equal to open_clip's `SimpleTokenizer`, for any string.
 
-Speed comes from three exact short cuts: text on which ftfy provably changes nothing is not given to
-it, words are looked up in a cache of their ids, and a batch becomes one array at the end.  Unknown
-words go to the BPE of Hugging Face's `tokenizers`, loaded with the vocabulary file that open_clip
+Speed comes from three exact short cuts.  Printable ASCII without "&" is not given to ftfy, which would
+change nothing.  Words are looked up in a cache of their ids.  A batch becomes one array at the end.
+Unknown words go to the BPE of Hugging Face's `tokenizers`, loaded with the vocabulary file that open_clip
 installs (open_clip itself is not imported).
 
-Not here: caption choice (the loader draws it), packing of tokens (`kernels/towers.py`).
+Elsewhere: caption choice (`augment.py` draws it), packing of tokens (`packing.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import gzip
 import html
 import importlib.util
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -22,65 +21,24 @@ from pathlib import Path
 
 import numpy as np
 
-CONTEXT_LENGTH = 77
+from pipeline.beton.fields import CONTEXT_LENGTH
+
 START, END = 49406, 49407
 _MERGES = 49152 - 256 - 2
-_CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32  # a few tens of MB at most
+_CACHED_LENGTH = 32  # characters; longer words are rare and are not kept
 
 _WORDS = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|"
 _ascii_words = re.compile(_WORDS + r"[a-z]+|[0-9]|[^\sa-z0-9]+").findall  # for lowercase ASCII
 _plain = re.compile(r"[\t\n\r -%'-~]*").fullmatch  # ASCII without "&" and control characters
-_QUOTES = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
-_lines = re.compile(r"[^\n]*\n|[^\n]+").findall  # ftfy's segments
-
-
-# -- cleaning ---------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
     """ftfy, HTML entities unescaped twice, whitespace collapsed, lowercase: as open_clip's tokenizer."""
     if not _plain(text):
-        straight = text.translate(_QUOTES)
-        # ftfy repairs the encoding first and straightens quotes then: both forms must be fine with it.
-        fine = _untouched(straight) and (straight == text or not _is_bad(text))
-        text = straight if fine else _clean_slowly(text)
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
-
-
-def _clean_slowly(text: str) -> str:
-    import ftfy
-
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-
-
-@cache
-def _touched():
-    """Search for a character that some step of ftfy, or unescaping, looks for.
-
-    ftfy's steps besides mojibake repair and NFC act on single characters of these tables only
-    (ftfy/chardata.py, ftfy/fixes.py).
-    """
-    from ftfy import chardata
-
-    characters = {chr(c) for c in (*chardata.LIGATURES, *chardata.WIDTH_MAP, *chardata.CONTROL_CHARS)}
-    characters |= {chr(c) for c in range(0x80, 0xA0)} | set("&\x1b\x7f\x85\u2028\u2029")
-    listed = "".join(re.escape(c) for c in sorted(characters - set("\t\n\r ")))
-    quotes = chardata.SINGLE_QUOTE_RE.pattern[1:-1] + chardata.DOUBLE_QUOTE_RE.pattern[1:-1]
-    return re.compile(f"[{listed}{quotes}\ud800-\udfff]").search
-
-
-def _untouched(text: str) -> bool:
-    """True only if ftfy and html.unescape leave `text` as it is, line breaks aside."""
-    if _touched()(text) or not unicodedata.is_normalized("NFC", text):
-        return False
-    return not _is_bad(text)
-
-
-def _is_bad(text: str) -> bool:
-    """Whether ftfy sees mojibake in a line of `text`; it looks at each line for itself."""
-    from ftfy.badness import is_bad
-
-    return any(is_bad(line) for line in _lines(text))
 
 
 # -- tokens -----------------------------------------------------------------------------------
@@ -88,10 +46,10 @@ def _is_bad(text: str) -> bool:
 
 def vocabulary_file() -> Path:
     """open_clip's BPE merges; ValueError when open_clip is not installed."""
-    found = importlib.util.find_spec("open_clip")
-    if found is None:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None:
         raise ValueError("open_clip is not installed; pip install open_clip_torch")
-    return Path(found.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    return Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
 
 
 @cache
@@ -106,10 +64,13 @@ def _byte_letters() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
-class _Words(dict):
-    """word → its token ids; a missing word is encoded, and remembered while there is room."""
+class Words(dict):
+    """word → its token ids; a missing word is encoded and remembered while there is room.
 
-    def __init__(self):
+    capacity: words; the default takes a few tens of MB.
+    """
+
+    def __init__(self, capacity: int = 1 << 18):
         from tokenizers import models
 
         letters = list(_byte_letters().values())
@@ -120,7 +81,7 @@ class _Words(dict):
         assert len(set(tokens)) == len(tokens) == START
         vocabulary = {token: number for number, token in enumerate(tokens)}
         self._bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
-        self.names = tokens
+        self.names, self._capacity = tokens, capacity
         self._special = {"<start_of_text>": (START,), "<end_of_text>": (END,)}
         super().__init__(self._special)
 
@@ -129,7 +90,7 @@ class _Words(dict):
         mapped = "".join([letters[byte] for byte in word.encode("utf-8")])
         ids = tuple(token.id for token in self._bpe.tokenize(mapped))
         if len(word) <= _CACHED_LENGTH:
-            if len(self) >= _CACHED_WORDS:
+            if len(self) >= self._capacity:
                 self.clear()
                 self.update(self._special)
             self[word] = ids
@@ -137,8 +98,8 @@ class _Words(dict):
 
 
 @cache
-def _words() -> _Words:
-    return _Words()
+def _words() -> Words:
+    return Words()
 
 
 @cache

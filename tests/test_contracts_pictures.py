@@ -16,9 +16,10 @@ from dataprep.convert import ImageSettings, Rejected, convert
 from eval.metrics import perceptual
 from eval.sets.evalset import FileImages, Unreadable
 from eval.sets.prepared import BetonImages, PreparedImages
-from pipeline import dali_loader, ffcv_loader
 from pipeline.beton.fields import Beton, pairs_schema
 from pipeline.beton.writer import Jpeg, writing
+from pipeline.dali_loader import DALILoader
+from pipeline.ffcv_loader import FFCVLoader
 from pipeline.formats import pictures
 
 # -- one judge of a stored picture ------------------------------------------------------------------
@@ -59,7 +60,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
         evaluated = images[0].size == (width, height)
     except Unreadable:
         evaluated = False
-    (batch,) = ffcv_loader.once(file, batch_size=1, image_size=16)
+    (batch,) = FFCVLoader.one_pass(file, batch_size=1, image_size=16)
     fault = checks._image(file, 0, "image")[0]
     return {"engine": bool(batch.valid[0]), "verify": fault == "", "eval": evaluated}
 
@@ -85,7 +86,7 @@ def place(tmp_path_factory):
 def test_one_judge_of_a_stored_picture(place, data, sound):
     """The build keeps it byte for byte, `verify`, evaluation and both engines read it; or none of them."""
     assert judged(data, place) == dict.fromkeys(("engine", "verify", "eval"), sound)
-    (batch,) = dali_loader.once(place / "one.beton", batch_size=1, image_size=16, device="cpu")
+    (batch,) = DALILoader.one_pass(place / "one.beton", batch_size=1, image_size=16, device="cpu")
     assert bool(batch.valid[0]) == sound
     if sound:
         assert convert(data, ImageSettings(size="none")).passed

@@ -1,4 +1,4 @@
-"""`compiled`: numba's `njit` as this project uses it, free of Python's lock and cached where it can be."""
+"""`compiled`: numba's `njit` as this project uses it: without Python's lock, and cached where possible."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numba import config, njit
 from pipeline.base.machine import private_folder
 
 
-def _probe():
+def _probe() -> int:
     return 0
 
 
 def _caches() -> bool:
     try:
         return njit(cache=True)(_probe)() == 0
-    except (RuntimeError, OSError):  # numba finds no place; a full disk, files of another user
+    except (RuntimeError, OSError):  # numba has no place for it; a full disk; files of another user
         return False
 
 
 def _find_cache() -> bool:
-    """Whether compiled code can be kept: beside the source or at home, as numba does, else below $TMPDIR.
+    """Whether compiled code can be cached: beside the source or at home, as numba does, else below $TMPDIR.
 
-    numba itself ends the import of a module whose checkout and home are read-only.
+    Without this check, numba raises while a module is imported if the checkout and the home are read-only.
     """
     if _caches():
         return True

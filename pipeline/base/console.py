@@ -1,7 +1,7 @@
-"""What a command tells its user: one line for a mistake, a status line while it works, lines of a log.
+"""What a command prints: one line for an error, a status line while it works, lines of a log.
 
-Exit codes: 0 done, 1 the work failed (or a fault of ours, with its traceback), 2 a mistake in what was asked
-or a machine that lacks something, 130 Ctrl-C.  Needs the standard library alone.
+Exit codes: 0 done; 1 the work failed, or a bug of ours, with its traceback; 2 a user's mistake, or something
+that this machine lacks; 130 Ctrl-C.  Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _THREADS = (
     "no more threads or processes may be started here (ulimit -u, or the pids limit of a container): "
     "raise it, or lower --workers, --threads or --ngpus"
 )
-# What a machine lacks, in the words of Python and Triton, and what to do.
+# Words in the errors of Python and Triton → what the machine lacks, and what to do.
 _ADVICE = {
     "can't start new thread": _THREADS,
     "Failed to find C compiler": "Triton, whose kernels a GPU runs, finds no C compiler: install gcc, or "
@@ -30,7 +30,7 @@ _ADVICE = {
 
 
 class Failed(RuntimeError):
-    """The work cannot go on although nothing was asked wrongly: one line, and this exit code."""
+    """The work cannot go on, and the user made no mistake: one line, and this exit code."""
 
     code = 1
 
@@ -39,7 +39,10 @@ class Failed(RuntimeError):
 
 
 def command(run: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Call `run`, a command's work; the exit code.  What a user can act on becomes one line on stderr."""
+    """Call `run`, which does a command's work; returns the exit code.
+
+    An error that a user can act on becomes one line on stderr.
+    """
     settle_streams()
     try:
         return run() or 0
@@ -52,7 +55,7 @@ def command(run: Callable[[], int | None], interrupted: str = "interrupted") -> 
 
 
 def describe(error: BaseException) -> str:
-    """One line for what a user can act on, the traceback for the rest."""
+    """One line for an error that a user can act on, the traceback for any other."""
     if advice := _advice(error):
         return f"error: {advice}"
     if isinstance(error, (Failed, *USER_ERRORS)):
@@ -61,7 +64,7 @@ def describe(error: BaseException) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """Of a command that `error` ends."""
+    """The exit code of a command that `error` ends."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, Failed):
@@ -77,7 +80,11 @@ def _advice(error: BaseException) -> str | None:
 
 
 def settle_streams() -> None:
-    """Names that are no text, a terminal of few letters, and `2>&-`: the next file would be stderr then."""
+    """Make the standard streams take any text, and open those that are closed.
+
+    Names of files may be no text, and a terminal may lack letters.  After `2>&-` the next file that is opened
+    would be stderr.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it takes the lowest free number)
@@ -87,7 +94,7 @@ def settle_streams() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line; when nobody reads any more (`… | head`) the work goes on without a word."""
+    """Print a line; when nobody reads any more (`… | head`) the work goes on silently."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -130,9 +137,9 @@ class StatusLine:
 
 
 class Progress:
-    """Samples a second and time left of work whose tasks have weights, as a status line.
+    """A status line with samples a second and the time left, for work whose tasks have weights.
 
-    name: what the line begins with.  total: weight of all tasks.  done: that of those finished earlier.
+    name: what the line begins with.  total: weight of all tasks.  done: weight of those finished earlier.
     """
 
     _TERMINAL, _LOG = 0.5, 30.0  # seconds between lines

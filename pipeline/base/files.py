@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write under another name, sync, rename.
+"""Files that are either whole or absent: write under another name, sync, rename.
 
 Needs the standard library alone.
 """
@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def write(path: str | os.PathLike, data: bytes | str) -> None:
     """All of `data` at `path`, or what was there before.
 
-    Text is written as UTF-8; what a file's name may hold besides becomes \\udcXX, JSON's word for it.
+    Text is written as UTF-8; bytes of a file's name that are no text become \\udcXX, as JSON writes them.
     """
     encoded = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     with replacing(path) as temporary:
@@ -62,7 +62,7 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk's error, raised by a write, does not say where; it gets the path."""
+    """Add the path to the error of a full disk, which a write raises without it."""
     try:
         yield
     except OSError as error:

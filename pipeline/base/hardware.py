@@ -1,4 +1,4 @@
-"""What GPUs can do by their data sheets, and which versions of what are installed here."""
+"""What GPUs can do by their data sheets, and which versions of packages are installed here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Gpu:
     memory: int
     """GB (10⁹ bytes), as it is sold."""
     parts: tuple[str, ...]
-    """All of these are in the name that its driver tells."""
+    """All of these are in the name that its driver reports."""
 
 
-# By the name that this project's commands take; the first whose parts fit is the card.
+# Keys are the names that this project's commands take; the first card whose parts fit a device is it.
 GPUS = {
     "a100-40": Gpu(312e12, 40, ("A100", "40GB")),
     "a100": Gpu(312e12, 80, ("A100",)),
@@ -34,7 +34,7 @@ GPUS = {
 
 
 def gpu(name: str) -> Gpu | None:
-    """The data sheet of a device by the name its driver tells (torch.cuda.get_device_name); None: unknown."""
+    """The data sheet of a device by its driver's name (torch.cuda.get_device_name); None if unknown."""
     return next((card for card in GPUS.values() if all(part in name for part in card.parts)), None)
 
 

@@ -1,6 +1,6 @@
-"""The machine under a command: what to settle before torch is loaded, a private folder for caches, a lock.
+"""The machine a command runs on: environment variables, a private folder for caches, a lock on a file.
 
-Needs the standard library alone.  Commands call `settle`; importing a module changes nothing.
+Needs the standard library alone.  Commands call `settle`; importing this module changes nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Busy(ValueError):
 
 
 def settle() -> None:
-    """Sets variables that this process and its children need and the user has not set.
+    """Set the variables that this process and its children need and that the user has not set.
 
     Call it before torch is imported: OpenMP reads its variables when it is loaded.
     """
-    if not faulthandler.is_enabled():  # a fault in compiled code (a disk that fails under a map) says where
+    if not faulthandler.is_enabled():  # a crash of compiled code then prints where it happened
         with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):  # no real stderr
             faulthandler.enable()
     _share_cores()
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # a user id that nobody named; torch and others ask for a name
+    except (KeyError, OSError):  # a user id without a name; torch and others ask for one
         os.environ["USER"] = f"uid-{os.getuid()}"
     if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not _writable(os.path.expanduser("~")):
         folder = private_folder()
@@ -41,13 +41,16 @@ def settle() -> None:
 
 
 def _share_cores() -> None:
-    """Let OpenMP's threads spin for a moment only before they sleep, unless the user has chosen.
+    """Let OpenMP's idle threads spin only briefly before they sleep, unless the user has chosen otherwise.
 
-    By default they spin 300,000 times, on cores that another run wants.  On two cores, 60 steps of the
-    demo's stage 1 take 171 s beside a second run, with 1,000 turns 31 s; 12 steps beside another load of 1
-    to 3 take 40 s, with 1,000 turns 11 s; all to the same bits.  Alone, stage 2 of the demo takes 5 to 8 %
-    longer so (medians of 12 and 16 pairs of 8 steps, themselves 0.8 to 1.4) and a tenth less CPU time;
-    10,000 and 30,000 turns measure the same as 1,000.  OMP_WAIT_POLICY=passive takes 1.2 times as long alone.
+    By default they spin 300,000 times, on cores that another run could use.  We set 1,000.  Measured on two
+    cores, all to the same bits:
+
+    * 60 steps of the demo's stage 1 beside a second run: 171 s by default, 31 s with 1,000 turns.
+    * 12 steps beside another load of 1 to 3: 40 s by default, 11 s with 1,000 turns.
+    * Stage 2 of the demo alone: 5 to 8 % longer with 1,000 turns (medians of 12 and 16 pairs of 8 steps,
+      themselves 0.8 to 1.4), and a tenth less CPU time; 10,000 and 30,000 turns measure the same.
+    * OMP_WAIT_POLICY=passive alone: 1.2 times as long.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
@@ -58,25 +61,26 @@ def _writable(folder: str) -> bool:
 
 
 def private_folder() -> Path | None:
-    """A folder for caches below $TMPDIR that is ours alone; None where there is none.
+    """A folder for caches below $TMPDIR that only this user can write to; None where there is none.
 
-    Caches hold code, so a folder that another user made under this name, or may write to, is not used.
+    Caches hold code, so a folder of this name that another user made, or may write to, is not used.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"perceptual-initialization-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
     return folder if ours else None
 
 
 def lock(path: Path, what: str, patience: float = 0) -> tuple[IO, str]:
-    """The open file `path`, locked until it is closed or this process ends, and a note where it cannot be.
+    """Lock the file `path`; returns it, open, and a note for the user if its file system has no locks.
 
-    what: that which only one process may do at a time, for the message.  patience: seconds to wait for the
-    other one.  Raises Busy while another process holds the lock, OSError where the file cannot be opened.
+    The lock holds until the file is closed or this process ends.  what: for the message, what only one
+    process may do at a time.  patience: seconds to wait for another process.  Raises Busy while another
+    process holds the lock, OSError where the file cannot be opened.
     """
     file = open(path, "a")  # noqa: SIM115
     until = time.monotonic() + patience

@@ -28,7 +28,7 @@ class Spent:
 
 @contextlib.contextmanager
 def stopwatch() -> Iterator[Spent]:
-    """What the block takes; filled in when it ends."""
+    """The time that the block takes; filled in when it ends."""
     spent = Spent()
     wall, cpu = time.perf_counter(), cpu_seconds()
     yield spent
@@ -38,7 +38,7 @@ def stopwatch() -> Iterator[Spent]:
 def cpu_seconds() -> float:
     """User and system time of this process, of children that have ended, and of living descendants."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    fields = [told.rsplit(")", 1)[1].split() for told in _descendants("stat")]
+    fields = [text.rsplit(")", 1)[1].split() for text in _descendants("stat")]
     ticks = sum(int(number) for f in fields for number in f[11:15])  # its own, and of its ended children
     return time.process_time() + ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
@@ -49,9 +49,9 @@ def _descendants(name: str) -> Iterator[str]:
     while waiting:
         process = waiting.pop()
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            told = Path(f"/proc/{process}/{name}").read_text()
+            text = Path(f"/proc/{process}/{name}").read_text()
             waiting += _children(process)
-            yield told
+            yield text
 
 
 def _children(process: int) -> list[int]:
@@ -60,13 +60,13 @@ def _children(process: int) -> list[int]:
 
 
 def disk_bytes() -> int:
-    """What the disk delivered to this process and its living descendants."""
-    told = [Path("/proc/self/io").read_text(), *_descendants("io")]
-    return sum(int(text.split("\nread_bytes: ")[1].split()[0]) for text in told)
+    """Bytes that the disk delivered to this process and its living descendants."""
+    texts = [Path("/proc/self/io").read_text(), *_descendants("io")]
+    return sum(int(text.split("\nread_bytes: ")[1].split()[0]) for text in texts)
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process's memory that no file backs (what it maps of a file is the page cache's)."""
+    """Bytes of this process's memory that no file backs (mapped files belong to the page cache)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -74,7 +74,7 @@ def anonymous_memory() -> int:
 
 
 def forget(path: Path) -> None:
-    """Drop a file from the page cache, but for pages that somebody has mapped."""
+    """Drop a file from the page cache, except for pages that are mapped."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -83,10 +83,10 @@ def forget(path: Path) -> None:
 def paired_rounds(
     sides: Mapping[str, Callable[[], object]], rounds: int, told: Callable[[str], object] = lambda line: None
 ) -> dict[str, list[Spent]]:
-    """What each side takes in each round; every round calls all of them once, in an order drawn for it.
+    """The time each side takes in each round; a round calls every side once, in an order drawn for it.
 
-    So a machine that is busy for a while is busy for all, and none always follows the same other.
-    told: called with a line after each.
+    So a machine that is busy for a while is busy for all sides, and no side always follows the same other.
+    told: called with a line after each call.
     """
     times: dict[str, list[Spent]] = {name: [] for name in sides}
     chance = random.Random(0)

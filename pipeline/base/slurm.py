@@ -1,5 +1,4 @@
-"""What every room that sends jobs to SLURM shares: the user's sbatch flags, the nodes' GPUs, and keeping
-the surrounding allocation out.
+"""Sending jobs to SLURM, for all rooms: the user's sbatch flags, the nodes' GPUs, a clean environment.
 
 submitit is imported only where a job is made.
 """
@@ -41,7 +40,7 @@ NAMED = ("partition", "account", "qos", "constraint", "exclude", "mem", "cpus_pe
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmFlags:
-    """What SLURM is told; only the flags that are set."""
+    """The user's flags for SLURM; only those that are set are passed on."""
 
     partition: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     account: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -111,7 +110,7 @@ def _alternatives(key: str, value: str) -> list[str]:
 
 
 def count_gpus(gres: str) -> int:
-    """GPUs in SLURM's words: gpu:4, gpu:a100:2(S:0,1),gpu:v100:2, gpu:1g.5gb:7, gpu:a100:no_consume:4."""
+    """Number of GPUs that a gres names: gpu:4, gpu:a100:2(S:0,1), gpu:1g.5gb:7, gpu:a100:no_consume:4."""
     total = 0
     for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
         kind, *words = entry.strip().split(":")
@@ -121,15 +120,15 @@ def count_gpus(gres: str) -> int:
 
 
 def gpus_of_nodes(flags: SlurmFlags) -> int | None:
-    """The most GPUs that a node of the partition (or of any) has; None where SLURM is not there to tell."""
+    """The most GPUs that a node of the partition (or of any) has; None where SLURM cannot be asked."""
     partition = flags.given.get("partition")
     command = ["sinfo", "--noheader", "--format=%G", *(["--partition", str(partition)] if partition else [])]
     try:
         with own_environment():
-            said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+            output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return max(map(count_gpus, said.splitlines()), default=0)
+    return max(map(count_gpus, output.splitlines()), default=0)
 
 
 # -- around a job -----------------------------------------------------------------------------
@@ -137,10 +136,10 @@ def gpus_of_nodes(flags: SlurmFlags) -> int | None:
 
 @contextlib.contextmanager
 def own_environment(*more: str) -> Iterator[list[str]]:
-    """Without the variables that a surrounding allocation (salloc, a job) or a profile has left, and `more`;
-    the names of those that were there.
+    """Remove the variables that a surrounding allocation (salloc, a job) or a profile has left, and `more`.
 
-    A job that is started within is not that allocation's, and sbatch hears only what it is told.
+    Yields the names of those that were there; they come back afterwards.  A job that is started within does
+    not belong to that allocation, and sbatch gets only the flags of its command line.
     """
     foreign = [n for n in sorted(os.environ) if n in more or (n.startswith(INHERITED) and n not in KEPT)]
     taken = {name: os.environ.pop(name) for name in foreign}
@@ -152,21 +151,21 @@ def own_environment(*more: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def submitting() -> Iterator[None]:
-    """Around a submission: `own_environment`, and ValueError with sbatch's own words if it is refused."""
+    """Around a submission: `own_environment`, and ValueError with sbatch's message if it is refused."""
     try:
         with own_environment() as taken, contextlib.redirect_stderr(io.StringIO()):
             yield  # submitit repeats on stderr what its error says
     except RuntimeError as error:
         lines = str(error).splitlines() or ["sbatch failed and did not say why"]
-        said = next((line for line in lines if "error:" in line), lines[0])
-        raise ValueError(f"not submitted: {said.strip()}") from None
+        message = next((line for line in lines if "error:" in line), lines[0])
+        raise ValueError(f"not submitted: {message.strip()}") from None
     habits = [name for name in taken if name.startswith("SBATCH_")]
     if habits:
         _say_once(f"note: {', '.join(habits)} had no effect: SLURM is told what the command line says")
 
 
 def executor(cluster: str, folder: Path, parameters: dict, minutes: int):
-    """submitit's: of SLURM with its `parameters`, or (`local`) of processes of this machine.
+    """submitit's executor: for SLURM with its `parameters`, or (`local`) for processes of this machine.
 
     minutes: time limit of a local job.  Call it within `submitting`.
     """
@@ -197,7 +196,7 @@ def check_path(folder: Path, flag: str) -> None:
 
 @dataclass(frozen=True)
 class SameDevices:
-    """A function that sees this environment's GPUs in a local job too; submitit would number them anew."""
+    """A function that sees this environment's GPUs in a local job as well; submitit would renumber them."""
 
     function: Callable
     visible: str | None

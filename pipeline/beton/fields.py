@@ -1,13 +1,14 @@
 """The .beton schema of this project, and reading a .beton without FFCV.
 
-The container is FFCV 1.0's (header version 2): header, field descriptors, one metadata
-record a sample, data pages, allocation table.  Stock FFCV reads every file written with
-these fields.  `Beton` reads such files by pread, tables too, so opening costs no memory per
-sample.  Not by a memory map: a file that is cut short meanwhile would end the process (SIGBUS),
-and some mounts and memory limits do not allow one.  numba is loaded by what reads many samples at
-once, not by what opens or writes a file.
+The container is FFCV 1.0's (header version 2): header, field descriptors, one metadata record a sample, data
+pages, allocation table.  Stock FFCV reads every file written with these fields.
 
-Writing is dataprep's business (`pipeline/beton/writer.py`).
+`Beton` reads such files by pread, tables too, so opening costs no memory per sample.  It does not use a
+memory map: a file that is cut short meanwhile would end the process (SIGBUS), and some mounts and memory
+limits do not allow one.  numba is loaded by what reads many samples at once (`ranges.py`), not by opening or
+writing a file.
+
+Writing: `writer.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ METADATA = {
 }
 ALLOCATES = (IMAGE, BYTES, ARRAY)  # kinds whose value lies in a page, found by pointer
 
-CONTEXT_LENGTH = 77
+CONTEXT_LENGTH = 77  # token ids of a caption
 _FEW = 8  # ranges that are read without compiled code: numba takes a second and 100 MB
 
 
@@ -159,17 +160,17 @@ class Beton:
     def read(self, start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies of the byte ranges (N,) int64 in one array of bytes, and where each begins in it."""
         to, done = np.append(0, np.cumsum(size)), 0
-        place, data = to[:-1], np.empty(to[-1], np.uint8)
+        begin, data = to[:-1], np.empty(to[-1], np.uint8)
         if len(start) > _FEW:  # neighbours are read at once
             heads = np.flatnonzero(start != np.append(-1, start + size)[:-1])
-            start, to = start[heads], np.append(place[heads], len(data))
+            start, to = start[heads], np.append(begin[heads], len(data))
         if len(start) > _FEW:
             from pipeline.beton.ranges import pread_ranges
 
             done = pread_ranges(self.descriptor, start, to, data)
         for n in range(done, len(start)):  # few; or one that failed, and those after it
             self._read(int(start[n]), memoryview(data)[to[n] : to[n + 1]])
-        return data, place
+        return data, begin
 
     def _read(self, at: int, out: memoryview) -> None:
         """Fills `out` with what lies from `at` on."""
@@ -255,8 +256,8 @@ class Beton:
         """What the tables say of samples `index` (any shape)."""
         index = np.asarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            asked = f"{index.min()} … {index.max()}"
-            raise IndexError(f"{self.path}: has samples 0 … {len(self) - 1}, not {asked}")
+            bounds = f"{index.min()} … {index.max()}"
+            raise IndexError(f"{self.path}: has samples 0 … {len(self) - 1}, not {bounds}")
         return Rows(
             self,
             self._rows(self.dtype, self._metadata_at, index, 1)[..., 0],

@@ -1,4 +1,4 @@
-"""What is done to many byte ranges of an open file at once: compiled, and free of Python's lock."""
+"""Operations on many byte ranges of an open file at once: compiled, without Python's lock."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _fadvise = types.ExternalFunction(
 
 @compiled
 def pread_ranges(file, start, to, out):
-    """Reads from `start` (N,) on to out[to[n] : to[n + 1]]; returns how many were read before one failed."""
+    """Read from `start` (N,) on into out[to[n] : to[n + 1]]; returns how many were read before one failed."""
     for n in range(len(start)):
-        at, place = start[n], to[n]
-        while place < to[n + 1]:
-            done = _pread(file, out.ctypes.data + place, to[n + 1] - place, at)
+        source, target = start[n], to[n]
+        while target < to[n + 1]:
+            done = _pread(file, out.ctypes.data + target, to[n + 1] - target, source)
             if done <= 0:
                 return n
-            at, place = at + done, place + done
+            source, target = source + done, target + done
     return len(start)
 
 

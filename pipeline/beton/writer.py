@@ -1,17 +1,17 @@
 """Writes .beton files with numpy alone, and joins shards of them.
 
-The container is FFCV 1.0's (see `pipeline/beton/fields.py`); stock FFCV reads what is written here.
-FFCV's own DatasetWriter is not used: a worker that fails, or a full disk, makes it wait for ever,
-and it truncates its target before it has anything to put there.
+The container is FFCV 1.0's (see `fields.py`); stock FFCV reads what is written here.  FFCV's own
+DatasetWriter is not used: a worker that fails, or a full disk, makes it wait for ever, and it truncates its
+target before it has anything to put there.
 
-Layout: header, field descriptors, metadata table (as large as the announced capacity), pages from
-the next page border on, allocation table last, with one row per stored value in sample-major
-order.  A sample's own values lie within one page.  Page borders are absolute multiples of the page
-size, a power of two: a file whose page size grew is valid at the larger size, because small
-aligned pages nest in large ones.  Gaps are left as holes.
+Layout: header, field descriptors, metadata table (as large as the announced capacity), pages from the next
+page border on, allocation table.  The allocation table has one row per stored value, in sample-major order.
+A sample's own values lie within one page.  Page borders are absolute multiples of the page size, a power of
+two.  So a file whose page size grew is valid at the larger size: small aligned pages nest in large ones.
+Gaps are left as holes.
 
-Not here: decoding, resizing, tokens (`convert.py`, `pipeline/text.py`), and running in parallel
-(`build.py`: one writer a shard).
+Elsewhere: reading (`fields.py`); decoding, resizing and running in parallel, one writer a shard
+(`dataprep/convert.py`, `dataprep/build.py`); tokens (`pipeline/text.py`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Jpeg(NamedTuple):
     width: int
 
 
-def _head(schema: Mapping[str, f.Field], samples: int, page_size: int, table: int) -> bytes:
-    """Header and field descriptors; `table` = 0 marks an unfinished file."""
+def head(schema: Mapping[str, f.Field], samples: int, page_size: int, table: int) -> bytes:
+    """Header and field descriptors; `table` is where the allocations lie, 0 in an unfinished file."""
     header = np.zeros(1, f.HEADER)
     header["version"], header["num_fields"] = f.VERSION, len(schema)
     header["page_size"], header["num_samples"], header["alloc_table_ptr"] = page_size, samples, table
@@ -60,7 +60,8 @@ def _head(schema: Mapping[str, f.Field], samples: int, page_size: int, table: in
     return header.tobytes() + descriptors.tobytes()
 
 
-def _align(offset: int, border: int) -> int:
+def align(offset: int, border: int) -> int:
+    """The first multiple of `border` that is not below `offset`."""
     return -(-offset // border) * border
 
 
@@ -102,27 +103,27 @@ class Writer:
         self._metadata = np.zeros(_CHUNK, f.metadata_dtype(self.schema))
         self._pointed = [n for n, field in self.schema.items() if field.kind in f.ALLOCATES]
         self._allocations = np.zeros(_CHUNK * len(self._pointed), f.ALLOCATION)
-        self._shared: dict[bytes, tuple[int, int]] | None = {} if share else None
-        self._start = len(_head(self.schema, 0, page_size, 0))
-        self._end = _align(self._start + capacity * self._metadata.itemsize, page_size)
+        self._share, self._shared = share, dict[bytes, tuple[int, int]]()  # digest → (offset, size)
+        self._start = len(head(self.schema, 0, page_size, 0))
+        self._end = align(self._start + capacity * self._metadata.itemsize, page_size)
         self._file.seek(self._end)
 
     def add(self, sample: Mapping[str, object]) -> None:
         """Append one sample: Jpeg for IMAGE, bytes for BYTES, ndarray for ARRAY, number otherwise."""
         assert self.samples < self._capacity, "more samples than announced"
-        placed = self._place({name: self._blob(name, sample[name]) for name in self._pointed})
+        spans = self._store({name: self._blob(name, sample[name]) for name in self._pointed})
         record = []
         for name, field in self.schema.items():
             value = sample[name]
             if field.kind == f.IMAGE:
-                record.append((f.JPEG_MODE, value.width, value.height, placed[name][0]))
+                record.append((f.JPEG_MODE, value.width, value.height, spans[name][0]))
             elif field.kind == f.BYTES:
-                record.append(placed[name])
+                record.append(spans[name])
             else:
-                record.append(placed[name][0] if field.kind == f.ARRAY else value)
+                record.append(spans[name][0] if field.kind == f.ARRAY else value)
         slot, width = self.samples % _CHUNK, len(self._pointed)
         self._metadata[slot] = tuple(record)
-        rows = [(self.samples, *placed[name]) for name in self._pointed]
+        rows = [(self.samples, *spans[name]) for name in self._pointed]
         self._allocations[slot * width : (slot + 1) * width] = rows
         self.samples += 1
         if slot + 1 == _CHUNK:
@@ -145,27 +146,23 @@ class Writer:
             raise ValueError(f"{name}: an empty value would corrupt its neighbours in FFCV")
         return value
 
-    def _place(self, blobs: dict[str, bytes]) -> dict[str, tuple[int, int]]:
+    def _store(self, blobs: dict[str, bytes]) -> dict[str, tuple[int, int]]:
         """Write the values into one page; name → (offset, size)."""
-        placed, digests = {}, {}
-        if self._shared is not None:
-            for name in blobs:
-                if self.schema[name].kind == f.IMAGE:
-                    digests[name] = hashlib.blake2b(blobs[name], digest_size=16).digest()
-                    if digests[name] in self._shared:
-                        placed[name] = self._shared[digests[name]]
-        new = [name for name in blobs if name not in placed]
+        images = [n for n in blobs if self._share and self.schema[n].kind == f.IMAGE]
+        digests = {n: hashlib.blake2b(blobs[n], digest_size=16).digest() for n in images}
+        spans = {n: self._shared[digest] for n, digest in digests.items() if digest in self._shared}
+        new = [name for name in blobs if name not in spans]
         self._turn_page(sum(len(blobs[name]) for name in new))
         for name in new:
-            known = self._shared.get(digests[name]) if name in digests else None
-            if known is None:
-                known = (self._end, len(blobs[name]))
+            span = self._shared.get(digests[name]) if name in digests else None  # of this sample's others
+            if span is None:
+                span = (self._end, len(blobs[name]))
                 self._file.write(blobs[name])
                 self._end += len(blobs[name])
                 if name in digests:
-                    self._shared[digests[name]] = known
-            placed[name] = known
-        return placed
+                    self._shared[digests[name]] = span
+            spans[name] = span
+        return spans
 
     def _turn_page(self, size: int) -> None:
         """Move to the next page when `size` bytes do not fit this one; larger pages if none would do."""
@@ -174,7 +171,7 @@ class Writer:
             if self._page > MAX_PAGE_SIZE:
                 raise ValueError(f"a sample of {size} bytes is larger than FFCV's largest page")
         if self._end % self._page + size > self._page:
-            self._end = _align(self._end, self._page)
+            self._end = align(self._end, self._page)
             self._file.seek(self._end)
 
     def _flush(self, count: int) -> None:
@@ -186,12 +183,12 @@ class Writer:
     def finish(self) -> None:
         """Write the allocation table and, last, the header that makes the file valid."""
         self._flush(self.samples % _CHUNK)
-        table = _align(self._end, 8)
+        table = align(self._end, 8)
         self._file.seek(table)
         self._table.seek(0)
         shutil.copyfileobj(self._table, self._file, _COPY)
         self._file.flush()
-        _pwrite(self._file.fileno(), _head(self.schema, self.samples, self._page, table), 0)
+        _pwrite(self._file.fileno(), head(self.schema, self.samples, self._page, table), 0)
 
 
 def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
@@ -221,23 +218,23 @@ def join(shards: Sequence[str | os.PathLike], out: str | os.PathLike, keep: Sequ
         if part.schema != schema:
             raise ValueError(f"{part.path}: its columns differ from those of {parts[0].path}")
     samples, page = sum(part.samples for part in parts), max(part.page for part in parts)
-    start = len(_head(schema, samples, page, 0))
-    end = _align(start + samples * f.metadata_dtype(schema).itemsize, page)
+    start = len(head(schema, samples, page, 0))
+    end = align(start + samples * f.metadata_dtype(schema).itemsize, page)
     with replacing(out) as temporary, open(temporary, "w+b", buffering=0) as file:
         first = 0
         for part in parts:
-            end = part.place(first, end)
+            end = part.move_to(first, end)
             _copy_range(part.path, part.low, part.high, file.fileno(), part.low + part.shift)
             for records in part.metadata():
                 _pwrite(file.fileno(), records.tobytes(), start + first * records.itemsize)
                 first += len(records)
-        table = end = _align(end, 8)
+        table = end = align(end, 8)
         for part in parts:
             for rows in part.allocations():
                 _pwrite(file.fileno(), rows.tobytes(), end)
                 end += rows.nbytes
         os.fsync(file.fileno())  # the header makes the file valid, so it goes last
-        _pwrite(file.fileno(), _head(schema, samples, page, table), 0)
+        _pwrite(file.fileno(), head(schema, samples, page, table), 0)
     return samples
 
 
@@ -257,12 +254,12 @@ class _Part:
         self.high = int((allocations["ptr"] + allocations["size"]).max())
         self.shift = self.first = 0
 
-    def place(self, first: int, end: int) -> int:
-        """Put the part's samples at number `first` and its region at or after `end`; returns its end.
+    def move_to(self, first: int, end: int) -> int:
+        """Put the shard's samples at number `first` and its region at or after `end`; returns its end.
 
         A region moves by a multiple of its page size, so that nothing comes to cross a page border.
         """
-        self.first, self.shift = first, _align(end - self.low, self.page)
+        self.first, self.shift = first, align(end - self.low, self.page)
         return self.high + self.shift
 
     def _chunks(self, length: int) -> Iterator[np.ndarray]:

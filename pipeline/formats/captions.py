@@ -1,4 +1,4 @@
-"""Caption files of the field that are one JSON document: COCO's own, and Karpathy's splits."""
+"""Caption files that are one JSON document: COCO's own, and Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Container
 def from_coco(data: dict) -> list[tuple[str, list[str]]]:
     """(file name, captions) of every image of `captions_*.json`, by image id.
 
-    Raises KeyError or TypeError where it is something else, ValueError where the ids do not settle which
-    caption is whose.
+    Raises KeyError or TypeError where `data` is something else, ValueError where the ids do not determine
+    which caption belongs to which image.
     """
     names = {image["id"]: image["file_name"] for image in data["images"]}
     if len(names) < len(data["images"]):
-        told = f"{len(data['images'])} images, but {len(names)} ids"
-        raise ValueError(f"{told} (files joined?), so it cannot be told which caption is whose")
+        counts = f"{len(data['images'])} images, but {len(names)} ids"
+        raise ValueError(f"{counts} (files joined?), so it cannot be told which caption is whose")
     captions: dict[int, list[str]] = {i: [] for i in sorted(names)}
     for annotation in data["annotations"]:
         if (image := annotation["image_id"]) not in captions:
             raise ValueError(f"a caption of image {image}, which is not among its images")
         captions[image].append(annotation["caption"])
-    return [(names[i], own) for i, own in captions.items()]
+    return [(names[i], texts) for i, texts in captions.items()]
 
 
 def from_karpathy(data: dict, splits: Container[str]) -> list[tuple[str, list[str]]]:

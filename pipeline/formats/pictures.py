@@ -1,12 +1,12 @@
-"""An image file's bytes → RGB pixels, as pictures are prepared for a .beton; and the judge of those in one.
+"""An image file's bytes → RGB pixels, as images are prepared for a .beton; and the test of those in one.
 
 `read` is what the build stores, before resizing: upright, transparency on white, 16 bits reduced to 8.
-Evaluation reads the triplets of a folder with it, so that the folder and the .beton made of it show a model
-the same.  `stored` is what a picture of a .beton must pass: the build, `verify`, evaluation and, by their own
-call of libjpeg, both engines agree on it.
+Evaluation reads the triplets of a folder with it, so that a model sees the same images in the folder and in
+the .beton made of it.  `stored` is what an image of a .beton must pass: the build, `verify`, evaluation and,
+by their own call of libjpeg, both engines agree on it.
 
-Threads may call all of this: nothing of the process is changed for the time of a call.  Not here: resizing
-and encoding (`dataprep/convert.py`).
+All of this is thread-safe: no global setting is changed during a call.  Elsewhere: resizing and encoding
+(`dataprep/convert.py`).
 
 H, W height and width in pixels.
 """
@@ -24,26 +24,28 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from pipeline.formats.markers import is_frame, next_segment
+
 MAX_PIXELS = 100_000_000
 # What PIL may try: no format that starts a program (EPS), or holds a document or measurements.
-# TGA has nothing to be known by, so it comes last.
+# A TGA cannot be recognised by its first bytes, so it comes last.
 FORMATS = [
     "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "ICNS",
     "CUR", "PSD", "DDS", "QOI", "SGI", "PCX", "XPM", "XBM", "SUN", "MSP", "IM", "BLP", "FLI", "FTEX", "TGA",
 ]  # fmt: skip
-_ICC, _EXIF, _ADOBE, _SCAN = 0xE2, 0xE1, 0xEE, 0xDA
+_ICC, _EXIF, _ADOBE = 0xE2, 0xE1, 0xEE
 _ORIENTATION, _BITS = 0x0112, 0x0102  # TIFF's tags
 # Sampling factors of three components, as bytes of the frame header.
 _SUBSAMPLINGS = {
     b"\x11\x11\x11": "444", b"\x21\x11\x11": "422", b"\x22\x11\x11": "420",
     b"\x12\x11\x11": "440", b"\x41\x11\x11": "411",
 }  # fmt: skip
-# libjpeg's words for damage among the pixels. PIL goes on after it, and would hand on garbage.
+# libjpeg's words for damage among the pixels, after which PIL goes on and returns garbage.
 _GARBAGE = ("Huffman", "progression", "arithmetic", "remature end", "instead of RST")
 
 
 class Rejected(ValueError):
-    """A sample that cannot be taken: `reason` groups, `detail` tells."""
+    """A sample that cannot be taken: `reason` is one of a few, `detail` says what is wrong with this one."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -75,7 +77,7 @@ def read(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> 
 def stored(data: bytes, height: int, width: int) -> np.ndarray:
     """(H, W, 3) uint8 of a .beton's JPEG; ValueError if an engine would refuse it.
 
-    That is: another size than the table's, or any complaint of libjpeg's (part of the picture is missing).
+    That is: another size than the table's, or any complaint of libjpeg's (part of the image is missing).
     """
     head = read_head(data)
     if head is None:
@@ -86,7 +88,7 @@ def stored(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def check_pixels(width: int, height: int, most: int) -> None:
-    """Rejected for a picture without pixels, or with more than `most`."""
+    """Rejected for an image without pixels, or with more than `most`."""
     if not width or not height:
         raise Rejected("cannot decode", f"its header says {width}×{height} pixels")
     if width * height > most:
@@ -94,7 +96,7 @@ def check_pixels(width: int, height: int, most: int) -> None:
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation to (H, W, 3); one that is none of 1…8 leaves it."""
+    """Apply an EXIF orientation to (H, W, 3); one that is none of 1…8 changes nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -125,19 +127,12 @@ class Head:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of each segment before a JPEG's data, its marker and length included."""
-    at = 2 if data[:3] == b"\xff\xd8\xff" else len(data)
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these carry no length
-            at += 2
-        elif marker in (_SCAN, 0xD9):
-            return
-        else:
-            stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
-            yield marker, at, stop
-            at = stop
+    if data[:3] != b"\xff\xd8\xff":
+        return
+    marker, start, stop = next_segment(data, 2)
+    while marker:
+        yield marker, start, stop
+        marker, start, stop = next_segment(data, stop)
 
 
 def read_head(data: bytes) -> Head | None:
@@ -149,7 +144,7 @@ def read_head(data: bytes) -> Head | None:
             app1 = True
         elif marker == _ADOBE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        elif is_frame(marker):
             return _frame(marker, body, adobe, app1)
     return None
 
@@ -164,10 +159,10 @@ def _frame(marker: int, body: bytes, adobe: int | None, app1: bool) -> Head | No
 
 
 def decode_jpeg(data: bytes, *arguments, **options) -> np.ndarray:
-    """simplejpeg's `decode_jpeg`, which raises ValueError on any complaint, but blind to the colour profile.
+    """simplejpeg's `decode_jpeg` without the colour profile; raises ValueError on any complaint.
 
-    It would complain of an incomplete one, which is frequent, harms no pixel, and is looked at by no other
-    decoder here.
+    libjpeg complains of an incomplete profile.  That is frequent and harms no pixel, and no other decoder
+    here looks at it.
     """
     return simplejpeg.decode_jpeg(_without_profile(data), *arguments, **options)
 
@@ -184,7 +179,7 @@ def _without_profile(data: bytes) -> bytes:
 
 
 def refuse_garbage(error: ValueError) -> None:
-    """Rejected where libjpeg's complaint means lost pixels; other complaints PIL judges well."""
+    """Rejected where libjpeg's complaint means lost pixels; PIL judges the other complaints well."""
     if any(word in str(error) for word in _GARBAGE):
         raise Rejected("cannot decode", str(error)) from None
 
@@ -239,7 +234,7 @@ def _read_with_pil(data: bytes, max_pixels: int, upright: bool) -> np.ndarray:
 
 
 def _undone(orientation: int) -> int:
-    """The orientation that turns back."""
+    """The orientation that undoes this one."""
     return {6: 8, 8: 6}.get(orientation, orientation)
 
 
@@ -256,7 +251,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_bytes(image: Image.Image) -> np.ndarray:
-    """16-bit grey as 8 bits; PIL has wider and signed pixels in the same modes, whose white nobody knows."""
+    """16-bit grey as 8 bits; PIL has wider and signed pixels in these modes, without an agreed white."""
     values = np.asarray(image).astype(np.int64)
     low, high = values.min(), values.max()
     if low < 0 or high > 65_535:
@@ -266,15 +261,15 @@ def _high_bytes(image: Image.Image) -> np.ndarray:
     return (values >> 8).astype(np.uint8)
 
 
-# -- what is no picture -------------------------------------------------------------------------
+# -- what is no image ---------------------------------------------------------------------------
 
 _BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-_PICTURES = {  # first bytes of pictures that PIL does not know
+_PICTURES = {  # first bytes of images that PIL does not know
     b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"%PDF": "PDF", b"II\xbc": "JPEG XR",
     b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"gimp xcf": "XCF", b"AT&TFORM": "DjVu",
     b"\xab\x4b\x54\x58": "KTX", b"<svg": "SVG", b"FLIF": "FLIF", b"BPG\xfb": "BPG",
 }  # fmt: skip
-_OTHERS = {  # what comes in a picture's place
+_OTHERS = {  # what comes in an image's place
     b"<!doctype html": "a web page", b"<html": "a web page", b"<?xml": "XML",
     b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
     b"\x1f\x8b": "gzip data", b"PK\x03\x04": "a zip archive", b"{": "JSON",
@@ -283,7 +278,7 @@ _OTHERS = {  # what comes in a picture's place
 
 
 def _unidentified(data: bytes) -> Rejected:
-    """Why PIL found no format it may try: the true reason, as far as the first bytes tell it."""
+    """Why PIL knew no format that it may try, as far as the first bytes tell."""
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
         return Rejected("format not taken", "HEIC; convert it to JPEG or PNG first")
@@ -291,12 +286,12 @@ def _unidentified(data: bytes) -> Rejected:
         if data.startswith(first) or (first == b"<svg" and b"<svg" in data[:2048].lower()):
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
     for name, (_, accepts) in list(Image.OPEN.items()):
-        told = accepts(data[:16]) if accepts and len(data) >= 16 else False
-        if isinstance(told, str):  # a taken format that this build of Pillow was made without
-            return Rejected("format not taken", told)
-        if told and name in FORMATS:
+        accepted = accepts(data[:16]) if accepts and len(data) >= 16 else False
+        if isinstance(accepted, str):  # of FORMATS, but this build of Pillow was made without it
+            return Rejected("format not taken", accepted)
+        if accepted and name in FORMATS:
             return Rejected("cannot decode", f"begins as {name} does, but Pillow cannot open it")
-        if told:
+        if accepted:
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
     name = next((name for first, name in _OTHERS.items() if start.startswith(first.lower())), None)
     name = "a video" if data[4:8] == b"ftyp" else name

@@ -1,12 +1,13 @@
 """Tars of samples, as webdataset, img2dataset and clip-benchmark write them: the one reader of all rooms.
 
 A sample is a run of members with the same key: the path up to the first dot of the file's name (webdataset's
-rule).  An ending that comes a second time begins the next sample, so repeated keys stay apart.  Read
-are also tars that were joined by `cat`, members after a damaged header, links to earlier members, and
-tars inside gzip, bzip2, xz or zstd.  Hidden members (macOS writes `._NAME` beside each) are passed over
-and counted.  Of a plain tar, only headers and the members asked for are read.
+rule).  An ending that comes a second time begins the next sample, so repeated keys stay apart.
 
-Not here: what a caption or a label is.
+The reader also takes tars that were joined by `cat`, members after a damaged header, links to earlier
+members, and tars inside gzip, bzip2, xz or zstd.  Hidden members (macOS writes `._NAME` beside each) are
+passed over and counted.  Of a plain tar, only headers and the members asked for are read.
+
+What a caption or a label is, its callers know.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import NamedTuple
 
 from pipeline.formats import utf8
 
-VERSION = 1  # of what is read: raise it whenever a tar may give other samples, for those who keep them
+VERSION = 1  # raise it whenever a tar may give other samples: caches of samples are keyed by it
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-# Of several pictures in a sample the first of these is taken; the first four are clip-benchmark's order.
+# Of several images in a sample the first of these is taken; the first four are clip-benchmark's order.
 PICTURES = (
     "webp", "png", "jpg", "jpeg", "jfif", "jpe", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm",
     "pnm", "avif", "jp2", "j2k", "ico", "tga",
@@ -54,7 +55,7 @@ class Sample(NamedTuple):
 
     @property
     def pictures(self) -> list[str]:
-        """Endings of its pictures, the one to take first."""
+        """Endings of its images; the first is the one to take."""
         return [ending for ending in PICTURES if ending in self.parts]
 
 
@@ -111,11 +112,11 @@ class Tar:
         key, parts = "", {}
         for item in self.members():
             if isinstance(item, Part):
-                own, ending = split(item.name)
-                if parts and (own != key or ending in parts):
+                part_key, ending = split(item.name)
+                if parts and (part_key != key or ending in parts):
                     yield Sample(key, parts)
                     parts = {}
-                key = own
+                key = part_key
                 parts[ending] = item
                 if not wanted(ending, item.size):
                     continue
@@ -147,9 +148,9 @@ class Tar:
 
     @cached_property
     def scattered(self) -> Container[str]:
-        """Keys to which something is added after another key came between: the tar is not sorted."""
+        """Keys whose members do not follow each other: the tar is not sorted."""
         seen: dict[str, set[str]] = {}
-        last, out = None, set()
+        last, keys = None, set()
         with Tar(self.path) as again:
             for item in again.members():
                 if isinstance(item, Fault):
@@ -158,15 +159,15 @@ class Tar:
                 if key != last:
                     before = frozenset(seen.get(key, ()))
                 if before and ending not in before:
-                    out.add(key)
+                    keys.add(key)
                 seen.setdefault(key, set()).add(ending)
                 last = key
-        return out
+        return keys
 
     # -- headers --------------------------------------------------------------------------------
 
     def _headers(self) -> Iterator[tarfile.TarInfo | Fault]:
-        """All headers, over end marks and damage; a tar that is cut short ends in a Fault."""
+        """All headers, past end marks and damage; a tar that is cut short ends in a Fault."""
         start: int | None = 0
         name = ""
         while start is not None:
@@ -193,8 +194,8 @@ class Tar:
 
     def _not_a_tar(self, error: Exception) -> str:
         with open(self.path, "rb") as file:
-            told = utf8.instead(file.read(64)) if not self.compression else ""
-        return f"no tar but {told}" if told else f"not a tar, or damaged: {error}"
+            kind = utf8.instead(file.read(64)) if not self.compression else ""
+        return f"no tar but {kind}" if kind else f"not a tar, or damaged: {error}"
 
     def _after(self, offset: int) -> tuple[int | None, str]:
         """Where the next header stands when tarfile sees none at `offset`, and what is wrong."""
@@ -215,7 +216,7 @@ class Tar:
                     return offset
                 offset += _BLOCK
         except _FAULTS:
-            pass  # the fault that led here is told
+            pass  # the caller reports the fault that led here
         return None
 
     def _over_zeros(self, offset: int) -> int | None:
@@ -262,7 +263,7 @@ class Tar:
 
 
 class _File:
-    """A file for tarfile that gives what was read last once more without going back: dear in a packed tar."""
+    """A file for tarfile that can repeat its last read without seeking back: slow in a packed tar."""
 
     def __init__(self, file):
         self._file, self.last, self._again = file, b"", b""

@@ -1,4 +1,4 @@
-"""Text as people's files hold it: UTF-8, with or without a byte-order mark; anything else is named."""
+"""Text of users' files: UTF-8, with or without a byte-order mark.  Errors name what a file is instead."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _OTHERS = {
 
 
 def instead(data: bytes) -> str:
-    """What the first bytes of a file tell that it is instead, and what to do; empty if they tell nothing."""
-    return next((told for first, told in _OTHERS.items() if data.startswith(first)), "")
+    """What a file is by its first bytes, and what to do about it; empty if they are none of those known."""
+    return next((advice for first, advice in _OTHERS.items() if data.startswith(first)), "")
 
 
 def check(start: bytes, where: str) -> None:
-    """ValueError naming `where` if the first bytes of a file tell that it is no UTF-8 text."""
-    told = instead(start) or (f"UTF-16 without a mark; {_ANEW}" if b"\0" in start[:64] else "")
-    if told:
-        raise ValueError(f"{where}: not UTF-8 text but {told}")
+    """ValueError naming `where` if the first bytes of a file show that it is no UTF-8 text."""
+    advice = instead(start) or (f"UTF-16 without a mark; {_ANEW}" if b"\0" in start[:64] else "")
+    if advice:
+        raise ValueError(f"{where}: not UTF-8 text but {advice}")
 
 
 def text(data: bytes, where: str) -> str:
-    """The text without its mark.  Raises ValueError naming `where`, the line and the byte that are wrong."""
+    """The text without its mark.  Raises ValueError that names `where`, the wrong byte and its line."""
     check(data, where)
     try:
         return data.decode("utf-8-sig")

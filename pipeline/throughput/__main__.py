@@ -1,6 +1,6 @@
 import sys
 
-from pipeline.throughput.command import cli
+from pipeline.throughput.command import main
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(main())

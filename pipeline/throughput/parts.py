@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
+import pipeline
 from pipeline.augment import Augment
 from pipeline.beton.fields import Beton
 from pipeline.order import Order
+from pipeline.throughput import peers
+from pipeline.throughput.settings import Settings
 
-
-class Sizes(Protocol):
-    """What a part needs of the command's settings."""
-
-    image_size: int
-    batch_size: int
-    workers: int
+_Make = Callable[[Beton, Settings, Augment], Iterator]
 
 
 @dataclass(frozen=True)
@@ -28,53 +25,46 @@ class Part:
     """One line of the table."""
 
     title: str
-    make: Callable[[Beton, Sizes, Augment], Iterator]
+    make: _Make
     gpu: bool = False  # needs a GPU; measured by the clock instead of CPU-seconds
 
 
 _STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
 
 
-def _engine(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterator]:
-    def make(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
-        changes = {k: v for k, v in arguments.items() if k in _STOCK}
-        extra = {k: v for k, v in arguments.items() if k not in _STOCK}
-        if name == "ffcv":
-            from pipeline.ffcv_loader import FFCVLoader as Loader
-        else:
-            from pipeline.dali_loader import DALILoader as Loader
-        return iter(Loader(
+def _engine(name: str, changes: dict[str, float] = {}, **arguments: Any) -> _Make:  # noqa: B006 (only read)
+    """A loader of ours, by its name; changes: of the preset."""
+
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+        return iter(getattr(pipeline, name)(
             file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1,
-            augment=dataclasses.replace(augment, **changes), workers=settings.workers, **extra,
+            augment=dataclasses.replace(augment, **changes), workers=settings.workers, **arguments,
         ))  # fmt: skip
 
     return make
 
 
-def _peer(name: str, **arguments) -> Callable[[Beton, Sizes, Augment], Iterator]:
-    def make(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
-        from pipeline.throughput import peers
-
-        return getattr(peers, name)(
-            file, augment, settings.image_size, settings.batch_size, settings.workers, **arguments
-        )
+def _peer(loader: Callable[..., Iterator], **arguments: Any) -> _Make:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+        sizes = settings.image_size, settings.batch_size, settings.workers
+        return loader(file, augment, *sizes, **arguments)
 
     return make
 
 
-def _batches_of_indices(file: Beton, settings: Sizes) -> Iterator[np.ndarray]:
+def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]:
     first = 0
     while True:
         yield Order().locate(1, len(file), np.arange(first, first + settings.batch_size))[1]
         first += settings.batch_size
 
 
-def _read(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _read(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     for index in _batches_of_indices(file, settings):
         yield file.read(*file.spans("image", index))
 
 
-def _decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     from pipeline import pixels
 
     pixels.load_decoder()
@@ -88,23 +78,21 @@ def _decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
         yield index
 
 
-def _pack(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
+def _pack(file: Beton, settings: Settings, augment: Augment) -> Iterator:
     from pipeline.packing import pack
 
     for index in _batches_of_indices(file, settings):
         yield pack(torch.from_numpy(np.ascontiguousarray(file.arrays("tokens", index)[:, 0])))
 
 
-def _gpu_decode(file: Beton, settings: Sizes, augment: Augment) -> Iterator:
-    """The mixed decoder alone, whole pictures: the part of the work that has a limit of its own."""
+def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    """The mixed decoder alone, whole images: the part of the work that has a limit of its own."""
     from nvidia.dali import fn, pipeline_def, types
-
-    from pipeline.throughput.peers import jpegs
 
     @pipeline_def(batch_size=settings.batch_size, num_threads=settings.workers,
                   device_id=torch.cuda.current_device())  # fmt: skip
     def pipeline():
-        source = jpegs(file, settings.batch_size)
+        source = peers.jpegs(file, settings.batch_size)
         (jpeg,) = fn.external_source(source, num_outputs=1, dtype=types.UINT8, ndim=1, no_copy=True)
         return fn.decoders.image(jpeg, device="mixed", output_type=types.RGB)
 
@@ -118,21 +106,21 @@ PARTS = {
     "read": Part("read bytes", _read),
     "decode": Part("decode", _decode),
     "pack": Part("pack captions", _pack),
-    "ffcv_crop": Part("FFCV engine, crop + flip", _engine("ffcv", **_STOCK)),
-    "ffcv": Part("FFCV engine, full", _engine("ffcv")),
-    "ffcv_block": Part("FFCV engine, full, block order", _engine("ffcv", order=Order(kind="block"))),
-    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", _engine("dali", device="cpu", **_STOCK)),
-    "dali_cpu": Part("DALI engine cpu, full", _engine("dali", device="cpu")),
-    "peer_open_clip": Part("PIL + torchvision DataLoader, full", _peer("open_clip")),
-    "peer_ffcv": Part("stock FFCV Loader, crop + flip", _peer("stock_ffcv")),
-    "peer_ffcv_uint8": Part("stock FFCV Loader, not normalised", _peer("stock_ffcv", normalise=False)),
-    "peer_ffcv_colour": Part("stock FFCV Loader, + its colour", _peer("stock_ffcv", colour=True)),
-    "peer_dali_cpu": Part("DALI cpu, its own random operators", _peer("dali")),
+    "ffcv_crop": Part("FFCV engine, crop + flip", _engine("FFCVLoader", _STOCK)),
+    "ffcv": Part("FFCV engine, full", _engine("FFCVLoader")),
+    "ffcv_block": Part("FFCV engine, full, block order", _engine("FFCVLoader", order=Order(kind="block"))),
+    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", _engine("DALILoader", _STOCK, device="cpu")),
+    "dali_cpu": Part("DALI engine cpu, full", _engine("DALILoader", device="cpu")),
+    "peer_open_clip": Part("PIL + torchvision DataLoader, full", _peer(peers.open_clip)),
+    "peer_ffcv": Part("stock FFCV Loader, crop + flip", _peer(peers.stock_ffcv)),
+    "peer_ffcv_uint8": Part("stock FFCV Loader, not normalised", _peer(peers.stock_ffcv, normalise=False)),
+    "peer_ffcv_colour": Part("stock FFCV Loader, + its colour", _peer(peers.stock_ffcv, colour=True)),
+    "peer_dali_cpu": Part("DALI cpu, its own random operators", _peer(peers.dali)),
     "gpu_decode": Part("DALI gpu, decode only", _gpu_decode, gpu=True),
     "dali_gpu": Part(
-        "DALI engine gpu, full, float16", _engine("dali", device="gpu", dtype=torch.float16), gpu=True
+        "DALI engine gpu, full, float16", _engine("DALILoader", device="gpu", dtype=torch.float16), gpu=True
     ),
-    "peer_dali_gpu": Part("DALI gpu, its own random operators", _peer("dali", device="gpu"), gpu=True),
+    "peer_dali_gpu": Part("DALI gpu, its own random operators", _peer(peers.dali, device="gpu"), gpu=True),
 }  # fmt: skip
 
 # name of the ratio → (ours, the best of these peers)

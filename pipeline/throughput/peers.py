@@ -31,7 +31,7 @@ class _PILBlur:
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(*self._sigma))))
 
 
-class _Pictures(torch.utils.data.Dataset):
+class _Images(torch.utils.data.Dataset):
     """open_clip's way: PIL decodes, torchvision transforms, one sample at a time."""
 
     def __init__(self, file: Beton, augment: Augment, side: int):
@@ -62,7 +62,7 @@ class _Pictures(torch.utils.data.Dataset):
 
 def open_clip(file: Beton, augment: Augment, side: int, batch: int, workers: int) -> Iterator[torch.Tensor]:
     """PIL and torchvision in a DataLoader, as open_clip's CSV and webdataset loaders work on each sample."""
-    dataset = _Pictures(file, augment, side)
+    dataset = _Images(file, augment, side)
     sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=1 << 40)
     yield from torch.utils.data.DataLoader(
         dataset, batch, sampler=sampler, num_workers=workers, persistent_workers=True

@@ -1,9 +1,9 @@
-"""Files of made-up photographs, for measuring: as many samples as wanted, in no time.
+"""Files of made-up photographs, for measuring: as many samples as wanted, in no time.  Not for training.
 
-The pictures have the statistics of photographs that matter for speed (a falling spectrum,
-correlated colours, some 30 KB as JPEG at 256 x 384: the size of real ones), and a few distinct ones
-stand for all.  A file of millions is sparse: only the samples that will be read have bytes.  Not
-for training.
+The images have the statistics of photographs that matter for speed: a falling spectrum, correlated colours,
+some 30 KB as JPEG at 256 x 384, as real ones.  A few distinct ones stand for all.  A file of millions is
+sparse: only the samples that will be read have bytes.  So the pages are not `beton.writer.Writer`'s, which
+writes all samples; the head is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.files import replacing
 from pipeline.beton import fields as f
+from pipeline.beton.writer import PAGE_SIZE, align, head
+from pipeline.text import END, START
 
-_PAGE = 8 << 20
 _STRIDE = 1 << 16  # bytes from sample to sample; divides the page, so that none crosses a border
 _CHUNK = 1 << 20  # records written at a time
 
@@ -58,57 +59,44 @@ def write(
     """
     schema = f.pairs_schema(1)
     record = f.metadata_dtype(schema)
-    head = f.HEADER.itemsize + len(schema) * f.DESCRIPTOR.itemsize
-    base = -(-(head + samples * record.itemsize) // _PAGE) * _PAGE
+    records = len(head(schema, samples, PAGE_SIZE, 0))  # where they begin
+    base = align(records + samples * record.itemsize, PAGE_SIZE)
     sizes = np.array([len(jpeg) for jpeg in jpegs])
     tokens = np.zeros(f.CONTEXT_LENGTH, "<i4")
-    tokens[:16] = [49406, *range(320, 334), 49407]
+    tokens[:16] = [START, *range(320, 334), END]
     tail = tokens.nbytes + 16
     if sizes.max() + tail > _STRIDE:
-        raise ValueError(f"synthetic: a picture of {sizes.max()} bytes does not fit {_STRIDE}")
+        raise ValueError(f"synthetic: an image of {sizes.max()} bytes does not fit {_STRIDE}")
     table = base + samples * _STRIDE
-    temporary = Path(f"{path}.tmp{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            for first in range(0, samples, _CHUNK):
-                index = np.arange(first, min(first + _CHUNK, samples))
-                size, place = sizes[index % len(jpegs)], base + index * _STRIDE
-                file.seek(head + first * record.itemsize)
-                file.write(_records(record, place, size, tokens.nbytes, height, width).tobytes())
-                file.seek(table + first * 3 * f.ALLOCATION.itemsize)
-                file.write(_allocations(index, place, size, tokens.nbytes).tobytes())
-            for i in range(samples) if filled is None else filled.tolist():
-                file.seek(base + i * _STRIDE)
-                file.write(jpegs[i % len(jpegs)] + tokens.tobytes() + b"%016d" % i)
-            file.seek(0)
-            file.write(_head(schema, samples, table))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for first in range(0, samples, _CHUNK):
+            index = np.arange(first, min(first + _CHUNK, samples))
+            size, start = sizes[index % len(jpegs)], base + index * _STRIDE
+            file.seek(records + first * record.itemsize)
+            file.write(_records(record, start, size, tokens.nbytes, height, width).tobytes())
+            file.seek(table + first * 3 * f.ALLOCATION.itemsize)
+            file.write(_allocations(index, start, size, tokens.nbytes).tobytes())
+        for i in range(samples) if filled is None else filled.tolist():
+            file.seek(base + i * _STRIDE)
+            file.write(jpegs[i % len(jpegs)] + tokens.tobytes() + b"%016d" % i)
+        file.seek(0)
+        file.write(head(schema, samples, PAGE_SIZE, table))
 
 
-def _records(record: np.dtype, place, size, tokens_size: int, height: int, width: int) -> np.ndarray:
-    out = np.zeros(len(place), record)
+def _records(
+    record: np.dtype, start: np.ndarray, size: np.ndarray, tokens_size: int, height: int, width: int
+) -> np.ndarray:
+    out = np.zeros(len(start), record)
     out["image"]["mode"], out["image"]["height"], out["image"]["width"] = f.JPEG_MODE, height, width
-    out["image"]["data_ptr"], out["tokens"], out["luma"] = place, place + size, 120.0
-    out["key"]["ptr"], out["key"]["size"] = place + size + tokens_size, 16
+    out["image"]["data_ptr"], out["tokens"], out["luma"] = start, start + size, 120.0
+    out["key"]["ptr"], out["key"]["size"] = start + size + tokens_size, 16
     return out
 
 
-def _allocations(index, place, size, tokens_size: int) -> np.ndarray:
+def _allocations(index: np.ndarray, start: np.ndarray, size: np.ndarray, tokens_size: int) -> np.ndarray:
     """Image, tokens and key of each sample, in the order of the columns."""
     out = np.zeros((len(index), 3), f.ALLOCATION)
     out["sample_id"] = index[:, None]
-    out["ptr"] = np.stack([place, place + size, place + size + tokens_size], -1)
+    out["ptr"] = np.stack([start, start + size, start + size + tokens_size], -1)
     out["size"] = np.stack([size, np.full_like(size, tokens_size), np.full_like(size, 16)], -1)
     return out
-
-
-def _head(schema: dict[str, f.Field], samples: int, table: int) -> bytes:
-    header, descriptors = np.zeros(1, f.HEADER), np.zeros(len(schema), f.DESCRIPTOR)
-    header["version"], header["num_fields"] = f.VERSION, len(schema)
-    header["page_size"], header["num_samples"], header["alloc_table_ptr"] = _PAGE, samples, table
-    for row, (name, field) in zip(descriptors, schema.items()):
-        row["type_id"], row["arguments"] = field.kind, field.arguments()
-        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-    return header.tobytes() + descriptors.tobytes()

@@ -22,7 +22,7 @@ from dataprep import pool
 from dataprep.build import RunSettings, build
 from dataprep.shard import SampleSettings
 from dataprep.sources.pairs import open_pairs
-from pipeline.base import machine
+from pipeline.base import console, machine
 from pipeline.beton import fields, ranges, writer
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
@@ -49,7 +49,11 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 # -- folders that cannot be written -------------------------------------------------------------
 
-USE = "from pipeline import philox, compiled as c; print(c.compiled.keywords['cache'], c.config.CACHE_DIR)"
+USE = """
+    from pipeline import philox
+    from pipeline.base import compiled as c
+    print(c.compiled.keywords["cache"], c.config.CACHE_DIR)
+"""
 
 
 def test_compiled_code_is_kept_in_tmpdir_where_numba_finds_no_place(tmp_path):
@@ -82,7 +86,7 @@ def test_a_private_folder_is_really_ours(tmp_path, monkeypatch):
 
 SETTLE = """
     import os
-    from pipeline import machine
+    from pipeline.base import machine
     machine.settle()
     print({k: os.environ.get(k) for k in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TRITON_CACHE_DIR", "USER")})
 """
@@ -99,12 +103,12 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(user):
 def test_a_user_without_name_and_home_has_both(tmp_path, monkeypatch):
     names = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"))
     nobody = "import pwd\ndef none(uid): raise KeyError(uid)\npwd.getpwuid = none\n" + textwrap.dedent(SETTLE)
-    for home in ("/nonexistent", None):
+    for home in (str(tmp_path / "gone"), None):
         done = python(nobody, **names, HOME=home, TMPDIR=str(tmp_path))
         found = eval(done.stdout)
         assert found["USER"] == f"uid-{os.getuid()}" and found["TRITON_CACHE_DIR"].startswith(str(tmp_path))
     monkeypatch.setenv("TRITON_HOME", "/mine")
-    assert eval(python(SETTLE, HOME="/nonexistent").stdout)["TRITON_CACHE_DIR"] is None
+    assert eval(python(SETTLE, HOME=str(tmp_path / "gone")).stdout)["TRITON_CACHE_DIR"] is None
 
 
 # -- file systems that cannot do everything -----------------------------------------------------
@@ -210,8 +214,8 @@ def test_no_loader_maps_the_file_into_memory(tmp_path, engine):
     if engine == "dali":
         pytest.importorskip("nvidia.dali")
     file = pairs_file(tmp_path / "p.beton", 40)
-    loader = import_module(f"pipeline.{engine}_loader").once(file, batch_size=16, image_size=32)
-    for _ in loader:
+    loader = getattr(import_module(f"pipeline.{engine}_loader"), f"{engine.upper()}Loader")
+    for _ in loader.one_pass(file, batch_size=16, image_size=32):
         assert str(file.path) not in Path("/proc/self/maps").read_text()
 
 
@@ -355,5 +359,5 @@ def test_a_gpu_without_a_compiler_is_a_line(tmp_path, monkeypatch, compiler, sai
     with pytest.raises((RuntimeError, subprocess.CalledProcessError)) as raised:
         build._build("x", str(tmp_path / "x.c"), str(tmp_path), [], [], [], [])
     build._find_compiler.cache_clear()
-    line = job.describe(raised.value)
-    assert re.match(f"error: .*{said}", line) and "\n" not in line and job.exit_code(raised.value) == 2
+    line = console.describe(raised.value)
+    assert re.match(f"error: .*{said}", line) and "\n" not in line and console.exit_code(raised.value) == 2

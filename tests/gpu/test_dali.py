@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.augment import AUGMENTS
-from pipeline.dali_loader import DALILoader, once
+from pipeline.dali_loader import DALILoader
 from tests.kits.pipeline import damaged_jpegs, pairs_file, triplets_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -22,7 +22,9 @@ def test_pixels_are_the_cpu_graphs(tmp_path, preset, side):
     augment = dataclasses.replace(AUGMENTS[preset], mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
     options = dict(batch_size=8, image_size=side, augment=augment)
     errors = []
-    for a, b in zip(once(file, device="gpu", **options), once(file, device="cpu", **options)):
+    for a, b in zip(
+        DALILoader.one_pass(file, device="gpu", **options), DALILoader.one_pass(file, device="cpu", **options)
+    ):
         assert a.images.is_cuda and a.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(a.index, b.index) and torch.equal(a.tokens, b.tokens)
         errors.append((a.images.cpu() - b.images).abs().flatten())
@@ -42,7 +44,9 @@ def test_faults_and_triplets(tmp_path):
 def test_damage_is_judged_as_on_the_cpu(tmp_path):
     whole = pairs_file(tmp_path / "whole.beton", 120)
     file = pairs_file(tmp_path / "p.beton", 120, broken=damaged_jpegs(whole, 6))
-    for a, b in zip(*(once(file, batch_size=32, image_size=32, device=d) for d in ("gpu", "cpu"))):
+    for a, b in zip(
+        *(DALILoader.one_pass(file, batch_size=32, image_size=32, device=d) for d in ("gpu", "cpu"))
+    ):
         assert torch.equal(a.valid, b.valid) and not a.images[~a.valid].any()
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
+import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import draws
+from pipeline.augment import Draws, blur_radius, sample_draws
 from pipeline.beton.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
 from pipeline.beton.writer import Jpeg, writing
 
@@ -100,9 +102,29 @@ def pil(file: Beton, index: int, name: str = "image") -> Image.Image:
     return Image.open(io.BytesIO(file.jpeg(index, name).tobytes()))
 
 
-def drawn(file: Beton, augment, seed: int, epoch, index: Sequence[int]):
-    """`draws` for samples of a pairs file."""
+def draws_of(file: Beton, augment, seed: int, epoch, index: Sequence[int]) -> Draws:
+    """`sample_draws` for samples of a pairs file."""
     index = np.asarray(index)
     size = file.sizes("image", index)
     luma = file.metadata["luma"][index][:, None]
-    return draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)
+    return sample_draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)
+
+
+def apply_reference(image: Image.Image, draws: Draws, row: int, view: int, side: int) -> torch.Tensor:
+    """One image's draws applied with PIL and torchvision, operation by operation → uint8 (3, S, S)."""
+    top, left, height, width = (int(n) for n in draws.box[row, view])
+    image = image.convert("RGB").crop((left, top, left + width, top + height))
+    if draws.covers:
+        image = F.center_crop(F.resize(image, side, F.InterpolationMode.BICUBIC), [side, side])
+    else:
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    if draws.coloured[row]:
+        m = draws.matrix[row, view].astype(np.float64)
+        pixels = np.rint(np.clip(pixels @ m[:, :3].T + m[:, 3], 0, 255)).astype(np.uint8)
+    out = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    sigma = float(draws.sigma[row])
+    radius = blur_radius(sigma, side)
+    if sigma and radius:
+        out = F.gaussian_blur(out, [2 * radius + 1] * 2, [sigma, sigma])
+    return out.flip(-1) if draws.flip[row] else out

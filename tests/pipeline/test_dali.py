@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import dali_loader, ffcv_loader, pixels
-from pipeline.augment import AUGMENTS, Augment, apply_reference
-from pipeline.dali_loader import DALILoader, define, once
+from pipeline import dali_loader, pixels
+from pipeline.augment import AUGMENTS, Augment
+from pipeline.dali_loader import DALILoader, define
+from pipeline.ffcv_loader import FFCVLoader
 from tests.kits.pipeline import (
+    apply_reference,
     damaged_jpegs,
-    drawn,
+    draws_of,
     jpeg,
     pairs_file,
     picture,
@@ -56,12 +58,12 @@ def test_pixels_of_both_engines_and_the_reference(pairs, name, side, monkeypatch
     augment = dataclasses.replace(OPERATIONS[name], **PLAIN)
     options = dict(batch_size=8, image_size=side, augment=augment, seed=2)
     ours, references, theirs = [], [], []
-    for batch in once(pairs, device="cpu", **options):
+    for batch in DALILoader.one_pass(pairs, device="cpu", **options):
         theirs.append(batch.images)
-        d = drawn(pairs, augment, 2, 0, batch.index)
+        d = draws_of(pairs, augment, 2, 0, batch.index)
         for row, index in enumerate(batch.index.tolist()):
             references.append(apply_reference(pil(pairs, index), d, row, 0, side))
-    for batch in ffcv_loader.once(pairs, **options):
+    for batch in FFCVLoader.one_pass(pairs, **options):
         ours.append(batch.images)
     theirs, ours, reference = torch.cat(theirs), torch.cat(ours), torch.stack(references)
     for other in (ours, reference):
@@ -83,14 +85,14 @@ def test_photographs_agree(shared_data, tmp_path):
             writer.add({"image": image, "tokens": tokens, "luma": 110.0, "key": b"%d" % i})
     augment = dataclasses.replace(AUGMENTS["paper"], **PLAIN)
     options = dict(batch_size=16, image_size=224, augment=augment)
-    (a,) = once(tmp_path / "p.beton", device="cpu", **options)
-    (b,) = ffcv_loader.once(tmp_path / "p.beton", **options)
+    (a,) = DALILoader.one_pass(tmp_path / "p.beton", device="cpu", **options)
+    (b,) = FFCVLoader.one_pass(tmp_path / "p.beton", **options)
     error = (a.images - b.images).abs()
     assert error.mean() < 0.3 and error.max() < 20, (error.mean(), error.max())
 
 
 def test_the_stream_is_the_ffcv_engines(pairs):
-    a, b = joined(take(loader(pairs), 8)), joined(take(loader(pairs, ffcv_loader.FFCVLoader), 8))
+    a, b = joined(take(loader(pairs), 8)), joined(take(loader(pairs, FFCVLoader), 8))
     images = a.pop("images"), b.pop("images")
     assert_same(a, b)
     assert (images[0] - images[1]).abs().mean() < 0.02
@@ -99,7 +101,7 @@ def test_the_stream_is_the_ffcv_engines(pairs):
 def test_triplets_are_the_ffcv_engines(tmp_path):
     file = triplets_file(tmp_path / "t.beton", 7)
     a = take(loader(file, batch_size=5), 3)
-    b = take(loader(file, ffcv_loader.FFCVLoader, batch_size=5), 3)
+    b = take(loader(file, FFCVLoader, batch_size=5), 3)
     for x, y in zip(a, b):
         assert torch.equal(x.vote, y.vote) and torch.equal(x.index, y.index) and x.valid.all()
         for name in ("ref", "left", "right"):
@@ -114,7 +116,7 @@ def test_ranks_restarts_and_engines_continue_one_stream(pairs):
     head = take(first, 2)
     assert first.consumed == 12
     assert_same(joined(head + take(loader(pairs, batch_size=9, consumed=12), 4)), whole)
-    other = joined(take(loader(pairs, ffcv_loader.FFCVLoader, consumed=first.consumed), 6))
+    other = joined(take(loader(pairs, FFCVLoader, consumed=first.consumed), 6))
     assert torch.equal(other["index"], whole["index"][12:])
     assert torch.equal(other["tokens"], whole["tokens"][12:])
 
@@ -133,7 +135,7 @@ def test_batches_belong_to_the_consumer(pairs):
 
 
 def test_a_pass_in_file_order_with_its_last_batch(pairs):
-    batches = list(once(pairs, batch_size=8, image_size=24, device="cpu"))
+    batches = list(DALILoader.one_pass(pairs, batch_size=8, image_size=24, device="cpu"))
     assert [len(b) for b in batches] == [8, 8, 4]
     assert torch.equal(joined(batches)["index"], torch.arange(20))
 
@@ -150,8 +152,8 @@ def battered(tmp_path_factory):
 def test_both_engines_judge_every_damage_alike(battered, preset):
     """Some damage makes another sound JPEG of other pixels: that neither can see, and both show the same."""
     options = dict(batch_size=32, image_size=24, augment=AUGMENTS[preset], seed=1)
-    ours = joined(list(ffcv_loader.once(battered, **options)))
-    theirs = joined(list(once(battered, device="cpu", **options)))
+    ours = joined(list(FFCVLoader.one_pass(battered, **options)))
+    theirs = joined(list(DALILoader.one_pass(battered, device="cpu", **options)))
     assert 40 < int((~ours["valid"]).sum()) < 108 and ours["valid"][108:].all()
     assert torch.equal(ours["valid"], theirs["valid"])
     assert not theirs["images"][~theirs["valid"]].any()
@@ -163,7 +165,7 @@ def test_damage_is_masked_at_every_visit(battered):
     options = dict(batch_size=10, world_size=3, workers=2)
     for rank in range(3):
         a = joined(take(loader(battered, rank=rank, **options), 12))
-        b = joined(take(loader(battered, ffcv_loader.FFCVLoader, rank=rank, **options), 12))
+        b = joined(take(loader(battered, FFCVLoader, rank=rank, **options), 12))
         assert torch.equal(a["index"], b["index"]) and torch.equal(a["valid"], b["valid"])
         assert not a["images"][~a["valid"]].any()
         assert (a["images"] - b["images"]).abs().flatten(1).mean(1).max() < 0.1
@@ -175,7 +177,7 @@ def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
     middle = len(data) * 2 // 3
     data[middle : middle + 24] = b"\xff" * 24
     bad = triplets_file(tmp_path / "t.beton", 6, broken={3: bytes(data)})
-    (batch,) = once(bad, batch_size=6, image_size=24, device="cpu")
+    (batch,) = DALILoader.one_pass(bad, batch_size=6, image_size=24, device="cpu")
     assert batch.valid.tolist() == [True, True, True, False, True, True]
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stream
-from pipeline.augment import AUGMENTS, Augment, apply_reference, draws
+from pipeline import readahead, stream
+from pipeline.augment import AUGMENTS, Augment, sample_draws
 from pipeline.batch import ImageText, Triplet
-from pipeline.ffcv_loader import FFCVLoader, once
+from pipeline.ffcv_loader import FFCVLoader
 from pipeline.order import Order
-from tests.kits.pipeline import drawn, pairs_file, pil, triplets_file, with_wrong_pointers
+from tests.kits.pipeline import apply_reference, draws_of, pairs_file, pil, triplets_file, with_wrong_pointers
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)  # values are levels
@@ -61,8 +61,8 @@ def assert_same(a, b):
 def test_pixels_are_the_references(pairs, preset, side):
     augment = dataclasses.replace(AUGMENTS[preset], **PLAIN)
     errors = []
-    for batch in once(pairs, batch_size=8, image_size=side, augment=augment, seed=2):
-        d = drawn(pairs, augment, 2, 0, batch.index)
+    for batch in FFCVLoader.one_pass(pairs, batch_size=8, image_size=side, augment=augment, seed=2):
+        d = draws_of(pairs, augment, 2, 0, batch.index)
         for row, index in enumerate(batch.index.tolist()):
             expected = apply_reference(pil(pairs, index), d, row, 0, side)
             errors.append((batch.images[row] - expected).abs().flatten())
@@ -72,13 +72,13 @@ def test_pixels_are_the_references(pairs, preset, side):
 
 def test_triplets_share_draws_and_carry_votes(triplets):
     augment = dataclasses.replace(AUGMENTS["paper"], **PLAIN)
-    (batch,) = once(triplets, batch_size=12, image_size=24, augment=augment)
+    (batch,) = FFCVLoader.one_pass(triplets, batch_size=12, image_size=24, augment=augment)
     assert isinstance(batch, Triplet)
     assert torch.equal(batch.vote, torch.arange(12) / 12) and batch.valid.all()
     index = np.arange(12)
     size, luma = triplets.sizes("ref", index), triplets.arrays("luma", index)
     height, width = (np.repeat(size[:, c : c + 1], 3, 1) for c in (0, 1))
-    d = draws(augment, 0, 0, index, height, width, luma)
+    d = sample_draws(augment, 0, 0, index, height, width, luma)
     for v, name in enumerate(("ref", "left", "right")):
         for i in index:
             expected = apply_reference(pil(triplets, i, name), d, i, v, 24)
@@ -140,12 +140,13 @@ def test_iteration_goes_on_where_it_stopped(pairs):
 
 
 def test_a_pass_in_file_order_with_its_last_batch(pairs):
-    batches = list(once(pairs, batch_size=8, image_size=24))
+    options = dict(batch_size=8, image_size=24)
+    batches = list(FFCVLoader.one_pass(pairs, **options))
     assert [len(b) for b in batches] == [8, 8, 4]
     assert torch.equal(joined(batches)["index"], torch.arange(20))
-    shares = [list(once(pairs, batch_size=8, image_size=24, rank=r, world_size=3)) for r in range(3)]
+    shares = [list(FFCVLoader.one_pass(pairs, **options, rank=r, world_size=3)) for r in range(3)]
     assert_same(joined([b for share in shares for b in share]), joined(batches))
-    assert list(once(pairs, batch_size=8, image_size=24, rank=29, world_size=40)) != []
+    assert list(FFCVLoader.one_pass(pairs, **options, rank=29, world_size=40)) != []
 
 
 def test_batches_belong_to_the_consumer(pairs):
@@ -186,25 +187,21 @@ def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, capl
 
 def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
     bad = triplets_file(tmp_path / "t.beton", 6, broken={3: b"nothing"})
-    (batch,) = once(bad, batch_size=6, image_size=24)
+    (batch,) = FFCVLoader.one_pass(bad, batch_size=6, image_size=24)
     assert batch.valid.tolist() == [True, True, True, False, True, True]
 
 
-def workers():
-    return [t for t in threading.enumerate() if t.name.startswith("ffcv-")]
-
-
 def test_threads_end_with_break_close_and_collection(pairs):
-    before = len(workers())
+    before = threading.active_count()
     for _ in loader(pairs, workers=3):
-        assert len(workers()) == before + 3
+        assert threading.active_count() >= before + 3
         break
-    assert len(workers()) == before
+    assert threading.active_count() == before
     stream = loader(pairs, workers=2)
     running = iter(stream)
     next(running)
     stream.close()
-    assert len(workers()) == before
+    assert threading.active_count() == before
     with pytest.raises(StopIteration):
         next(running)
     second = iter(stream)  # ends a first iterator
@@ -212,18 +209,19 @@ def test_threads_end_with_break_close_and_collection(pairs):
     next(third)
     del second, third, stream, running
     gc.collect()
-    assert len(workers()) == before
-    passes = once(pairs, batch_size=4, image_size=24)
+    assert threading.active_count() == before
+    passes = FFCVLoader.one_pass(pairs, batch_size=4, image_size=24)
     next(passes)
     del passes
-    assert len(workers()) == before
+    assert threading.active_count() == before
 
 
 def test_an_exception_in_a_thread_reaches_the_consumer(pairs, tmp_path):
+    before = threading.active_count()
     stream = loader(with_wrong_pointers(pairs, tmp_path / "wrong.beton"), workers=2)
     with pytest.raises(ValueError, match="pointer of image is not in the allocation table"):
         next(iter(stream))
-    assert not workers()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("engine", ["ffcv_loader.FFCVLoader", "dali_loader.DALILoader"])
@@ -296,13 +294,12 @@ BLOCKS = Order(kind="block", block=2, window=2, lanes=2, turn=3)
 def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     """And little else, in requests that the kernel serves: it cuts off what is longer."""
     file, asked, t = request.getfixturevalue(kind), [], np.arange(6)
-    monkeypatch.setattr(stream, "_REQUEST", 1000)
-    monkeypatch.setattr(stream, "advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
+    monkeypatch.setattr(readahead, "REQUEST", 1000)
+    monkeypatch.setattr(readahead, "advise", lambda _, *reads: asked.append(np.stack(reads, 1)))
     source = stream.Source(file, AUGMENTS["none"], 5, order)
-    source.read_ahead(t)
-    for thread in threading.enumerate():
-        if thread.name.endswith("(_read_blocks)"):
-            thread.join()
+    thread = source.read_ahead.request(t)
+    if order.kind == "block":
+        thread.join()
     reads, covered = np.concatenate(asked), np.zeros(file.size, int)
     assert (reads[:, 1] > 0).all() and (reads[:, 1] <= 1000).all()
     for at, length in reads:
@@ -326,15 +323,23 @@ def test_a_file_that_is_removed_meanwhile_stays_readable(tmp_path):
 
 
 def test_a_window_is_asked_for_once(pairs, monkeypatch):
-    asked = []
-    monkeypatch.setattr(stream.Source, "_read_blocks", lambda self, ranges: asked.extend(ranges))
+    covered, windows = np.zeros(pairs.size, int), 0
+
+    def count(_, offsets, sizes):
+        if threading.current_thread() is not threading.main_thread():  # which asks for the batch alone
+            for offset, size in zip(offsets, sizes):
+                covered[offset : offset + size] += 1
+
+    monkeypatch.setattr(readahead, "advise", count)
     source = stream.Source(pairs, AUGMENTS["none"], 5, Order(kind="block", block=5, window=1))
     for first in range(0, 14, 2):
-        source.read_ahead(np.arange(first, first + 2))
-    for thread in threading.enumerate():
-        if thread.name.endswith("(<lambda>)"):
+        thread = source.read_ahead.request(np.arange(first, first + 2))
+        if thread is not None:
             thread.join()
-    assert sorted(asked) == [(0, 5), (5, 10), (10, 15), (15, 20)]
+            windows += 1
+    assert windows == 3  # two windows at first, then the next of each that is entered
+    for offset, size in zip(*pairs.spans("image", np.arange(20))):
+        assert (covered[offset : offset + size] == 1).all()
 
 
 def test_memory_is_flat_over_epochs(pairs):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import Order
+from pipeline.order import Order, Subset
 from pipeline.philox import blocks
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -146,6 +146,34 @@ def test_fifteen_million_samples_without_a_list():
         assert ((index >= 0) & (index < samples)).all()
 
 
+def test_a_subset_is_fixed_and_nested():
+    subsets = [Subset(samples=n, seed=3) for n in (10, 40)]
+    small, large = (set(s.members(100).tolist()) for s in subsets)
+    assert len(small) == 10 and len(large) == 40 and small < large
+    epoch, index = Order(subset=subsets[0]).locate(5, 100, np.arange(25))
+    assert epoch.tolist() == [0] * 10 + [1] * 10 + [2] * 5
+    assert set(index[:10].tolist()) == set(index[10:20].tolist()) == small
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    total=st.integers(1, 300), share=st.floats(0.01, 1), block=st.integers(1, 40),
+    window=st.integers(1, 5), lanes=st.integers(1, 3), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_a_subset_in_block_order_loses_and_repeats_nothing(total, share, block, window, lanes, seed):
+    samples = max(1, round(share * total))
+    subset = Subset(samples=samples, seed=seed)
+    order = Order(kind="block", block=block, window=window, lanes=lanes, turn=4, subset=subset)
+    epoch, index = order.locate(seed, total, np.arange(2 * samples))
+    assert epoch.tolist() == [0] * samples + [1] * samples
+    for half in (index[:samples], index[samples:]):
+        assert np.array_equal(np.sort(half), subset.members(total))
+    for t in range(0, samples, max(1, samples // 7)):
+        ranges, _ = order.windows(seed, total, np.array([t]))
+        assert 0 < len(ranges) <= window
+        assert index[t] in np.concatenate([order.expand(total, *r) for r in ranges])
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'shuffled' is none of random, block, file"):
         Order(kind="shuffled")
@@ -157,3 +185,5 @@ def test_mistakes_are_named():
         Order(lanes=2)
     with pytest.raises(ValueError, match="without samples"):
         Order().locate(0, 0, np.arange(2))
+    with pytest.raises(ValueError, match="a subset of 9 out of 5 samples"):
+        Order(subset=Subset(samples=9, seed=0)).locate(0, 5, np.arange(2))

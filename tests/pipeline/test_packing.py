@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import pack, static_rows, trim
+from pipeline.packing import pack, static_rows
 from pipeline.text import tokenize
 
 
@@ -103,12 +103,6 @@ def test_the_towers_features_are_those_of_padded_captions():
         expected = model.encode_text(tokens.long())
         got = encode_packed_text(model, *packed)
     assert (got - expected).abs().max() < 1e-12
-
-
-def test_trimmed_captions_keep_their_longest():
-    tokens = captions([5, 30, 2])
-    assert torch.equal(trim(tokens), tokens[:, :30])
-    assert trim(torch.zeros(2, 77, dtype=torch.int32)).shape == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from pipeline import pixels
-from pipeline.augment import blur_radius
+from pipeline.augment import Augment, blur_radius, sample_draws
 from tests.kits.pipeline import picture
 
 SHAPES = [(60, 64), (256, 384), (100, 500), (3, 5), (1, 1), (1, 40), (40, 1)]
@@ -107,11 +107,10 @@ def run(data, height, width, side=16, dtype=np.float32):
     table = np.tile(np.arange(256, dtype=dtype), (3, 1))
     out, valid = np.full((1, side, side, 3), 77, dtype), np.zeros(1, bool)
     one = np.ones(1, np.int64)
-    pixels.process(
-        np.frombuffer(data or b"\0", np.uint8), 0 * one, len(data) * one, height * one, width * one,
-        np.array([[0, 0, height, width]], np.int32), False, np.zeros((1, 3, 4), np.float32),
-        np.zeros(1, bool), np.zeros(1, np.float32), np.zeros(1, bool), table, out, valid,
-    )  # fmt: skip
+    stored, sizes = np.frombuffer(data or b"\0", np.uint8), (height * one, width * one)
+    draws = sample_draws(Augment(), 0, 0, 0 * one, *(s[:, None] for s in sizes), np.zeros((1, 1)))
+    jpegs = pixels.Jpegs(stored, 0 * one, len(data) * one, *sizes)
+    pixels.process(jpegs, draws.of_view(0, slice(None)), table, out, valid)
     return out[0], valid[0]
 
 

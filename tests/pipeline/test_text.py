@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.text import CONTEXT_LENGTH, END, START, _Words, clean, lengths, tokenize
+from pipeline.text import CONTEXT_LENGTH, END, START, Words, clean, lengths, tokenize
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 reference = open_clip_tokenizer.SimpleTokenizer()
@@ -72,9 +72,8 @@ def test_layout_and_truncation():
     assert lengths(tokenize(["a <end_of_text> b"])).tolist() == [3]  # open_clip pools at the first one
 
 
-def test_the_cache_of_words_may_overflow(monkeypatch):
-    monkeypatch.setattr("pipeline.text._CACHED_WORDS", 10)
-    words = _Words()
+def test_the_cache_of_words_may_overflow():
+    words = Words(capacity=10)
     names = [f"w{chr(97 + n)}{chr(100 + n % 5)}" for n in range(60)]
     first = [words[name] for name in names]
     assert len(words) <= 10 and [words[name] for name in names] == first

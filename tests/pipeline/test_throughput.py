@@ -14,9 +14,10 @@ import torch
 
 from pipeline.augment import AUGMENTS
 from pipeline.beton.fields import Beton
-from pipeline.ffcv_loader import FFCVLoader, once
+from pipeline.ffcv_loader import FFCVLoader
 from pipeline.order import Order
-from pipeline.throughput import command as throughput
+from pipeline.throughput.command import main
+from pipeline.throughput.parts import RATIOS
 from pipeline.throughput.synthetic import photographs, write
 from tests.kits.pipeline import triplets_file
 
@@ -31,7 +32,7 @@ def made_up(tmp_path_factory):
 def test_made_up_files_are_whole(made_up):
     file = Beton(made_up)
     assert len(file) == 40 and file.kind == "pairs" and file.text("key", 7) == f"{7:016d}"
-    batches = list(once(file, batch_size=16, image_size=32))
+    batches = list(FFCVLoader.one_pass(file, batch_size=16, image_size=32))
     assert all(b.valid.all() for b in batches)
     images = torch.cat([b.images for b in batches])
     assert torch.equal(images[0], images[3]) and not torch.equal(images[0], images[1])
@@ -56,7 +57,7 @@ def run(*arguments):
 
 
 def test_the_command_ends_in_a_line_of_json(tmp_path):
-    parts = ["pack", *{name for ours, peers in throughput.RATIOS.values() for name in (ours, *peers)}]
+    parts = ["pack", *{name for ours, peers in RATIOS.values() for name in (ours, *peers)}]
     done = run(
         "--synthetic", 60, "--parts", *parts, "--cold", "--seconds", 0.1, "--batch-size", 4,
         "--image-size", 32, "--simulate", 5000, "--plot", tmp_path / "p.png",
@@ -87,8 +88,7 @@ def test_the_command_ends_in_a_line_of_json(tmp_path):
 def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     triplets_file(tmp_path / "t.beton", 3)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["throughput", *arguments])
-    assert throughput.cli() == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -100,20 +100,9 @@ def test_made_up_files_are_removed_when_it_is_stopped(tmp_path, number):
         command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    said = next(line for line in process.stderr if "measuring" in line)  # the files are there now
-    assert list(tmp_path.glob("*/large.beton")), said
+    line = next(line for line in process.stderr if "measuring" in line)  # the files are there now
+    assert list(tmp_path.glob("*/large.beton")), line
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else 130)
     assert not list(tmp_path.glob("*/*.beton"))
-
-
-def test_cpu_seconds_count_children():
-    before = throughput.cpu_seconds()
-    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        while throughput.cpu_seconds() - before < 0.1:
-            pass
-    finally:
-        child.kill()
-        child.wait()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.beton.fields import Beton
 from tests.kits import train as kit
@@ -313,34 +310,6 @@ def test_a_file_whose_images_do_not_decode_ends_the_run(split, tmp_path):
     broken.write_bytes(content)
     with pytest.raises(loop.TrainingStopped, match="do not decode"):
         kit.train(kit.debug(2, broken, tmp_path / "run"))
-
-
-def test_a_share_of_the_data_is_fixed_and_nested():
-    shares = [data.Share(samples=n, total=100, seed=3) for n in (10, 40)]
-    small, large = (set(s.members.tolist()) for s in shares)
-    assert len(small) == 10 and len(large) == 40 and small < large
-    epoch, index = shares[0].locate(5, 100, torch.arange(25).numpy())
-    assert epoch.tolist() == [0] * 10 + [1] * 10 + [2] * 5
-    assert set(index[:10].tolist()) == set(index[10:20].tolist()) == small
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    total=st.integers(1, 300), share=st.floats(0.01, 1), block=st.integers(1, 40),
-    window=st.integers(1, 5), lanes=st.integers(1, 3), seed=st.integers(0, 9),
-)  # fmt: skip
-def test_a_share_in_block_order_loses_and_repeats_nothing(total, share, block, window, lanes, seed):
-    samples = max(1, round(share * total))
-    blocks = {"kind": "block", "block": block, "window": window, "lanes": lanes, "turn": 4}
-    order = data.Share(**blocks, samples=samples, total=total, seed=seed)
-    epoch, index = order.locate(seed, total, np.arange(2 * samples))
-    assert epoch.tolist() == [0] * samples + [1] * samples
-    for half in (index[:samples], index[samples:]):
-        assert np.array_equal(np.sort(half), order.members)
-    for t in range(0, samples, max(1, samples // 7)):
-        ranges, _ = order.windows(seed, total, np.array([t]))
-        assert 0 < len(ranges) <= window
-        assert index[t] in np.concatenate([order.expand(*r) for r in ranges])
 
 
 def test_fraction_keeps_the_steps(split, tmp_path):
