@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataprep.build import RunSettings
 from dataprep.build_ffcv import main
 from pipeline.beton.fields import Beton
 from pipeline.formats.nights import COLUMNS
 from pipeline.text import decode, tokenize
 
+ONE = RunSettings(workers=1)
 WORDS = ["red", "green", "blue", "cat", "dog", "tree", "house", "boat", "cloud", "river"]
 
 
@@ -50,6 +52,11 @@ def write_csv(path: Path, rows: list[tuple], header=("filepath", "caption"), del
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+def captions_table(folder: Path, count: int) -> Path:
+    """captions.csv of `count` images under `folder`."""
+    return write_csv(folder / "captions.csv", folder_of_images(folder, count))
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
