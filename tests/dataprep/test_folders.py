@@ -123,8 +123,8 @@ def test_what_a_folder_of_tars_holds_besides_is_told(tmp_path, capsys):
     parquet(tmp_path / "in/more.parquet", [kit.jpeg(1)], ["y"])
     assert kit.make(tmp_path / "in", tmp_path / "out.beton") == 0
     said = capsys.readouterr().out
-    assert "of several splits (test, train), taken together" in said
-    assert "parquet files with images lie there too and are not read" in said
+    assert "several splits (test, train) are taken together" in said
+    assert "there are parquet files with images too, which are not read" in said
     assert kit.make(tmp_path / "in/train", tmp_path / "train.beton") == 0
     assert "splits" not in capsys.readouterr().out
 

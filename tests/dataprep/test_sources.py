@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprep.build import RunSettings, build
-from dataprep.shard import Bad, SampleSettings
+from dataprep.samples import Bad
+from dataprep.shard import SampleSettings
 from dataprep.sources import parquet, tables
 from dataprep.sources.columns import Choice
 from dataprep.sources.pairs import open_pairs, recognise

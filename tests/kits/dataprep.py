@@ -68,6 +68,14 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
+def tar_of(path, *samples: tuple[str, dict[str, bytes | str]]):
+    """A tar of (key, {ending: content})."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = [(f"{key}.{end}", data) for key, parts in samples for end, data in parts.items()]
+    encoded = [(name, data.encode() if isinstance(data, str) else data) for name, data in members]
+    return write_tar(path, encoded)
+
+
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
