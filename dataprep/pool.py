@@ -130,8 +130,8 @@ class _Pool:
     def _cause(self) -> str:
         """How a worker died; the executor has ended the others by SIGTERM."""
         self.executor.shutdown(cancel_futures=True)  # has joined them all
-        codes = {process.exitcode for process in self.processes}
-        code = max(codes - {-signal.SIGTERM}, key=abs, default=-signal.SIGTERM)
+        codes = {process.exitcode or 0 for process in self.processes}
+        code = max(codes - {-signal.SIGTERM}, key=abs, default=-int(signal.SIGTERM))
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
         hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
         return f"a worker process died, {cause}{hint}; the same command goes on from here"

@@ -64,7 +64,7 @@ class PassedOver(NamedTuple):
     """Something in a source that was never a sample; it is counted, and is no reject."""
 
     reason: str
-    count: int = 1
+    number: int = 1
 
 
 class Source(ABC):

@@ -155,7 +155,7 @@ class _Shard:
         """The task's samples that are in the share."""
         for sample in self.source.read(self.task):
             if isinstance(sample, PassedOver):
-                self.tally.passed_over[sample.reason] += sample.count
+                self.tally.passed_over[sample.reason] += sample.number
                 continue
             if not self.settings.chooses(sample.key):
                 continue

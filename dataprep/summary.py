@@ -83,8 +83,8 @@ def draw_sheet(beton: Beton, out: Path, count: int) -> None:
     down = -(-len(samples) // across)
     page = Image.new("RGB", (across * width + _PAD, down * height + _PAD), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for place, index in enumerate(samples):
-        x, y = _PAD + place % across * width, _PAD + place // across * height
+    for number, index in enumerate(samples):
+        x, y = _PAD + number % across * width, _PAD + number // across * height
         for column, name in enumerate(images):
             with Image.fromarray(pictures.decode_jpeg(beton.jpeg(index, name).tobytes())) as image:
                 image.thumbnail((_SIDE - 4, _SIDE - 4))

@@ -83,8 +83,8 @@ class Bapps(Source):
             except (ValueError, OSError, EOFError, IndexError) as error:
                 yield Bad(key, "bad judgement", f"{base / 'judge' / judge}: {error}")
                 continue
-            paths = (base / part / name for part, name in zip(_PARTS, (ref, left, right)))
-            yield Triplet(key, *paths, vote, PEOPLE.get(self.split, 0))
+            images = base / "ref" / ref, base / "p0" / left, base / "p1" / right
+            yield Triplet(key, *images, vote, PEOPLE.get(self.split, 0))
 
     def describe(self) -> dict:
         parts = [self.root() / subset / part for subset in self.chosen() for part in _PARTS]

@@ -154,7 +154,7 @@ class TableFile:
         return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
 
     def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
-        for number, row in enumerate(self._items()[start:stop], start):
+        for number, row in enumerate((self._items() or [])[start:stop], start):
             yield self._object(number, number + 1, row)
 
     # -- shards -----------------------------------------------------------------------------------
@@ -315,8 +315,7 @@ class _LastZip:
 
     def __init__(self) -> None:
         self.path: Path | None = None
-        self.archive: zipfile.ZipFile | None = None
-        self.error: Exception | None = None
+        self.result: zipfile.ZipFile | Exception = KeyError("none yet")
 
     def open(self, path: Path) -> zipfile.ZipFile:
         """The zip at `path`; raises one of _ZIP_FAULTS."""
@@ -324,14 +323,13 @@ class _LastZip:
             self.close()
             self.path = path
             try:
-                self.archive = zipfile.ZipFile(path)
+                self.result = zipfile.ZipFile(path)
             except _ZIP_FAULTS as error:
-                self.error = error
-        if self.archive is None:
-            raise self.error.with_traceback(None)
-        return self.archive
+                self.result = error
+        if not isinstance(self.result, zipfile.ZipFile):
+            raise self.result.with_traceback(None)
+        return self.result
 
     def close(self) -> None:
-        if self.archive is not None:
-            self.archive.close()
-        self.archive = self.error = None
+        if isinstance(self.result, zipfile.ZipFile):
+            self.result.close()

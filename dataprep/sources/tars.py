@@ -44,7 +44,7 @@ class Tars(Source):
 
     def most(self, task: Task) -> int:
         """Upper bound of the samples in a compressed tar; decompresses it."""
-        with Tar(task.path) as tar:
+        with Tar(Path(task.path)) as tar:
             return 1 + sum(1 for _ in tar.members())
 
     def images(self) -> None:
@@ -54,7 +54,7 @@ class Tars(Source):
         """The samples of one tar.  What a damaged tar still holds is read, and the damage is reported."""
         if Path(task.path).stat().st_size != task.stop:
             raise ValueError(f"{task.path}: it changed since this build began; wait until it is whole")
-        with Tar(task.path) as tar:
+        with Tar(Path(task.path)) as tar:
             yield from self._samples(tar, task.path)
             if tar.hidden:
                 yield PassedOver("hidden members", tar.hidden)

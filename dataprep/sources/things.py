@@ -37,10 +37,11 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    files, folders = {}, {}
+    files: dict[str, Path] = {}
+    folders: dict[str, Path | None] = {}
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
         if path.is_dir():
-            folders[path.name] = next(iter(_pictures(path)), None)
+            folders[path.name] = next(iter(_images_in(path)), None)
         elif path.suffix.lower() in _ENDINGS:
             files.setdefault(path.stem, path)
     images = folders | files
@@ -49,7 +50,7 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     return names, tuple(images.get(name) or folder / f"{name}.jpg" for name in names)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.name[0] != ".")
 
 
