@@ -311,7 +311,7 @@ class Job:
             beton, duplicates = Beton(shard), np.flatnonzero(~kept)
             self.total.count_captions(beton.arrays("tokens", duplicates), -1)
             path = self.tasks[int(shard.stem)].path
-            keys = (beton.text("key", i) for i in duplicates)
+            keys = (beton.text("key", int(i)) for i in duplicates)
             rows += [{"source": path, "key": key, "reason": "duplicate", "detail": ""} for key in keys]
         if rows:
             self.total.rejected["duplicate"] = len(rows)

@@ -14,14 +14,16 @@ Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by path: import the project's packages, and nothing from this folder by chance
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat  # --size, not --settings.images.size
 
 from dataprep.build import RunSettings, build, check_out
 from dataprep.cluster import ClusterSettings
@@ -40,7 +42,6 @@ from pipeline.base import console
 from pipeline.base.console import say
 from pipeline.formats.nights import SPLITS
 
-_flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
 DEMO = SampleSettings(images=ImageSettings(quality=98, subsampling="444"))
 
@@ -53,7 +54,7 @@ class Demo:
     """Folder to write."""
     nights: Path | None = None
     """A NIGHTS folder whose human triplets take the place of the constructed ones."""
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
 
     def run(self) -> None:
         build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
@@ -84,20 +85,20 @@ class NightsCommand:
     """Any of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
     min_votes: int | None = None
     """Rows with fewer are left out; by default 6, as the released loader does, if any row has as many."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         unknown = [name for name in self.splits if name not in SPLITS]
         if unknown or not self.splits:
             raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(SPLITS)}")
-        if (self.source is None) == (self.download is None):
+        folder = self.source or self.download
+        if folder is None or None not in (self.source, self.download):
             raise ValueError("nights: give --source FOLDER or --download FOLDER")
         check_splits(self)
         if self.download is not None:
-            fetch_nights(self.download, self.url)
-        folder = self.source or self.download
+            fetch_nights(folder, self.url)
         sources = {split: nights.Nights(folder, split, self.min_votes) for split in self.splits}
         build_splits(sources, self)
 
@@ -114,9 +115,9 @@ class BappsCommand:
     """Folders of 2afc."""
     subsets: tuple[str, ...] = ()
     """traditional cnn mix superres deblur color frameinterp; by default all that exist."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_splits(self)
@@ -139,20 +140,21 @@ class ThingsCommand:
     """unique_id.txt, the objects' names in their order; by default the images' names, sorted."""
     count: int = 100_000
     """Triplets to draw from the embedding."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)
-        if (self.answers is None) == (self.embedding is None):
-            raise ValueError("things: give --answers FILE or --embedding FILE")
         if self.ids is not None and not self.ids.is_file():
             raise ValueError(f"{self.ids}: no such file")
-        if self.answers is not None:
-            source: Source = Things(self.answers, self.images, self.ids)
-        else:
+        source: Source
+        if self.answers is not None and self.embedding is None:
+            source = Things(self.answers, self.images, self.ids)
+        elif self.embedding is not None and self.answers is None:
             source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
+        else:
+            raise ValueError("things: give --answers FILE or --embedding FILE")
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 
@@ -191,9 +193,9 @@ class Pairs:
     """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
     """Captions kept an image; 0 keeps as many as the image with the most has."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)
@@ -255,8 +257,10 @@ class Inspect:
         inspect(self.file, self.sheet or Path(self.file.with_suffix(".png").name), self.count)
 
 
-COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand}
-COMMANDS |= {"things": ThingsCommand, "verify": Verify, "inspect": Inspect}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand,
+    "things": ThingsCommand, "verify": Verify, "inspect": Inspect,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

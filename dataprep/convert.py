@@ -159,7 +159,7 @@ def _pillow_limit(pixels: int) -> Iterator[None]:
     Pillow warns above its limit and refuses above twice that.
     """
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = pixels / 2
+    Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
     try:
         yield
     finally:
@@ -269,7 +269,7 @@ def _resize(pixels: np.ndarray, size: int | Literal["none"]) -> np.ndarray:
 
     scale = size / min(height, width)
     target = [max(1, round(height * scale)), max(1, round(width * scale))]
-    image = torch.from_numpy(np.require(pixels, requirements="CW"))[None].permute(0, 3, 1, 2)
+    image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
     image = torch.nn.functional.interpolate(image, target, mode="bicubic", antialias=True)
     return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from dataprep.convert import Converted, ImageSettings, Rejected, convert, read_image
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task, Triplet
+from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from pipeline import text
 from pipeline.base import files
 from pipeline.base.files import replacing
@@ -151,8 +151,8 @@ class _Shard:
         row = {"source": self.task.path, "key": key, "reason": error.reason, "detail": error.detail}
         self.rejects.write(json.dumps(row) + "\n")
 
-    def _chosen(self) -> Iterator[Pair | Triplet | Bad]:
-        """The task's samples that are in the share."""
+    def _chosen(self) -> Iterator[Any]:
+        """The task's samples that are in the share: Pair, Triplet or Bad."""
         for sample in self.source.read(self.task):
             if isinstance(sample, PassedOver):
                 self.tally.passed_over[sample.reason] += sample.number

@@ -97,7 +97,7 @@ def draw_sheet(beton: Beton, out: Path, count: int) -> None:
 def _label(beton: Beton, index: int, lines: int, letters: int) -> str:
     key = beton.text("key", index)[-letters:]
     if beton.kind == "triplets":
-        record = beton.rows([index]).records[0]
+        record = beton.rows(np.array([index])).records[0]
         vote, votes = float(record["vote"]), int(record["votes"])
         return f"{key}\nref, left, right: {vote:.2f} of {votes} for right"
     tokens = beton.arrays("tokens", np.array([index]))[0]

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from PIL import Image
@@ -40,7 +41,7 @@ from pipeline.text import tokenize
 FULL = 15_000_000
 _QUIET = RunSettings(workers=1, restart=True, disk_check=False)
 
-Side = Callable[[], None]
+Side = Callable[[], object]
 
 
 def _silent() -> contextlib.AbstractContextManager:
@@ -258,7 +259,7 @@ class Rows:
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    commands = {"speed": Speed, "rows": Rows}
+    commands: dict[str, Callable[..., Any]] = {"speed": Speed, "rows": Rows}
     return console.command(
         lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, args=arguments).run()
     )

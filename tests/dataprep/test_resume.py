@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataprep.build import Job, RunSettings, build
+from dataprep.build import BadSource, Job, RunSettings, build
 from dataprep.build_ffcv import main
 from dataprep.convert import ImageSettings
 from dataprep.shard import SampleSettings
 from dataprep.sources import tables
 from dataprep.sources.columns import Choice
+from dataprep.sources.nights import Nights
 from dataprep.sources.pairs import open_pairs
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
@@ -198,6 +199,35 @@ def test_parts_of_another_build_are_not_mixed_in(tmp_path, small_shards, monkeyp
         build(source, out, other, kit.ONE)
     build(source, out, other, RunSettings(workers=1, restart=True))
     assert min(Beton(out).sizes("image", np.arange(12)).min(-1)) == 32
+
+
+def test_looking_at_finished_shards_changes_nothing(tmp_path, small_shards):
+    """However often it is done: each shard is counted once."""
+    source = open_pairs(kit.captions_table(tmp_path / "in", 12))
+    job = Job(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
+    with job.lock():
+        for number in (0, 2):
+            job.write(number, lambda n: None)
+        for _ in range(2):
+            assert job.is_finished(0) and not job.is_finished(1)
+            assert job.resume() == [1] and job.total.samples == 7
+
+
+def test_only_a_source_that_must_be_mended_loses_its_shards(tmp_path, small_shards, capsys):
+    """By the build; the check itself deletes nothing."""
+    folder = kit.nights_folder(tmp_path / "in", 8)
+    (folder / "ref/000/001.png").write_bytes(b"no image")
+    source = Nights(folder, "train")
+    job = Job(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
+    with job.lock(), pytest.raises(BadSource, match="1: not an image"):
+        try:
+            job.finished(0, job.write(0, lambda n: None))
+        finally:
+            assert job.is_finished(0)
+    assert job.parts.is_dir()
+    with pytest.raises(BadSource, match="1: not an image"):
+        build(source, job.out, SampleSettings(), kit.ONE)
+    assert not job.parts.exists()
 
 
 def test_two_builds_of_one_file_do_not_meet(tmp_path, small_shards):
