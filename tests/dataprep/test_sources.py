@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dataprep.build import RunSettings, build
 from dataprep.samples import Bad
@@ -310,3 +311,14 @@ def test_the_shared_sets_build(shared_data, tmp_path):
         beton = built(open_pairs(shared_data / name), tmp_path)
         assert len(beton) == samples and not kit.rejects(beton.path)
     assert kit.tokens(beton).shape[1] == 5 and (kit.tokens(beton)[..., 0] != 0).all()
+
+
+def test_reading_and_converting_leave_the_process_as_it_was(tmp_path):
+    """csv's longest field and Pillow's largest image are limits of the whole process."""
+    limits = csv.field_size_limit(), Image.MAX_IMAGE_PIXELS
+    table = kit.table_of(
+        tmp_path / "c.csv", f'file_name,caption\n0.jpg,"a, {"very " * 60_000} long caption"\n'
+    )
+    assert kit.make(table, tmp_path / "out.beton", "--max-pixels", "10000") == 0
+    assert Beton(tmp_path / "out.beton").info["rejected"] == {}
+    assert (csv.field_size_limit(), Image.MAX_IMAGE_PIXELS) == limits and limits[0] < 300_000
