@@ -1,13 +1,12 @@
-"""Turns a source into one .beton: shards in parallel, resumable, then joined.
+"""Turns a source into one .beton: writes shards in parallel, then joins them; resumable.
 
-A source lists its tasks, the same ones every time; a task becomes one shard in the folder
-OUT.parts, each file of it renamed into place whole.  So whatever is killed, at most the shards in
-work are lost, and the same command goes on.  The order of samples is the source's own whatever the
-number of processes, and memory does not grow with the number of samples (with `dedup`: 16 bytes and
-the sorting of them a sample).
+A source lists its tasks, the same ones every time.  A task becomes one shard in the folder OUT.parts, and
+each file of it is renamed into place whole.  Whatever is killed, at most the unfinished shards are lost; the
+same command goes on.  The order of samples is the source's own for any number of processes.  Memory does not
+grow with the number of samples, except with `dedup`: 16 bytes a sample, and sorting them.
 
 Not here: how a sample is converted and a shard written (`shard.py`), processes (`pool.py`), SLURM
-(`cluster.py`), how much space it takes (`space.py`).
+(`cluster.py`), how much space a build takes (`disk_space.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +17,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dataprep import space
+from dataprep import disk_space
 from dataprep.pool import run
-from dataprep.shard import SampleSettings, Source, Tally, Task, write_shard
-from pipeline.base import console, hardware, machine
-from pipeline.base.console import Progress
+from dataprep.samples import Source, Task
+from dataprep.shard import SampleSettings, Tally, write_shard
+from pipeline.base import console, files, hardware, machine
+from pipeline.base.console import Progress, say
 from pipeline.base.files import replacing
 from pipeline.beton.fields import Beton
 from pipeline.beton.writer import join
@@ -39,7 +39,11 @@ _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
 
 class TooManyRejects(console.Failed):
-    """The share of samples not taken is above the limit; the command line's exit code is 1."""
+    """The share of rejected samples is above the limit; the command line's exit code is 1."""
+
+
+class BadSource(ValueError):
+    """The source must be mended: nothing of it, or not all that is needed, could be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class RunSettings:
     disk_check: bool = True
     """Estimate the space needed from the first images, and stop before the disk is full."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (all cores) or more, not {self.workers}")
         if self.max_rejects is not None and not 0 <= self.max_rejects <= 1:
@@ -67,28 +71,35 @@ class RunSettings:
 
 
 def build(
-    source: Source, out: str | os.PathLike, settings: SampleSettings, how: RunSettings, runner=None
+    source: Source,
+    out: str | os.PathLike,
+    settings: SampleSettings,
+    how: RunSettings,
+    runner: Callable[[Job, list[int]], None] | None = None,
 ) -> dict:
     """Write `out`, its JSON and its rejects; returns the JSON.
 
     `runner(job, unfinished tasks)` replaces this machine's processes (SLURM).
-    Raises ValueError for a user's mistake, OSError for a full disk, TooManyRejects, RuntimeError when
-    a process died.
+    Raises ValueError for a user's mistake, OSError for a full disk, TooManyRejects, WorkersDied.
     """
     job = Job(source, Path(out), settings, how)
     info = job.up_to_date()
     if info is not None:
-        print(f"{job.out}: up to date, {info['samples']:,} samples; nothing to do")
-        gone = sum(info["rejected"].get(reason, 0) for reason in ("missing file", "unreadable file"))
-        if gone:
-            print(f"  {gone:,} images were missing or unreadable then; --restart looks for them again")
+        say(f"{job.out}: up to date, {info['samples']:,} samples; nothing to do")
+        missing = sum(info["rejected"].get(reason, 0) for reason in ("missing file", "unreadable file"))
+        if missing:
+            say(f"  {missing:,} images were missing or unreadable then; --restart looks for them again")
         return info
     with job.lock():
-        left = job.unfinished()
+        unfinished = job.resume()
         if how.disk_check:
-            space.check(job.parts.parent, source, settings, len(left))
-        (runner or run_here)(job, left)
-        return job.finish()
+            disk_space.check(job.parts.parent, source, settings, len(unfinished))
+        try:
+            (runner or run_here)(job, unfinished)
+            return job.finish()
+        except BadSource:  # its shards would be taken for finished once it is mended
+            shutil.rmtree(job.parts, ignore_errors=True)  # jobs of a cluster may still write there
+            raise
 
 
 def check_out(out: Path) -> None:
@@ -100,10 +111,10 @@ def check_out(out: Path) -> None:
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
         raise ValueError(f"{above}: a file lies there, where --out needs a folder")
-    beside = out.with_suffix(".json")
-    if beside.exists() and not _is_ours(beside):
+    info = out.with_suffix(".json")
+    if info.exists() and not _is_ours(info):
         raise ValueError(
-            f"{beside}: the build writes its own JSON there, and this is another; "
+            f"{info}: the build writes its own JSON there, and this is another; "
             "move it away, or choose another --out"
         )
 
@@ -115,16 +126,13 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def run_here(job: Job, left: list[int]) -> None:
-    """Write the shards of the tasks `left` with this machine's processes."""
-    weights = [task.weight for task in job.tasks]
-    done = sum(weights) - sum(weights[number] for number in left)
-    progress = Progress(job.out.name, sum(weights), done)
-    run(job.write, left, weights, job.how.processes, progress, job.finished)
+def run_here(job: Job, unfinished: list[int]) -> None:
+    """Write the shards of the unfinished tasks with this machine's processes."""
+    run(job.write, unfinished, job.weights, job.how.processes, job.progress(unfinished), job.finished)
 
 
 class Job:
-    """One build: the source, where it goes, and which of its shards are finished."""
+    """One build: the source, where it goes, and the counts of the shards that are finished."""
 
     def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
         check_out(out)
@@ -132,23 +140,29 @@ class Job:
             raise ValueError("dedup compares the images of pairs; triplets share images by nature")
         self.source, self.out, self.settings, self.how = source, out, settings, how
         self.tasks: list[Task] = source.tasks()
-        self.total = Tally()  # of the shards finished so far
+        self.weights = [task.weight for task in self.tasks]
+        self.total = Tally()  # of the finished shards: `resume` and `finished` add to it
         self.parts = out.with_name(out.name + ".parts")
         known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
         self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def limit(self) -> float:
-        """The share of rejects that is allowed; a triplet set is a curated whole, so none unless asked."""
+        """The share of rejects that is allowed; of triplets, a curated set, none unless the user says so."""
         if self.how.max_rejects is not None:
             return self.how.max_rejects
         return 0.05 if self.source.kind == "pairs" else 0.0
+
+    def progress(self, unfinished: list[int]) -> Progress:
+        """A progress line that begins with what is finished."""
+        total = sum(self.weights)
+        return Progress(self.out.name, total, total - sum(self.weights[number] for number in unfinished))
 
     def stem(self, number: int) -> Path:
         """Path of shard `number` without its suffix."""
         return self.parts / f"{number:06d}"
 
-    def write(self, number: int, step) -> Tally:
+    def write(self, number: int, step: Callable[[int], None]) -> Tally:
         """Write one shard; returns its counts."""
         return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
 
@@ -166,14 +180,14 @@ class Job:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Own the folder of parts; afterwards it is gone unless it holds shards worth keeping."""
+        """Create and lock the folder of parts; afterwards remove it, unless it holds finished shards."""
         self.parts.parent.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
         file, note = machine.lock(self.parts / "lock", f"build of {self.out.name}")
         try:
             with file:
                 if note:
-                    print(note)
+                    say(note)
                 self._claim()
                 try:
                     yield
@@ -185,11 +199,11 @@ class Job:
                 self.parts.rmdir()
 
     def _claim(self) -> None:
-        """See that finished shards belong to this very build, and remove what killed workers left."""
+        """Check that finished shards are of this very build; remove what killed workers left."""
         plan = self.parts / "plan"
         same = plan.is_file() and plan.read_text() == self.fingerprint
-        kept = any(self.parts.glob("*.json")) and (same or any(self.parts.glob("*.beton")))  # worth keeping
-        if self.how.restart or not kept:
+        worth_keeping = any(self.parts.glob("*.json")) and (same or any(self.parts.glob("*.beton")))
+        if self.how.restart or not worth_keeping:
             for path in self.parts.iterdir():
                 if path.is_dir():  # logs of jobs
                     shutil.rmtree(path)
@@ -205,47 +219,47 @@ class Job:
             path.unlink(missing_ok=True)
         plan.write_text(self.fingerprint)
 
-    def unfinished(self) -> list[int]:
-        """Numbers of the tasks without a finished shard."""
-        left = [n for n in range(len(self.tasks)) if not self.count(n)]
-        if len(left) < len(self.tasks):
-            print(
-                f"{self.out.name}: {len(self.tasks) - len(left):,} of {len(self.tasks):,} shards are finished"
-            )
-        return left
-
-    # -- during and after -------------------------------------------------------------------
-
-    def count(self, number: int) -> bool:
-        """Add a shard's counts to the total; False if it is not finished."""
+    def tally(self, number: int) -> Tally | None:
+        """Counts of shard `number`; None if it is not finished."""
         try:
             counts = self.stem(number).with_suffix(".json").read_text()
         except FileNotFoundError:
-            return False
+            return None
         tally = Tally.from_json(json.loads(counts))
         if tally.samples and not self.stem(number).with_suffix(".beton").is_file():
-            return False  # it became the file itself, and the build was killed before the JSON was written
-        self.total += tally
-        return True
+            return None  # it became the file itself, and the build was killed before the JSON was written
+        return tally
+
+    def is_finished(self, number: int) -> bool:
+        return self.tally(number) is not None
+
+    def resume(self) -> list[int]:
+        """Count the finished shards anew; returns the numbers of the unfinished tasks."""
+        tallies = {number: self.tally(number) for number in range(len(self.tasks))}
+        finished = [tally for tally in tallies.values() if tally is not None]
+        self.total = sum(finished, Tally())
+        if finished:
+            say(f"{self.out.name}: {len(finished):,} of {len(self.tasks):,} shards are finished")
+        return [number for number, tally in tallies.items() if tally is None]
+
+    # -- during and after -------------------------------------------------------------------
 
     def finished(self, number: int, tally: Tally) -> None:
-        """A shard was written: count it, and see whether the build may go on."""
+        """A shard was written: count it, and check whether the build may go on."""
         self.total += tally
         self.check_rejects()
 
     def check_rejects(self, at_end: bool = False) -> None:
-        """End the build if more samples were rejected than is allowed."""
-        total = self.total
-        rejected = sum(total.rejected.values())
-        if not rejected or not (at_end or self.limit == 0 or total.seen >= _ENOUGH):
+        """Raise if more samples were rejected than is allowed."""
+        seen, rejected = self.total.seen, sum(self.total.rejected.values())
+        if not rejected or not (at_end or self.limit == 0 or seen >= _ENOUGH):
             return
         first = self._first_reject()
         if self.limit == 0 and self.how.max_rejects is None:
-            shutil.rmtree(self.parts, ignore_errors=True)  # other processes may still write there
-            raise ValueError(f"{first}; mend it, or skip such samples with --max-rejects 0.05")
-        if rejected / total.seen > self.limit:
+            raise BadSource(f"{first}; mend it, or skip such samples with --max-rejects 0.05")
+        if rejected / seen > self.limit:
             raise TooManyRejects(
-                f"{rejected:,} of {total.seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
+                f"{rejected:,} of {seen:,} samples were rejected, past --max-rejects {self.limit:g}; "
                 f"the first: {first}; all are in {self.parts}/*.rejects.jsonl; "
                 "a larger --max-rejects goes on, and where you mended them, --restart reads them again"
             )
@@ -264,11 +278,7 @@ class Job:
         self.check_rejects(at_end=True)
         total = self.total
         if not total.samples:
-            why = [f"of --share {self.settings.share:g}"] if self.settings.share < 1 else []
-            why += [f"the first: {self._first_reject()}"] if total.rejected else []
-            why += [f"{count:,} {what}" for what, count in total.passed_over.items()]
-            shutil.rmtree(self.parts)
-            raise ValueError("; ".join([f"{self.source.describe()['path']}: no sample could be taken", *why]))
+            raise BadSource(self._why_empty())
         stems = [self.stem(n) for n in range(len(self.tasks))]
         shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
         keep = _first_copies(shards) if self.settings.dedup else []
@@ -282,27 +292,33 @@ class Job:
         else:
             join(shards, self.out, keep)
         info = self._info(total)
-        with replacing(self.out.with_suffix(".json")) as name:
-            name.write_text(json.dumps(info, indent=1) + "\n")
+        files.write(self.out.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
         shutil.rmtree(self.parts, ignore_errors=True)
         _report(self.out, info)
         return info
 
+    def _why_empty(self) -> str:
+        reasons = [f"{self.source.describe()['path']}: no sample could be taken"]
+        reasons += [f"of --share {self.settings.share:g}"] if self.settings.share < 1 else []
+        reasons += [f"the first: {self._first_reject()}"] if self.total.rejected else []
+        reasons += [f"{count:,} {reason}" for reason, count in self.total.passed_over.items()]
+        return "; ".join(reasons)
+
     def _left_out(self, shards: list[Path], keep: list[np.ndarray]) -> list[dict]:
-        """Rows of rejects for the samples that are not kept; their captions are taken out of the counts."""
+        """Rows of rejects for the duplicates; takes their captions out of the counts."""
         rows = []
         for shard, kept in zip(shards, keep):
-            beton, gone = Beton(shard), np.flatnonzero(~kept)
-            self.total.count_captions(beton.arrays("tokens", gone), -1)
+            beton, duplicates = Beton(shard), np.flatnonzero(~kept)
+            self.total.count_captions(beton.arrays("tokens", duplicates), -1)
             path = self.tasks[int(shard.stem)].path
-            keys = (beton.text("key", i) for i in gone)
+            keys = (beton.text("key", int(i)) for i in duplicates)
             rows += [{"source": path, "key": key, "reason": "duplicate", "detail": ""} for key in keys]
         if rows:
             self.total.rejected["duplicate"] = len(rows)
         return rows
 
     def _collect(self, ending: str, stems: list[Path], more: Iterable[dict] = ()) -> None:
-        """Write beside the file what all shards have in their files with this ending, and `more` rows."""
+        """Join the shards' files with this ending to one beside OUT, and append `more` rows."""
         with replacing(self.out.with_suffix(ending)) as name, open(name, "wb") as file:
             for stem in stems:
                 with open(stem.with_suffix(ending), "rb") as part:
@@ -311,10 +327,9 @@ class Job:
 
     def _info(self, total: Tally) -> dict:
         """The JSON beside the file: the same for the same source, settings and versions."""
-        lengths, described = total.caption_lengths, self.source.describe()
         info = {
             "kind": self.source.kind,
-            "source": described,
+            "source": self.source.describe(),
             "samples": len(Beton(self.out)),
             "bytes": self.out.stat().st_size,
             "seen": total.seen,
@@ -327,21 +342,24 @@ class Job:
             "fingerprint": self.fingerprint,
         }
         if self.source.kind == "pairs":
-            count = int(lengths.sum())
-            info["captions"] = {
-                "per_image": self.source.captions,
-                "count": count,
-                "left_out": total.captions_left_out,
-                "mean_tokens": round(float(lengths @ np.arange(len(lengths)) / count), 3),
-                "lengths": lengths.tolist(),
-            }
+            info["captions"] = self._captions(total)
         else:
             info["votes"] = self.source.votes
         return info
 
+    def _captions(self, total: Tally) -> dict:
+        lengths, count = total.caption_lengths, int(total.caption_lengths.sum())
+        return {
+            "per_image": self.source.captions,
+            "count": count,
+            "left_out": total.captions_left_out,
+            "mean_tokens": round(float(lengths @ np.arange(len(lengths)) / count), 3),
+            "lengths": lengths.tolist(),
+        }
+
 
 def _first_copies(shards: list[Path]) -> list[np.ndarray]:
-    """Which samples of each shard are the first with their bytes."""
+    """Which samples of each shard are the first with these bytes; one boolean array a shard."""
     hashes = [np.load(shard.with_suffix(".hashes.npy")) for shard in shards]
     borders = np.cumsum([len(h) for h in hashes])
     everything = np.concatenate(hashes)
@@ -353,16 +371,16 @@ def _first_copies(shards: list[Path]) -> list[np.ndarray]:
 
 
 def _report(out: Path, info: dict) -> None:
-    print(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
-    for what in ("passed_over", "rejected"):
-        for reason, count in sorted(info[what].items(), key=lambda item: -item[1]):
-            print(f"  {what.replace('_', ' ')} {count:,}: {reason}")
+    say(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
+    for key in ("passed_over", "rejected"):
+        for reason, count in sorted(info[key].items(), key=lambda item: -item[1]):
+            say(f"  {key.replace('_', ' ')} {count:,}: {reason}")
     left_out = info.get("captions", {}).get("left_out")
     if left_out:
         kept = info["captions"]["per_image"]
-        print(f"  {left_out:,} captions left out, {kept} an image are kept: --captions N keeps more")
+        say(f"  {left_out:,} captions left out, {kept} an image are kept: --captions N keeps more")
     if info["rejected"]:
-        print(f"  listed in {out.with_suffix('.rejects.jsonl')}")
+        say(f"  listed in {out.with_suffix('.rejects.jsonl')}")
     if info["warned"]:
-        count, where = sum(info["warned"].values()), out.with_suffix(".warnings.jsonl")
-        print(f"  {count:,} warnings about pictures that were taken all the same, listed in {where}")
+        count, listed = sum(info["warned"].values()), out.with_suffix(".warnings.jsonl")
+        say(f"  {count:,} warnings about images that were taken nevertheless, listed in {listed}")

@@ -1,12 +1,12 @@
-"""The command that prepares data: a source becomes one .beton that stock FFCV reads.
+"""Prepares data: turns a source into one .beton, which stock FFCV reads.
 
     python dataprep/build_ffcv.py                      the embedded demonstration data
     python dataprep/build_ffcv.py pairs --source …     images with captions
     python dataprep/build_ffcv.py nights --source …    human 2AFC triplets
 
-Pictures: JPEG, MPO, PNG, WEBP, GIF, BMP, DIB, TIFF, PPM, JPEG2000, AVIF, ICO, ICNS, CUR, PSD, DDS, QOI, SGI,
-PCX, XPM, XBM, SUN, MSP, IM, BLP, FLI, FTEX, TGA; known by their content, whatever they are called.  The first
-of several frames is taken; transparency is laid on white.
+Images: JPEG, MPO, PNG, WEBP, GIF, BMP, DIB, TIFF, PPM, JPEG2000, AVIF, ICO, ICNS, CUR, PSD, DDS, QOI, SGI,
+PCX, XPM, XBM, SUN, MSP, IM, BLP, FLI, FTEX, TGA; recognised by their content, not by their names.  Of several
+frames the first is taken; transparency becomes white.
 
 Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says which), 130 Ctrl-C.
 """
@@ -14,18 +14,21 @@ Exit codes: 0 done, 1 too many samples were rejected, 2 a mistake (one line says
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by path: import the project's packages, and nothing from this folder by chance
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat  # --size, not --settings.images.size
 
-from dataprep import checks
 from dataprep.build import RunSettings, build, check_out
 from dataprep.cluster import ClusterSettings
 from dataprep.convert import ImageSettings
+from dataprep.samples import Source
 from dataprep.shard import SampleSettings
 from dataprep.sources import emoji, nights
 from dataprep.sources.bapps import Bapps
@@ -33,10 +36,12 @@ from dataprep.sources.columns import Choice
 from dataprep.sources.download import URL, fetch_nights
 from dataprep.sources.pairs import Layout, notes, open_pairs
 from dataprep.sources.things import Spose, Things
+from dataprep.summary import inspect
+from dataprep.verify import verify
 from pipeline.base import console
+from pipeline.base.console import say
 from pipeline.formats.nights import SPLITS
 
-_flat = tyro.conf.OmitArgPrefixes  # --size, not --settings.images.size
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
 DEMO = SampleSettings(images=ImageSettings(quality=98, subsampling="444"))
 
@@ -49,7 +54,7 @@ class Demo:
     """Folder to write."""
     nights: Path | None = None
     """A NIGHTS folder whose human triplets take the place of the constructed ones."""
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
 
     def run(self) -> None:
         build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
@@ -58,10 +63,10 @@ class Demo:
             settings = SampleSettings() if self.nights else DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
         written = emoji.write_eval(self.out / "eval")
-        told = f"4 evaluation sets of the held-out vendor {emoji.HELD_OUT}"
-        print(f"{self.out / 'eval'}: {told}" if written else f"{self.out / 'eval'}: up to date, {told}")
+        state = "" if written else "up to date, "
+        say(f"{self.out / 'eval'}: {state}4 evaluation sets of the held-out vendor {emoji.HELD_OUT}")
         if not self.nights:
-            print(f"The triplets are {emoji.CONSTRUCTED}; --nights DIR uses human ones.")
+            say(f"The triplets are {emoji.CONSTRUCTED}; --nights DIR uses human ones.")
 
 
 @dataclass(kw_only=True)
@@ -71,29 +76,29 @@ class NightsCommand:
     source: Path | None = None
     """Folder that holds data.csv."""
     download: Path | None = None
-    """Fetch the published data into this folder first, or go on with it, and build from there."""
+    """Fetch the published data into this folder first (it resumes), and build from there."""
     url: str = URL
-    """Where --download finds it."""
+    """Where --download finds the data."""
     out: Path = Path("data/nights")
     """Folder to write: triplets-SPLIT.beton."""
     splits: tuple[str, ...] = ("train", "val", "test")
-    """Of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
+    """Any of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
     min_votes: int | None = None
     """Rows with fewer are left out; by default 6, as the released loader does, if any row has as many."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         unknown = [name for name in self.splits if name not in SPLITS]
         if unknown or not self.splits:
             raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(SPLITS)}")
-        if (self.source is None) == (self.download is None):
+        folder = self.source or self.download
+        if folder is None or None not in (self.source, self.download):
             raise ValueError("nights: give --source FOLDER or --download FOLDER")
         check_splits(self)
         if self.download is not None:
-            fetch_nights(self.download, self.url)
-        folder = self.source or self.download
+            fetch_nights(folder, self.url)
         sources = {split: nights.Nights(folder, split, self.min_votes) for split in self.splits}
         build_splits(sources, self)
 
@@ -109,10 +114,10 @@ class BappsCommand:
     splits: tuple[str, ...] = ("train", "val")
     """Folders of 2afc."""
     subsets: tuple[str, ...] = ()
-    """traditional cnn mix superres deblur color frameinterp; all that are there by default."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    """traditional cnn mix superres deblur color frameinterp; by default all that exist."""
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_splits(self)
@@ -135,33 +140,34 @@ class ThingsCommand:
     """unique_id.txt, the objects' names in their order; by default the images' names, sorted."""
     count: int = 100_000
     """Triplets to draw from the embedding."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)
-        if (self.answers is None) == (self.embedding is None):
-            raise ValueError("things: give --answers FILE or --embedding FILE")
         if self.ids is not None and not self.ids.is_file():
             raise ValueError(f"{self.ids}: no such file")
-        if self.answers is not None:
+        source: Source
+        if self.answers is not None and self.embedding is None:
             source = Things(self.answers, self.images, self.ids)
-        else:
+        elif self.embedding is not None and self.answers is None:
             source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
+        else:
+            raise ValueError("things: give --answers FILE or --embedding FILE")
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 
 def check_splits(command: NightsCommand | BappsCommand) -> None:
-    """ValueError if one of the files cannot be written: before anything is fetched or read."""
+    """ValueError if one of the files cannot be written; called before anything is fetched or read."""
     for split in command.splits:
         check_out(command.out / f"triplets-{split}.beton")
 
 
-def build_splits(sources: dict, command: NightsCommand | BappsCommand) -> None:
-    """One file a split; the share is taken of the training split only."""
+def build_splits(sources: Mapping[str, Source], command: NightsCommand | BappsCommand) -> None:
+    """One file a split; --share applies to the training split only."""
     for source in sources.values():
-        source.tasks()  # all mistakes before the first file
+        source.tasks()  # tells all mistakes before the first file is written
     for split, source in sources.items():
         settings = command.settings if split == "train" else replace(command.settings, share=1.0)
         build(source, command.out / f"triplets-{split}.beton", settings, command.how, command.where.runner())
@@ -176,9 +182,9 @@ class Pairs:
     out: Path
     """The .beton to write; its JSON and list of rejects go beside it."""
     layout: Layout = "auto"
-    """Force a layout instead of recognising it."""
+    """Layout to read; auto recognises it."""
     images: Path | None = None
-    """Folder of the images (or zips), if it is not the table's own."""
+    """Folder of the images (or zips), if it is not the table's folder."""
     image_column: str = ""
     """Column (or json field) that names or holds the image, in tars its ending; else the usual ones."""
     caption_columns: tuple[str, ...] = ()
@@ -187,9 +193,9 @@ class Pairs:
     """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
     """Captions kept an image; 0 keeps as many as the image with the most has."""
-    settings: _flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: _flat[RunSettings] = field(default_factory=RunSettings)
-    where: _flat[ClusterSettings] = field(default_factory=ClusterSettings)
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)
@@ -202,21 +208,24 @@ class Pairs:
             lines=self.caption_lines,
             max_bytes=self.settings.images.max_bytes,
         )
-        told = source.describe()
-        print(f"{self.source}: layout {told['layout']}, up to {told['captions']} captions an image")
-        if told.get("images_again"):
-            print(
-                f"  {told['images_again']:,} samples repeat an image that came before others: "
+        description = source.describe()
+        say(
+            f"{self.source}: layout {description['layout']}, "
+            f"up to {description['captions']} captions an image"
+        )
+        if description.get("images_again"):
+            say(
+                f"  {description['images_again']:,} samples repeat an image that came before others: "
                 "sort the table by image to have its captions in one sample"
             )
         for note in notes(source, self.source):
-            print(f"  {note}")
+            say(f"  {note}")
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 
 @dataclass(kw_only=True)
 class Yfcc15m(Pairs):
-    """Build YFCC15M in whichever form you hold it; the same as pairs, with a place to write to."""
+    """Build YFCC15M in whichever form you hold it; the same as pairs, with a default --out."""
 
     out: Path = Path("data/yfcc15m/pairs-train.beton")
     """The .beton to write; its JSON and list of rejects go beside it."""
@@ -231,7 +240,7 @@ class Verify:
     """Processes; 0 takes every core this process may use."""
 
     def run(self) -> int:
-        return 1 if checks.verify(self.file, RunSettings(workers=self.workers).processes).faults else 0
+        return 1 if verify(self.file, RunSettings(workers=self.workers).processes).counts else 0
 
 
 @dataclass(kw_only=True)
@@ -240,16 +249,18 @@ class Inspect:
 
     file: tyro.conf.Positional[Path]
     sheet: Path | None = None
-    """PNG of sample pictures to write; by default FILE.png in the current folder."""
+    """PNG of sample images to write; by default FILE.png in the current folder."""
     count: int = 24
     """Samples on the sheet."""
 
     def run(self) -> None:
-        checks.inspect(self.file, self.sheet or Path(self.file.with_suffix(".png").name), self.count)
+        inspect(self.file, self.sheet or Path(self.file.with_suffix(".png").name), self.count)
 
 
-COMMANDS = {"demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand}
-COMMANDS |= {"things": ThingsCommand, "verify": Verify, "inspect": Inspect}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand,
+    "things": ThingsCommand, "verify": Verify, "inspect": Inspect,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -260,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int | None:
     if not arguments:
-        print("No source named: building the demonstration data. Yours: pairs or nights, --help tells.")
+        say("No source named: building the demonstration data. For yours: pairs or nights (see --help).")
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments.insert(0, "demo")
     command = tyro.extras.subcommand_cli_from_dict(

@@ -1,8 +1,8 @@
-"""Writes the shards of a build as an array of jobs through submitit: on SLURM, or here to try it.
+"""Writes the shards of a build as an array of jobs through submitit: on SLURM, or on this machine to try it.
 
-Job i of N takes every N-th unfinished task and runs them in the processes it was given; the command
-that submitted waits, shows progress, and joins.  A job that is preempted or killed loses the shards
-in work; the same command goes on.
+Job i of N takes every N-th unfinished task and runs them in its own worker processes.  The command that
+submitted waits, shows progress, and joins the shards.  A job that is preempted or killed loses the shards it
+was writing; the same command goes on.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from dataprep.build import Job
 from dataprep.pool import WorkersDied, run
-from pipeline.base import slurm
+from pipeline.base import console, slurm
 from pipeline.base.console import Progress
 from pipeline.base.slurm import SlurmFlags, check_path, submitting
 
@@ -38,28 +39,30 @@ class ClusterSettings(SlurmFlags):
         if self.shards < 1 or self.timeout < 1:
             raise ValueError("--shards and --timeout: at least 1")
 
-    def runner(self):
-        """For `build`: None writes the shards in this command's own processes."""
+    def runner(self) -> Callable[[Job, list[int]], None] | None:
+        """For `build`; None writes the shards in this command's own processes."""
         return None if self.cluster == "none" else self._run
 
     def slurm_parameters(self, workers: int) -> dict:
-        """submitit's parameters of the array; a job gets a core a process."""
+        """submitit's parameters of the array; a job gets one core for each of its worker processes."""
         own = {"job_name": "dataprep", "time": self.timeout, "cpus_per_task": workers, "wckey": None}
         return self.parameters(own)
 
-    def _run(self, job: Job, left: list[int]) -> None:
-        if not left:
+    def _run(self, job: Job, unfinished: list[int]) -> None:
+        if not unfinished:
             return
         folder = job.parts / "jobs"
         check_path(folder, "--out")
-        count = min(self.shards, len(left))
+        count = min(self.shards, len(unfinished))
         with submitting():
             parameters = self.slurm_parameters(job.how.processes)
             executor = slurm.executor(self.cluster, folder, parameters, self.timeout)
-            jobs = executor.map_array(ArrayJob(job), [left[i::count] for i in range(count)])
-        print(f"{job.out.name}: {count} jobs submitted, {jobs[0].job_id} and following; logs in {folder}")
+            jobs = executor.map_array(ArrayJob(job), [unfinished[i::count] for i in range(count)])
+        console.say(
+            f"{job.out.name}: {count} jobs submitted, {jobs[0].job_id} and following; logs in {folder}"
+        )
         try:
-            _wait(job, jobs, left)
+            _wait(job, jobs, unfinished)
         except BaseException:
             for submitted in jobs:
                 with contextlib.suppress(Exception):  # it may have ended, or the queue be out of reach
@@ -75,33 +78,31 @@ class ArrayJob:
 
     def __call__(self, numbers: list[int]) -> None:
         job = self.job
-        left = [n for n in numbers if not job.stem(n).with_suffix(".json").is_file()]
-        weights = [task.weight for task in job.tasks]
+        unfinished = [number for number in numbers if not job.is_finished(number)]
         workers = int(os.environ.get("SLURM_CPUS_PER_TASK", job.how.processes))
-        progress = Progress(job.out.name, sum(weights[n] for n in left))
-        run(job.write, left, weights, workers, progress, lambda number, tally: None)
+        progress = Progress(job.out.name, sum(job.weights[number] for number in unfinished))
+        run(job.write, unfinished, job.weights, workers, progress, lambda number, tally: None)
 
-    def checkpoint(self, numbers: list[int]):
-        """Preempted or out of time: the same again; finished shards are passed over."""
+    def checkpoint(self, numbers: list[int]) -> Any:
+        """Preempted or out of time: the same again; finished shards are skipped."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, numbers)
 
 
-def _wait(job: Job, jobs: list, left: list[int]) -> None:
-    """Until all jobs are done: count finished shards, stop at the first failure."""
-    weights = [task.weight for task in job.tasks]
-    progress = Progress(job.out.name, sum(weights), sum(weights) - sum(weights[n] for n in left))
-    waiting, before = set(left), job.total.seen
+def _wait(job: Job, jobs: list, unfinished: list[int]) -> None:
+    """Until all jobs have ended: count finished shards, stop at the first failure."""
+    waiting, seen_before, progress = set(unfinished), job.total.seen, job.progress(unfinished)
     while True:
-        done = all(submitted.done() for submitted in jobs)
+        ended = all(submitted.done() for submitted in jobs)
         for number in sorted(waiting):
-            if job.count(number):
+            tally = job.tally(number)
+            if tally is not None:
                 waiting.discard(number)
-                progress.finished(weights[number])
-                job.check_rejects()
-        progress.show(job.total.seen - before, force=done)
-        if done:
+                progress.finished(job.weights[number])
+                job.finished(number, tally)
+        progress.show(job.total.seen - seen_before, force=ended)
+        if ended:
             break
         time.sleep(1.0)
     progress.end()

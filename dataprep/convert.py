@@ -1,11 +1,11 @@
-"""One image file's bytes → the JPEG that is stored: decode, check, orient, resize, re-encode.
+"""An image file → the JPEG that is stored: read, decode, check, orient, resize, re-encode.
 
-Every image is decoded once in full, so that what cannot be decoded never reaches training.  A JPEG
-that already fits is kept byte for byte; for it the full entropy decoding is the check, which tells the
-mean luma too (`pipeline/jpeg_scan.py`); libjpeg judges what that does not vouch for.
+Every image is decoded once in full, so that an image which cannot be decoded never reaches training.  A
+JPEG that already fits is kept byte for byte.  Its check is the full entropy decoding, which gives the mean
+luma too (`pipeline/jpeg_scan.py`); libjpeg decides where that one does not.
 
-Not here: from a file to pixels (`pipeline/formats/pictures.py`), captions (`pipeline/text.py`),
-where images come from (the sources).
+Not here: from bytes to pixels (`pipeline/formats/pictures.py`), captions (`pipeline/text.py`), where images
+come from (the sources).
 
 H, W height and width in pixels.
 """
@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -44,7 +47,7 @@ class ImageSettings:
     subsampling: Literal["420", "422", "444"] = "420"
     """Chroma subsampling where an image is encoded anew: 420, 422 or 444."""
     orientation: bool = True
-    """Turn images upright by their EXIF orientation; otherwise the stored pixels are kept as they lie."""
+    """Turn images upright by their EXIF orientation; otherwise pixels stay as they are stored."""
     passthrough: bool = True
     """Keep a baseline RGB JPEG that already fits byte for byte."""
     max_pixels: int = pictures.MAX_PIXELS
@@ -52,7 +55,7 @@ class ImageSettings:
     max_bytes: int = 64 << 20
     """Larger files are rejected before they are decoded."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size != "none" and not 8 <= self.size <= _LONGEST:
             raise ValueError(f"size must be from 8 to {_LONGEST} pixels or none, not {self.size}")
         if not 1 <= self.quality <= 100:
@@ -70,24 +73,68 @@ class Converted:
     jpeg: Jpeg
     luma: float  # mean, 0…255
     passed: bool  # the source's own bytes
-    warned: tuple[str, ...] = ()  # what Pillow and libtiff said of a file that was taken all the same
+    warned: tuple[str, ...] = ()  # what Pillow and libtiff said of an image that was stored nevertheless
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def read_image(image: bytes | str | Path, settings: ImageSettings) -> bytes:
+    """The bytes of an image file; Rejected if it is missing, unreadable or too large."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        with open(image, "rb", buffering=0, opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Rejected("unreadable file", f"{image}: a device or pipe")
+            _check_bytes(status.st_size, settings)
+            return file.read()
+    except FileNotFoundError:
+        raise Rejected("missing file", f"{image}{_why_missing(str(image))}") from None
+    except Rejected:
+        raise
+    except (OSError, ValueError) as error:  # a folder, no permission, an impossible name
+        raise Rejected("unreadable file", f"{image}: {error}") from None
+
+
+def _check_bytes(size: int, settings: ImageSettings) -> None:
+    if size > settings.max_bytes:
+        raise Rejected("too many bytes", f"{size}, the limit is {settings.max_bytes}")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _why_missing(path: str) -> str:
+    """What may be wrong with the name of a file that is not there."""
+    if "\\" in path:
+        return "; folders are separated by / here, not by Windows' \\"
+    if any(os.path.exists(unicodedata.normalize(form, path)) for form in ("NFC", "NFD")):
+        return "; it is there, but its name is encoded in another way (Unicode's NFC and NFD)"
+    return ""
+
+
+# -- converting -----------------------------------------------------------------------------
 
 
 def convert(data: bytes, settings: ImageSettings) -> Converted:
-    """Decode and check `data`, an image file of any of `pictures.FORMATS`; raises Rejected."""
+    """Decode and check `data`, an image file of any of `pictures.FORMATS`; raises Rejected.
+
+    Changes Pillow's limit of pixels, and for TIFF the process's stderr, for the time of the call: for a
+    process of one thread.
+    """
     if not data:
         raise Rejected("empty file")
-    if len(data) > settings.max_bytes:
-        raise Rejected("too many bytes", f"{len(data)}, the limit is {settings.max_bytes}")
-    # PIL's own limit holds before it allocates, ours can be looked at after it opened a file. It warns
-    # above its limit and refuses above twice that.
-    Image.MAX_IMAGE_PIXELS = settings.max_pixels / 2
-    with _overheard(data) as said:
+    _check_bytes(len(data), settings)
+    with _pillow_limit(settings.max_pixels), _messages(data) as messages:
         converted = _passed(data, settings)
         if converted is None:
             pixels = pictures.read(data, max_pixels=settings.max_pixels, upright=settings.orientation)
             converted = encode(pixels, settings)
-    return replace(converted, warned=tuple(said)) if said else converted
+    return replace(converted, warned=tuple(messages)) if messages else converted
 
 
 def _passed(data: bytes, settings: ImageSettings) -> Converted | None:
@@ -106,31 +153,46 @@ def _passed(data: bytes, settings: ImageSettings) -> Converted | None:
 
 
 @contextmanager
-def _overheard(data: bytes) -> Iterator[list[str]]:
-    """What is said of a picture meanwhile, instead of on the terminal; for a process of one thread.
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Pillow's own limit is checked before it allocates, ours after it has opened a file.
 
-    A Rejected that leaves the block takes it along: it often tells more than PIL's error does.
+    Pillow warns above its limit and refuses above twice that.
     """
-    said: list[str] = []
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
     try:
-        with warnings.catch_warnings(record=True) as caught, _libtiff_lines(data, said):
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
-            warnings.simplefilter("ignore", DeprecationWarning)  # not about the picture
-            yield said
-    except Rejected as error:
-        heard = _distinct(said, caught)
-        raise Rejected(error.reason, "; ".join([error.detail, *heard]) if heard else error.detail) from None
-    said[:] = _distinct(said, caught)
-
-
-def _distinct(said: list[str], caught: list[warnings.WarningMessage]) -> list[str]:
-    return list(dict.fromkeys(" ".join(line.split()) for line in [*(str(w.message) for w in caught), *said]))
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager
-def _libtiff_lines(data: bytes, said: list[str]) -> Iterator[None]:
-    """libtiff writes to the process's stderr itself; for a TIFF file that goes to `said`."""
+def _messages(data: bytes) -> Iterator[list[str]]:
+    """What decoders say of an image in the meantime, instead of on the terminal.
+
+    A Rejected that leaves the block takes the messages along: they often say more than Pillow's error.
+    """
+    messages: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught, _libtiff_lines(data, messages):
+            warnings.simplefilter("always")
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            warnings.simplefilter("ignore", DeprecationWarning)  # not about the image
+            yield messages
+    except Rejected as error:
+        details = [error.detail, *_distinct(messages, caught)]
+        raise Rejected(error.reason, "; ".join(details)) from None
+    messages[:] = _distinct(messages, caught)
+
+
+def _distinct(messages: list[str], caught: list[warnings.WarningMessage]) -> list[str]:
+    lines = [*(str(warning.message) for warning in caught), *messages]
+    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
+
+
+@contextmanager
+def _libtiff_lines(data: bytes, messages: list[str]) -> Iterator[None]:
+    """libtiff writes to the process's stderr itself; for a TIFF file that goes to `messages`."""
     try:
         terminal = os.dup(2) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
     except OSError:  # a process without stderr
@@ -147,7 +209,7 @@ def _libtiff_lines(data: bytes, said: list[str]) -> Iterator[None]:
             os.dup2(terminal, 2)
             os.close(terminal)
             file.seek(0)
-            said += file.read(10_000).decode("utf-8", "replace").splitlines()
+            messages += file.read(10_000).decode("utf-8", "replace").splitlines()
 
 
 def encode(pixels: np.ndarray, settings: ImageSettings) -> Converted:
@@ -162,10 +224,10 @@ def encode(pixels: np.ndarray, settings: ImageSettings) -> Converted:
 
 @cache
 def _encoder() -> Callable[[np.ndarray, int, str], bytes]:
-    """OpenCV's JPEG encoder, as stock FFCV's; PIL's, slower and equal to the byte, where it cannot be loaded.
+    """OpenCV's JPEG encoder, as in stock FFCV; Pillow's where OpenCV cannot be loaded.
 
-    Not simplejpeg's: below quality 96 it takes libjpeg's fast transform, asked for or not, which overflows
-    in some blocks of black and white and stores them inverted.
+    Pillow's is slower and equal to the byte.  Not simplejpeg's: below quality 96 it always takes libjpeg's
+    fast transform, which overflows in some blocks of black and white and stores them inverted.
     """
     try:
         import cv2  # it needs libGL, which a bare container does not have
@@ -203,17 +265,17 @@ def _resize(pixels: np.ndarray, size: int | Literal["none"]) -> np.ndarray:
     height, width = pixels.shape[:2]
     if size == "none" or min(height, width) <= size:
         return np.ascontiguousarray(pixels)
-    import torch  # only where it is needed: it is slow to load
+    import torch  # slow to load: only where it is needed
 
     scale = size / min(height, width)
     target = [max(1, round(height * scale)), max(1, round(width * scale))]
-    image = torch.from_numpy(np.require(pixels, requirements="CW"))[None].permute(0, 3, 1, 2)
+    image = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
     image = torch.nn.functional.interpolate(image, target, mode="bicubic", antialias=True)
     return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
 
 
 def _fits(head: Head, settings: ImageSettings) -> bool:
-    """A baseline 8-bit YCbCr JPEG, small enough, that every decoder reads alike."""
+    """Whether it is small enough, and a baseline 8-bit YCbCr JPEG, which all decoders read alike."""
     ycbcr = len(head.components) == 3 and head.adobe in (None, 1) and head.components != (82, 71, 66)
     small = settings.size == "none" or min(head.width, head.height) <= settings.size
     baseline = head.sof == 0xC0 and head.precision == 8 and head.subsampling is not None
@@ -221,11 +283,11 @@ def _fits(head: Head, settings: ImageSettings) -> bool:
 
 
 def _checked_luma(data: bytes, head: Head) -> float:
-    """Entropy-decode a JPEG in full; its mean luma, within about 0.5 of 255, from the blocks' means.
+    """Entropy-decode a JPEG in full; returns its mean luma from the blocks' means, within about 0.5 of 255.
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
-    from pipeline import jpeg_scan  # with its compiler only where it is needed: that takes 100 MB
+    from pipeline import jpeg_scan  # its compiler takes 100 MB: only where it is needed
 
     luma = jpeg_scan.mean_luma(data)
     if luma is not None:

@@ -1,56 +1,67 @@
-"""Runs the unfinished tasks of a build in processes, shows progress, and never waits for the dead.
+"""Runs tasks in worker processes and shows progress.
 
-A task that fails, a process that is killed (memory), Ctrl-C: all processes end, and one line tells
-why.  If this process is killed, its workers die with it (Linux's parent-death signal).
+If a task fails, a worker dies, or the user presses Ctrl-C, all workers are killed and the build ends with one
+line that says why.  If this process is killed, its workers die with it (Linux's parent-death signal).
 
-Not here: what a task is (`shard.py`), which ones are left (`build.py`).
+The processes are `concurrent.futures`'.  Our own: what a worker may take (memory, threads, signals), the
+running count of samples, and how a dead worker ended.
+
+Not here: what a task is (`shard.py`), which tasks are left (`build.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import queue
 import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from pipeline.base import console
 from pipeline.base.console import Progress
 
 _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a MemoryError, a reject
+_REFRESH = 0.5  # seconds between looks at the count of samples
+
+Work = Callable[[int, Callable[[int], None]], Any]
 
 
 class WorkersDied(console.Failed):
-    """Processes or jobs of this build have ended too early; the same command goes on."""
+    """Processes or jobs of this build ended too early; the same command goes on."""
 
     code = 2
 
 
 def run(
-    work: Callable[[int, Callable[[int], None]], object],
+    work: Work,
     tasks: Sequence[int],
     weights: Sequence[int],
     workers: int,
     progress: Progress,
-    finished: Callable[[int, object], None],
+    finished: Callable[[int, Any], None],
 ) -> None:
     """Call `work(task, step)` for every task; in this process if one worker suffices.
 
-    `work` must be picklable.  `finished(task, result)` is called here after each and may raise to end all.
-    Raises the ValueError or OSError of a task, WorkersDied when a process died.
+    `work` must be picklable.  `step(n)` reports n more samples.  `finished(task, result)` is called in this
+    process after each task, in the order in which they end; if it raises, all work ends.
+    Raises what a task raised, or WorkersDied when a process died.
     """
     workers = min(workers, len(tasks))
     if workers > 1:
         try:
-            pool = _Pool(work, tasks, weights, workers, progress, finished)
-        except OSError as error:  # limits of files or processes, a system without /dev/shm
+            pool = _Pool(work, tasks, workers)
+        except (OSError, NotImplementedError) as error:  # limits of files or processes, no /dev/shm
             print(f"note: {workers} processes cannot be started ({error}); one does it all", file=sys.stderr)
         else:
-            pool.run()
+            pool.run(weights, progress, finished)
             return
     seen = 0
 
@@ -68,96 +79,93 @@ def run(
 
 
 class _Pool:
-    def __init__(self, work, tasks, weights, workers, progress, finished):
-        self.weights, self.progress, self.finished = weights, progress, finished
-        self.left, self.pipes, self.processes = len(tasks), [], []
+    """Workers that have begun on `tasks`."""
+
+    def __init__(self, work: Work, tasks: Sequence[int], workers: int):
         _allow_files()
+        context = multiprocessing.get_context("spawn")  # the parent may have threads (pyarrow, torch)
+        self.seen = context.Value("q", 0)
+        self.done: queue.SimpleQueue = queue.SimpleQueue()
+        self.executor = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(work, self.seen, os.getpid())
+        )
+        self.processes: list[BaseProcess] = []
         try:
-            self._start(work, tasks, workers)
-        except OSError:
+            self.tasks = self._submit(tasks)
+        except BaseException:
             self._end()
             raise
+        for future in self.tasks:
+            future.add_done_callback(self.done.put)
 
-    def _start(self, work, tasks, workers: int) -> None:
-        context = get_context("spawn")  # the parent may have threads (pyarrow, torch)
-        self.seen = context.Value("q", 0)
-        self.next = context.Value("q", 0)
-        for _ in range(workers):
-            here, there = context.Pipe(duplex=False)
-            arguments = (work, list(tasks), self.next, self.seen, there, os.getpid())
-            process = context.Process(target=_worker, args=arguments, daemon=True)
-            process.start()
-            self.processes.append(process)
-            self.pipes.append(here)
-            there.close()
+    def _submit(self, tasks: Sequence[int]) -> dict[Future, int]:
+        """Start the workers; they are known afterwards, whether all could be started or not."""
+        before = multiprocessing.active_children()
+        try:
+            return {self.executor.submit(_work_on, task): task for task in tasks}
+        finally:
+            self.processes = [p for p in multiprocessing.active_children() if p not in before]
+
+    def run(self, weights: Sequence[int], progress: Progress, finished: Callable[[int, Any], None]) -> None:
+        try:
+            while self.tasks:
+                future = self._next(progress)
+                task, result = self.tasks.pop(future), future.result()
+                progress.finished(weights[task])
+                finished(task, result)
+            progress.show(self.seen.value, force=True)
+        except BrokenProcessPool:
+            raise WorkersDied(self._cause()) from None
+        finally:
+            self._end()
+            progress.end()
+
+    def _next(self, progress: Progress) -> Future:
+        """The next future that is done; shows progress while it waits."""
+        while True:
+            progress.show(self.seen.value)
+            with contextlib.suppress(queue.Empty):
+                return self.done.get(timeout=_REFRESH)
+
+    def _cause(self) -> str:
+        """How a worker died; the executor has ended the others by SIGTERM."""
+        self.executor.shutdown(cancel_futures=True)  # has joined them all
+        codes = {process.exitcode or 0 for process in self.processes}
+        code = max(codes - {-signal.SIGTERM}, key=abs, default=-int(signal.SIGTERM))
+        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
+        hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
+        return f"a worker process died, {cause}{hint}; the same command goes on from here"
 
     def _end(self) -> None:
         for process in self.processes:
             process.kill()
-        for process in self.processes:
-            process.join()
-
-    def run(self) -> None:
-        try:
-            while self.left:
-                self._listen()
-                self.progress.show(self.seen.value)
-            self.progress.show(self.seen.value, force=True)
-        finally:
-            self._end()
-            self.progress.end()
-
-    def _listen(self) -> None:
-        """Take what the workers report; an end of file is a death or a worker without more work."""
-        for pipe in wait(self.pipes, timeout=0.5):
-            try:
-                task, result, error = pipe.recv()
-            except EOFError:
-                self._buried(self.pipes.index(pipe))
-                continue
-            if error is not None:
-                raise error
-            self.left -= 1
-            self.progress.finished(self.weights[task])
-            self.finished(task, result)
-
-    def _buried(self, number: int) -> None:
-        process = self.processes[number]
-        process.join()
-        if process.exitcode:
-            code = process.exitcode
-            cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}, its traceback is above"
-            hint = " (out of memory? use fewer --workers)" if code == -signal.SIGKILL else ""
-            raise WorkersDied(f"a worker process died, {cause}{hint}; the same command goes on from here")
-        del self.pipes[number], self.processes[number]
+        self.executor.shutdown(cancel_futures=True)
 
 
-def _worker(work, tasks, following, seen, pipe, parent) -> None:
-    """Main of a worker: take the next task until none is left."""
+# -- in a worker ----------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}  # what `_begin` was given
+
+
+def _begin(work: Work, seen: Any, parent: int) -> None:
+    """Prepare a worker process."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
-        return  # it died before the call above
+        os._exit(1)  # the parent died before the call above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _limit_memory()
-    one_thread()
+    _one_thread()
+    _worker.update(work=work, seen=seen)
 
-    def step(samples: int) -> None:
-        with seen.get_lock():
-            seen.value += samples
 
-    while True:
-        with following.get_lock():
-            number = following.value
-            following.value += 1
-        if number >= len(tasks):
-            return
-        try:
-            result, error = work(tasks[number], step), None
-        except (ValueError, OSError) as caught:
-            result, error = None, caught
-        pipe.send((tasks[number], result, error))
-        if error is not None:
-            return
+def _work_on(task: int) -> Any:
+    return _worker["work"](task, _step)
+
+
+def _step(samples: int) -> None:
+    seen = _worker["seen"]
+    with seen.get_lock():
+        seen.value += samples
 
 
 def _allow_files() -> None:
@@ -170,13 +178,13 @@ def _allow_files() -> None:
 def _limit_memory() -> None:
     """At most `_DATA_LIMIT`, and never more than the limits this process was started with."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    given = [limit for limit in (_DATA_LIMIT, soft, hard) if limit != resource.RLIM_INFINITY]
+    limits = [limit for limit in (_DATA_LIMIT, soft, hard) if limit != resource.RLIM_INFINITY]
     with contextlib.suppress(ValueError, OSError):  # a system that does not let one set limits
-        resource.setrlimit(resource.RLIMIT_DATA, (min(given), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
 
 
-def one_thread() -> None:
-    """A worker is one thread: parallelism comes from processes."""
+def _one_thread() -> None:
+    """Parallelism comes from processes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataprep import build_ffcv, checks
+from dataprep import build_ffcv, verify
 from dataprep.convert import ImageSettings, Rejected, convert
 from eval.metrics import perceptual
 from eval.sets.evalset import FileImages, Unreadable
@@ -61,7 +61,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
     except Unreadable:
         evaluated = False
     (batch,) = FFCVLoader.one_pass(file, batch_size=1, image_size=16)
-    fault = checks._image(file, 0, "image")[0]
+    fault = verify.check_image(file, 0, "image").fault
     return {"engine": bool(batch.valid[0]), "verify": fault == "", "eval": evaluated}
 
 

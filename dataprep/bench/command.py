@@ -3,17 +3,16 @@
     python -m dataprep.bench speed --photos FOLDER     one line of JSON at the end
     python -m dataprep.bench rows --rows 15000000      time and memory of a simulated full build
 
-`speed` gives one process to each side in turns and keeps the best of several rounds.  Rates are per
-second of processor time, of the side's child processes too, so that a busy machine does not decide;
-that favours FFCV's writer, whose waiting is not counted.  What passing JPEGs through costs is the check
-that they are sound, their entropy decoding: libjpeg's rate at that alone is measured too.
+`speed` gives each side one process, lets them take turns, and keeps the best of several rounds.  Rates are
+per second of processor time, with that of child processes, so that a busy machine does not decide.  This
+favours FFCV's writer, whose waiting is not counted.  Passing JPEGs through costs the check that they are
+sound, their entropy decoding; libjpeg's rate at that alone is measured too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import gc
 import io
 import json
 import multiprocessing
@@ -25,44 +24,34 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import simplejpeg
 import tyro
 from PIL import Image
 
 from dataprep.build import RunSettings, build
 from dataprep.convert import ImageSettings
-from dataprep.shard import Pair, SampleSettings, Task
+from dataprep.samples import Pair, Source, Task
+from dataprep.shard import SampleSettings
 from dataprep.sources.pairs import open_pairs
-from pipeline.base import console
+from pipeline.base import console, measure
+from pipeline.formats import pictures
 from pipeline.text import tokenize
 
 FULL = 15_000_000
 _QUIET = RunSettings(workers=1, restart=True, disk_check=False)
 
+Side = Callable[[], object]
 
-def _silent():
+
+def _silent() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stderr(io.StringIO())
 
 
-def _best(rounds: int, *sides: Callable[[], None]) -> list[float]:
+def _best(rounds: int, **sides: Side) -> dict[str, float]:
     """The least processor time of each side, in seconds, over rounds in which they take turns."""
-    times = [[] for _ in sides]
-    for _ in range(rounds):
-        for side, taken in zip(sides, times):
-            gc.collect()
-            start = _processor_seconds()
-            side()
-            taken.append(_processor_seconds() - start)
-    return [min(taken) for taken in times]
-
-
-def _processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    for child in multiprocessing.active_children():
-        child.join()  # FFCV does not wait for its workers
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    times = measure.paired_rounds(sides, rounds)
+    return {name: min(spent.cpu for spent in times[name]) for name in sides}
 
 
 def _on_disk(path: Path) -> int:
@@ -73,7 +62,7 @@ def _on_disk(path: Path) -> int:
 # -- images -----------------------------------------------------------------------------------
 
 
-def _ours(table: Path, out: Path, images: ImageSettings) -> Callable[[], None]:
+def _ours(table: Path, out: Path, images: ImageSettings) -> Side:
     def side() -> None:
         with _silent(), contextlib.redirect_stdout(io.StringIO()):
             build(open_pairs(table), out, SampleSettings(images=images), _QUIET)
@@ -81,8 +70,8 @@ def _ours(table: Path, out: Path, images: ImageSettings) -> Callable[[], None]:
     return side
 
 
-def _stock(files: list[Path], out: Path, longest: int | None) -> Callable[[], None]:
-    """FFCV's own writer on the same files, opened by PIL as its documentation does."""
+def _stock(files: list[Path], out: Path, longest: int | None) -> Side:
+    """FFCV's own writer on the same files, opened by Pillow as its documentation does."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -99,16 +88,18 @@ def _stock(files: list[Path], out: Path, longest: int | None) -> Callable[[], No
         with _silent():
             writer = DatasetWriter(str(out), {"image": image, "index": IntField()}, num_workers=1)
             writer.from_indexed_dataset(Files())
+        for child in multiprocessing.active_children():
+            child.join()  # FFCV does not wait for its workers
 
     return side
 
 
-def _libjpeg_check(files: list[Path]) -> Callable[[], None]:
+def _libjpeg_check(files: list[Path]) -> Side:
     data = [path.read_bytes() for path in files]
 
     def side() -> None:
         for jpeg in data:
-            simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
+            pictures.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
 
     return side
 
@@ -149,40 +140,47 @@ class Speed:
             rows = csv.writer(file)
             rows.writerow(["filepath", "caption"])
             rows.writerows(zip((str(path.absolute()) for path in files), captions))
-        encode = ImageSettings(size=self.size, passthrough=False)
+        count = len(files)
         longest = round(self.size * 1.5)  # the long side of a 3:2 photograph
-        ours, stock = _best(self.rounds, _ours(table, out, encode), _stock(files, stock_out, longest))
-        stored = _on_disk(out) / len(files)
-        passed, plain, check = _best(
+        encoding = _best(
             self.rounds,
-            _ours(table, out, ImageSettings(size="none")),
-            _stock(files, stock_out, None),
-            _libjpeg_check(files),
+            ours=_ours(table, out, ImageSettings(size=self.size, passthrough=False)),
+            stock=_stock(files, stock_out, longest),
         )
-        info = json.loads(out.with_suffix(".json").read_text())
-        if info["images_kept_byte_for_byte"] != len(files):
-            print(
-                f"only {info['images_kept_byte_for_byte']} of {len(files)} are baseline RGB", file=sys.stderr
-            )
-        kept, count = _on_disk(out) / len(files), len(files)
-        words, theirs = self._tokenizers(captions)
-        self._predict("re-encoding", FULL * ours / count, FULL * stored)
-        self._predict("passing through", FULL * passed / count, FULL * kept)
+        self._predict("re-encoding", FULL * encoding["ours"] / count, FULL * _on_disk(out) / count)
+        passing = _best(
+            self.rounds,
+            ours=_ours(table, out, ImageSettings(size="none")),
+            stock=_stock(files, stock_out, None),
+            check=_libjpeg_check(files),
+        )
+        kept = json.loads(out.with_suffix(".json").read_text())["images_kept_byte_for_byte"]
+        if kept != count:
+            print(f"only {kept} of {count} are baseline RGB", file=sys.stderr)
+        self._predict(
+            "passing through", FULL * passing["ours"] / len(files), FULL * _on_disk(out) / len(files)
+        )
+        words = self._tokenizers(captions)
+        count, texts = len(files), 10 * len(captions)
         return {
-            "reencode_vs_ffcv": stock / ours, "passthrough_vs_ffcv": plain / passed,
-            "tokenize_vs_open_clip": theirs / words,
-            "reencode_images_per_s": count / ours, "passthrough_images_per_s": count / passed,
-            "ffcv_resizing_images_per_s": count / stock, "ffcv_images_per_s": count / plain,
-            "libjpeg_check_images_per_s": count / check,
-            "captions_per_s": 10 * count / words, "open_clip_captions_per_s": 10 * count / theirs,
-        }  # fmt: skip
+            "reencode_vs_ffcv": encoding["stock"] / encoding["ours"],
+            "passthrough_vs_ffcv": passing["stock"] / passing["ours"],
+            "tokenize_vs_open_clip": words["open_clip"] / words["ours"],
+            "reencode_images_per_s": count / encoding["ours"],
+            "passthrough_images_per_s": count / passing["ours"],
+            "ffcv_resizing_images_per_s": count / encoding["stock"],
+            "ffcv_images_per_s": count / passing["stock"],
+            "libjpeg_check_images_per_s": count / passing["check"],
+            "captions_per_s": texts / words["ours"],
+            "open_clip_captions_per_s": texts / words["open_clip"],
+        }
 
-    def _tokenizers(self, captions: list[str]) -> tuple[float, float]:
+    def _tokenizers(self, captions: list[str]) -> dict[str, float]:
         from open_clip.tokenizer import SimpleTokenizer
 
         theirs, many = SimpleTokenizer(), captions * 10
         tokenize(many), theirs(many)  # both keep the words they have seen
-        return tuple(_best(self.rounds, lambda: tokenize(many), lambda: theirs(many)))
+        return _best(self.rounds, ours=lambda: tokenize(many), open_clip=lambda: theirs(many))
 
     def _predict(self, what: str, core_seconds: float, size: float) -> None:
         hours = core_seconds / 3600 / self.cores
@@ -198,8 +196,8 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """`rows` tiny JPEGs with captions, made as they are read: everything but the reading is real."""
+class Simulated(Source):
+    """`rows` tiny JPEGs with captions, made as they are read: all but the reading is real."""
 
     rows: int
     each: int = 4_000
@@ -247,7 +245,7 @@ class Rows:
             resource.getrusage(who).ru_maxrss / 1024
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
-        told = {
+        result = {
             "rows": info["samples"], "bytes": info["bytes"], "seconds": round(seconds, 1),
             "rows_per_s": round(info["samples"] / seconds),
             "peak_mb_parent": round(peak), "peak_mb_worker": round(children),
@@ -255,11 +253,13 @@ class Rows:
         if not self.keep:
             for suffix in (".beton", ".json", ".rejects.jsonl"):
                 self.out.with_suffix(suffix).unlink()
-        print(json.dumps(told))
+        print(json.dumps(result))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    commands = {"speed": Speed, "rows": Rows}
-    return console.command(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__).run())
+    commands: dict[str, Callable[..., Any]] = {"speed": Speed, "rows": Rows}
+    return console.command(
+        lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, args=arguments).run()
+    )

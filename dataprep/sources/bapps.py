@@ -1,7 +1,7 @@
 """BAPPS (richzhang/PerceptualSimilarity): 2afc/{train,val}/SUBSET/{ref,p0,p1,judge}.
 
-The files of the four folders belong together in the order of their names.  judge/*.npy holds one
-float, the fraction of people who preferred p1: it is kept as it is (2 people in train, 5 in val).
+Files of the same name in the four folders belong together.  judge/*.npy holds one float, the fraction of
+people who preferred p1 (of 2 people in train, of 5 in val); it is kept as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.shard import Bad, Task, Triplet
+from dataprep.samples import Bad, Source, Task, Triplet
 from dataprep.sources.columns import state_of
 from dataprep.sources.nights import plan
 
@@ -31,15 +31,14 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Bapps:
-    """One split; `subsets` empty takes all that are there."""
+class Bapps(Source):
+    """One split; empty `subsets` takes all that exist."""
 
     folder: Path  # holds train and val, or 2afc
     split: str
     subsets: tuple[str, ...] = ()
     kind = "triplets"
     votes = "human"
-    captions = 0
 
     def root(self) -> Path:
         base = self.folder / "2afc"
@@ -47,24 +46,24 @@ class Bapps:
 
     def chosen(self) -> tuple[str, ...]:
         """The subsets to read; ValueError if one is missing or its folders do not match."""
-        there = _names(self.root())
+        existing = _names(self.root())
         for name in self.subsets:
-            if name not in there:
-                raise ValueError(f"{self.root()}: no subset {name}; it has {', '.join(there) or 'none'}")
-        chosen = self.subsets or there
+            if name not in existing:
+                raise ValueError(f"{self.root()}: no subset {name}; it has {', '.join(existing) or 'none'}")
+        chosen = self.subsets or existing
         for name in chosen:
-            for row in zip_longest(
-                *(_names(self.root() / name / part) for part in _PARTS), fillvalue="no more"
-            ):
+            columns = [_names(self.root() / name / part) for part in _PARTS]
+            for row in zip_longest(*columns, fillvalue="no more"):
                 if len({Path(file).stem for file in row}) > 1:
-                    told = ", ".join(f"{part}/{file}" for part, file in zip(_PARTS, row))
-                    raise ValueError(f"{self.root() / name}: its folders do not match: {told}")
+                    files = ", ".join(f"{part}/{file}" for part, file in zip(_PARTS, row))
+                    raise ValueError(f"{self.root() / name}: its folders do not match: {files}")
         return chosen
 
     def tasks(self) -> list[Task]:
         tasks = []
         for subset in self.chosen():
-            tasks += plan(str(self.root() / subset), len(_names(self.root() / subset / "ref")), False)
+            folder = self.root() / subset
+            tasks += plan(str(folder), len(_names(folder / "ref")), repeated=False)
         if not tasks:
             raise ValueError(f"{self.root()}: no triplets")
         return tasks
@@ -84,8 +83,8 @@ class Bapps:
             except (ValueError, OSError, EOFError, IndexError) as error:
                 yield Bad(key, "bad judgement", f"{base / 'judge' / judge}: {error}")
                 continue
-            paths = (base / part / name for part, name in zip(_PARTS, (ref, left, right)))
-            yield Triplet(key, *paths, vote, PEOPLE.get(self.split, 0))
+            images = base / "ref" / ref, base / "p0" / left, base / "p1" / right
+            yield Triplet(key, *images, vote, PEOPLE.get(self.split, 0))
 
     def describe(self) -> dict:
         parts = [self.root() / subset / part for subset in self.chosen() for part in _PARTS]

@@ -1,4 +1,4 @@
-"""Which column holds the image and which hold captions: the names the field uses, or the user's.
+"""Which column holds the image and which hold captions: by the names in common use, or the user's.
 
 Not here: reading tables (`tables.py`, `parquet.py`, `tars.py`).
 """
@@ -15,38 +15,39 @@ PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "ima
 BYTES = ["images", "image", "image_bytes", "jpg", "jpeg", "png", "img", "bytes"]
 CAPTIONS = ["captions", "caption", "texts", "text", "txt", "top_caption"]
 PARTS = ["title", "description"]  # taken together, as SLIP does
-MOST_CAPTIONS = 16  # an image with more is an accident of the table; --captions says otherwise
+MOST_CAPTIONS = 16  # more are taken for a fault of the table, unless --captions is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The user's names of columns; empty means that the usual names are tried."""
+    """The user's names of columns; where they are empty, the usual names are tried."""
 
     image: str = ""
     captions: tuple[str, ...] = ()
 
     def image_column(self, names: Sequence[str], usual: Sequence[str], where: str) -> str:
-        """The column that holds the image; ValueError names what there is."""
+        """The column that holds the image.  Raises ValueError that lists the columns."""
         return self._find([self.image] if self.image else usual, names, "image", "--image-column", where)
 
     def caption_columns(self, names: Sequence[str], where: str) -> tuple[str, ...]:
-        """The columns that hold captions; ValueError names what there is."""
+        """The columns that hold captions.  Raises ValueError that lists the columns."""
         if self.captions:
-            found = (self._find([n], names, "caption", "--caption-columns", where) for n in self.captions)
-            return tuple(found)
+            return tuple(
+                self._find([name], names, "caption", "--caption-columns", where) for name in self.captions
+            )
         parts = tuple(name for name in PARTS if name in names)
         if parts and not any(name in names for name in CAPTIONS):
             return parts
         return (self._find(CAPTIONS, names, "caption", "--caption-columns", where),)
 
     def beside(self, names: Sequence[str], where: str) -> str:
-        """What to say of columns with usual names of captions that are not taken; empty without any."""
+        """A note on further columns that seem to hold captions and are not taken; empty without any."""
         taken = self.caption_columns(names, where)
         others = [] if self.captions else [name for name in CAPTIONS if name in names and name not in taken]
         if not others:
             return ""
-        both = " ".join((*taken, *others))
-        return f"captions in {', '.join(others)}, beside {taken[0]} (--caption-columns {both} takes all)"
+        every = " ".join((*taken, *others))
+        return f"captions in {', '.join(others)}, beside {taken[0]} (--caption-columns {every} takes all)"
 
     @staticmethod
     def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
@@ -61,11 +62,11 @@ class Choice:
         for name in wanted:
             if name.casefold() in folded:
                 return folded[name.casefold()]
-        there = ", ".join(map(str, names)) or "none"
+        existing = ", ".join(map(str, names)) or "none"
         urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
-        first = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
+        hint = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
         raise ValueError(
-            f"{where}: no {what} column {' or '.join(wanted)}; it has {there}; name it with {option}{first}"
+            f"{where}: no {what} column {' or '.join(wanted)}; it has {existing}; name it with {option}{hint}"
         )
 
 
@@ -79,7 +80,7 @@ def strings(value: object) -> list[str]:
 
 
 def half_character(texts: Iterable[str]) -> str:
-    """What is wrong with texts of JSON, which can write half a character, as UTF-8 cannot; else empty."""
+    """What is wrong with texts from JSON that hold a lone surrogate, which is not in UTF-8; else empty."""
     for text in texts:
         try:
             text.encode()
@@ -89,13 +90,13 @@ def half_character(texts: Iterable[str]) -> str:
 
 
 def state_of(files: Sequence[Path]) -> str:
-    """A digest of the names, sizes and times of files: what a resumed build must find unchanged."""
+    """A digest of files' names, sizes and times, which must be unchanged when a build is resumed."""
     digest = hashlib.sha256()
     for path in files:
         try:
             status = path.stat()
-            told = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError:  # a link to nowhere: its sample is rejected when it is read
-            told = "none"
-        digest.update(f"{path.name}\0{told}\n".encode("utf-8", "surrogateescape"))
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a broken link: its sample is rejected when it is read
+            state = "none"
+        digest.update(f"{path.name}\0{state}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

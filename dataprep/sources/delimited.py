@@ -1,11 +1,11 @@
-"""Rows of a csv or tsv, each with its place in the file, so that reading can begin at any of them.
+"""Rows of a csv or tsv, each with its offset in the file, so that reading can begin at any row.
 
-csv: quoting as RFC 4180 has it, strictly.  tsv: one line is one row and a quotation mark is a letter like
-any other, unless it cannot be but csv's quoting (as pandas writes it): the field holds doubled marks, a tab
-or a line end, and closes properly.  A quotation mark that swallows what looks like rows is a fault of its
-line; the lines after it are read.
+csv: strict RFC 4180 quoting.  tsv: one line is one row, and a quotation mark is an ordinary character,
+unless it can only be csv's quoting (as pandas writes it): the field holds doubled marks, a tab or a line end,
+and is closed properly.  A quotation mark that swallows what looks like rows is a fault of its line; the lines
+after it are read.
 
-Not here: which columns are wanted, and whether a caption is UTF-8 (other bytes come as surrogates).
+Not here: which columns are wanted; whether a caption is UTF-8 (other bytes become surrogates).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline.formats import utf8
 
-_LINES, _BYTES = 1_000, 1 << 20  # a field in quotation marks may be so long
-_LONG = 1 << 24  # a longer line is no row
-csv.field_size_limit(_LONG)
+_LINES, _BYTES = 1_000, 1 << 20  # longest field in quotation marks
+_LONG = 1 << 24  # bytes; a longer line is no row
 
 
 class Head(NamedTuple):
@@ -34,7 +33,7 @@ class Head(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row; `fault` if it cannot be taken."""
+    """One row; `fault` says why it cannot be taken."""
 
     offset: int
     line: int
@@ -54,7 +53,7 @@ def head(path: Path) -> Head:
         raise ValueError(f"{path}: no header line")
     delimiter = max("\t,;|", key=text.count)
     try:
-        names = next(csv.reader([text], delimiter=delimiter, strict=True))
+        names = _parsed(text, delimiter)
     except csv.Error as error:
         raise ValueError(f"{path}: its header line is no csv: {error}") from None
     return Head(names, delimiter, text.startswith('"'), len(first))
@@ -63,7 +62,7 @@ def head(path: Path) -> Head:
 def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line: int) -> Iterator[Row]:
     """The rows that begin at offsets from `start` (0: the first) before `stop`.
 
-    image: the column that names the image.  line: the number of the line at `start`, where it is not 0.
+    image: the column that names the image.  line: the number of the line at `start`, if `start` is not 0.
     """
     delimiter, columns = table.delimiter, len(table.names)
     with open(path, "rb") as file:
@@ -85,18 +84,27 @@ def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line
                 fields = text.rstrip("\r\n").split(delimiter)
             if len(fields) != columns:
                 fault = fault or _count(fields, table)
-            if any(fields):  # else an empty line, or one of separators alone as spreadsheets leave them
+            if any(fields):  # else an empty line, or separators alone, as spreadsheets leave them
                 yield Row(offset, line, fields, fault)
             offset += size
             line += lines
 
 
+def _parsed(text: str, delimiter: str) -> list[str]:
+    """The fields of one row, of any length; csv.Error if it is not csv."""
+    limit = csv.field_size_limit(_LONG)  # of the process
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True))
+    finally:
+        csv.field_size_limit(limit)
+
+
 def _count(fields: list[str], table: Head) -> str:
-    """What is wrong with the number of fields of a row; a caption cut at a comma would go unseen."""
+    """What is wrong with the number of fields of a row: else a caption cut at a comma would go unnoticed."""
     if len(fields) <= len(table.names) or not any(fields[len(table.names) :]):
         return ""
-    what = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}[table.delimiter]
-    return f"{len(fields)} fields where the header has {len(table.names)}: {what} in a field without quotes?"
+    name = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}[table.delimiter]
+    return f"{len(fields)} fields where the header has {len(table.names)}: {name} in a field without quotes?"
 
 
 def _quoted(file: BinaryIO, text: str, table: Head, image: int) -> tuple[list[str], list[bytes], str]:
@@ -115,12 +123,12 @@ def _quoted(file: BinaryIO, text: str, table: Head, image: int) -> tuple[list[st
 
 
 def _csv(file: BinaryIO, text: str, delimiter: str) -> tuple[list[str], list[bytes], str]:
-    """As csv has it, reading on in `file` until the quotation marks close."""
+    """As `_quoted`, by csv's rules; reads on in `file` until the quotation marks are closed."""
     more: list[bytes] = []
     size = len(text)
     while True:
         try:
-            return next(csv.reader([text], delimiter=delimiter, strict=True)), more, ""
+            return _parsed(text, delimiter), more, ""
         except csv.Error as error:
             if "unexpected end" not in str(error):
                 return [], [], f"its quotation marks do not pair up ({error})"
@@ -135,7 +143,7 @@ def _csv(file: BinaryIO, text: str, delimiter: str) -> tuple[list[str], list[byt
 
 
 def _like_row(raw: bytes, fields: list[str], table: Head, image: int) -> bool:
-    """Whether a line inside quotation marks is a row: no fewer fields, and an image like the row's own."""
+    """Whether a line inside quotation marks looks like a row: enough fields, and the same kind of image."""
     inside = raw.decode("utf-8", "surrogateescape").rstrip("\r\n").split(table.delimiter)
     if len(inside) < len(table.names) or len(fields) <= image:
         return False

@@ -1,8 +1,8 @@
-"""The embedded demonstration data: emoji drawings by three vendors, and what is built of them.
+"""The embedded demonstration data: emoji drawings by three vendors.
 
-Training sees noto and twemoji; fluent3d, a style of drawing of its own, is held out and becomes four
-evaluation sets in clip_benchmark's webdataset layout.  The triplets were constructed; no human vote
-is in them, and every file made of them says so.  Licences: `demo/NOTICE`.
+Training sees noto and twemoji.  fluent3d, which is drawn in another style, is held out and becomes four
+evaluation sets in clip_benchmark's webdataset layout.  The triplets were constructed: they hold no human
+vote, and every file made of them says so.  Licences: `dataprep/demo/NOTICE`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataprep.shard import Pair, Task, Triplet
+from dataprep.samples import Pair, Source, Task, Triplet
 from dataprep.sources import nights
 from pipeline.base.files import replacing
 from pipeline.formats.nights import Row
 
-FOLDER = Path(__file__).parent / "demo"
+FOLDER = Path(__file__).parents[1] / "demo"
 TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
 _EVAL_FORMAT = 1  # raised when the evaluation sets are written differently
 CONSTRUCTED = "constructed, no human vote"
@@ -38,12 +38,12 @@ def rows(vendor: str) -> list[dict]:
 
 
 @dataclass(frozen=True)
-class EmojiPairs:
+class EmojiPairs(Source):
     """The training drawings with four captions each.
 
-    The name comes twice, so that it is drawn as often as the name with keywords, which are other ones
-    for each vendor.  The drawings get a margin of white: the held-out ones fill less of their frame,
-    and crops only enlarge.
+    The bare name is there twice, so that training draws it as often as the name with keywords; the keywords
+    differ between vendors.  The drawings get a white margin: the held-out ones fill less of their frame, and
+    random crops only enlarge.
     """
 
     margin: int = 4  # pixels on each side
@@ -68,13 +68,12 @@ class EmojiPairs:
 
 
 @dataclass(frozen=True)
-class EmojiTriplets:
+class EmojiTriplets(Source):
     """The constructed triplets of one split; the concepts of `test` are in no train row."""
 
     split: str
     kind = "triplets"
     votes = CONSTRUCTED
-    captions = 0
 
     def rows(self) -> tuple[Row, ...]:
         return nights.read_rows(FOLDER / "triplets.csv", self.split, 1)
@@ -99,13 +98,13 @@ class EmojiTriplets:
 
 
 def write_eval(root: Path) -> bool:
-    """The held-out vendor as clip_benchmark webdatasets under `root`; False if they are there already."""
+    """Write the held-out vendor as clip_benchmark webdatasets under `root`; False if they are up to date."""
     stamp = root / "emoji.json"
-    known = json.dumps({"format": _EVAL_FORMAT, "state": (FOLDER / "pairs.parquet").stat().st_size}) + "\n"
-    if stamp.is_file() and stamp.read_text() == known:
+    state = json.dumps({"format": _EVAL_FORMAT, "state": (FOLDER / "pairs.parquet").stat().st_size}) + "\n"
+    if stamp.is_file() and stamp.read_text() == state:
         return False
     _write_sets(root)
-    stamp.write_text(known)
+    stamp.write_text(state)
     return True
 
 
@@ -118,7 +117,7 @@ def _write_sets(root: Path) -> None:
         ("categories", "category", "{c}"),
     ):
         labels = [row[column] for row in held_out]
-        # The names are one class each, though two concepts are called alike.
+        # Every concept is a class of its own, though two have the same name.
         classes = labels if column == "name" else sorted(set(labels))
         numbers = range(len(labels)) if column == "name" else [classes.index(label) for label in labels]
         folder = root / f"wds_emoji-{name}"

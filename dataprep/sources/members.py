@@ -1,7 +1,7 @@
-"""A sample in parts: an image, and texts with its name (tar members, or files beside each other).
+"""The captions of a sample whose parts share a name: members of a tar, or files in a folder.
 
-Captions are the .txt, or fields of the .json where there is no .txt or it is empty; `--caption-columns`
-names others.
+NAME.jpg, NAME.txt, NAME.json: captions are the .txt, or fields of the .json if there is no .txt or it is
+empty.  `--caption-columns` names others.
 """
 
 from __future__ import annotations
@@ -13,103 +13,107 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from dataprep.shard import Left, Pair, Source
+from dataprep.samples import Pair, PassedOver, Source
 from dataprep.sources import columns
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
 
-TEXTS = ("txt", "text", "caption", "captions")  # parts that are a caption
-SAID = {*TEXTS, "json"}  # parts that may hold one
+TEXTS = ("txt", "text", "caption", "captions")  # endings of parts that are a caption
+CAPTIONED = {*TEXTS, "json"}  # endings of parts that may hold one
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is taken of a sample's texts."""
+    """How captions are read from a sample's texts: ending → content."""
 
-    choice: columns.Choice  # names of parts (txt, outputs.txt), other names are fields of the .json
+    choice: columns.Choice  # endings of parts (txt, outputs.txt); other names are fields of the .json
     lines: bool  # every line of a .txt is a caption of its own
 
-    def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
-        """(captions, what is passed over of them).  Raises ValueError naming the part that is wrong."""
-        captions, left = self._captions(key, texts)
-        if told := columns.half_character(captions):
-            raise ValueError(f"{key}.json: {told}")
-        return captions, left
+    def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[PassedOver]]:
+        """(captions, what is passed over).  Raises ValueError that names the bad part."""
+        captions, passed_over = self._captions(key, texts)
+        if fault := columns.half_character(captions):
+            raise ValueError(f"{key}.json: {fault}")
+        return captions, passed_over
 
-    def _captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
+    def _captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[PassedOver]]:
         if self.choice.captions:
-            return self._chosen(key, texts)
-        for name in TEXTS:
-            said = utf8.text(texts[name], f"{key}.{name}") if name in texts else ""
-            if said.strip():
-                return self._of_text(said)
+            return self._named(key, texts)
+        for ending in TEXTS:
+            text = utf8.text(texts[ending], f"{key}.{ending}") if ending in texts else ""
+            if text.strip():
+                return self._of_text(text)
         fields = _fields(key, texts)
-        found = {name: columns.strings(fields.get(name)) for name in columns.CAPTIONS}
-        found = {name: said for name, said in found.items() if any(said)}
-        if not found:
-            return [said for name in columns.PARTS for said in columns.strings(fields.get(name))], []
-        taken, *others = found
-        left = [
-            Left(f"json field {name} beside {taken} (--caption-columns {taken} {name} takes both)")
+        usual = {name: columns.strings(fields.get(name)) for name in columns.CAPTIONS}
+        usual = {name: captions for name, captions in usual.items() if any(captions)}
+        if not usual:
+            return [caption for name in columns.PARTS for caption in columns.strings(fields.get(name))], []
+        taken, *others = usual
+        passed_over = [
+            PassedOver(f"json field {name} beside {taken} (--caption-columns {taken} {name} takes both)")
             for name in others
-            if found[name] != found[taken]
+            if usual[name] != usual[taken]
         ]
-        return found[taken], left
+        return usual[taken], passed_over
 
-    def pictures(self, parts: Iterable[str]) -> list[str]:
-        """Endings of a sample's pictures, the one to take first; only --image-column if that was given."""
+    def images(self, parts: Iterable[str]) -> list[str]:
+        """Endings of a sample's images, the one to take first; only --image-column if that was given."""
         chosen = self.choice.image
         return [ending for ending in ((chosen,) if chosen else PICTURES) if ending in parts]
 
-    def _chosen(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[Left]]:
-        out, left, fields = [], [], None
+    def _named(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[PassedOver]]:
+        """The captions of the parts and fields that --caption-columns names."""
+        captions: list[str] = []
+        passed_over: list[PassedOver] = []
         for name in self.choice.captions:
             if name in texts and name != "json":
-                said, more = self._of_text(utf8.text(texts[name], f"{key}.{name}"))
-                left += more
-            else:
-                fields = _fields(key, texts) if fields is None else fields
-                said = columns.strings(fields.get(name))
-                if name not in fields:
-                    left.append(Left(f"samples without {name}, which --caption-columns names"))
-            out += said
-        return out, left
+                own, further = self._of_text(utf8.text(texts[name], f"{key}.{name}"))
+                captions += own
+                passed_over += further
+                continue
+            fields = _fields(key, texts)
+            captions += columns.strings(fields.get(name))
+            if name not in fields:
+                passed_over.append(PassedOver(f"samples without {name}, which --caption-columns names"))
+        return captions, passed_over
 
-    def _of_text(self, said: str) -> tuple[list[str], list[Left]]:
-        lines = [line for line in said.splitlines() if line.strip()]
+    def _of_text(self, text: str) -> tuple[list[str], list[PassedOver]]:
+        lines = [line for line in text.splitlines() if line.strip()]
         if self.lines:
             return lines, []
-        several = [Left("further lines of captions, kept as one caption (--caption-lines: one each)")]
-        return [said], several if len(lines) > 1 else []
+        further = [PassedOver("further lines of captions, kept as one caption (--caption-lines: one each)")]
+        return [text], further if len(lines) > 1 else []
 
 
 @cache
 def most_captions(source: Source) -> int:
     """The most captions of an image among the first samples."""
-    raws = islice(source.read(source.tasks()[0]), 200)
-    counts = [len(raw.captions) for raw in raws if isinstance(raw, Pair)]
+    samples = islice(source.read(source.tasks()[0]), 200)
+    counts = [len(sample.captions) for sample in samples if isinstance(sample, Pair)]
     return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
 
 
-def told(texts: Mapping[str, bytes]) -> str:
-    """What a .json without a caption holds instead; empty where that cannot be told."""
+def fields_instead(texts: Mapping[str, bytes]) -> str:
+    """What a .json without a caption holds instead, for a message; empty if that is unknown."""
     try:
         fields = json.loads(texts.get("json") or b"{}")
     except (ValueError, RecursionError):
         return ""
     if not isinstance(fields, dict):
-        return "; the json is no object of fields"
+        return "; the json is not an object of fields"
     return f"; the json: {', '.join(fields)} (--caption-columns names one)" if fields else ""
 
 
-def never_downloaded(stats: Path) -> list[Left]:
-    """The rows that img2dataset could not fetch, by the statistics it wrote with a shard; [] without them."""
+def never_downloaded(stats: Path) -> list[PassedOver]:
+    """The rows that img2dataset could not fetch, from the statistics beside a shard if it wrote any."""
     try:
-        told = json.loads(stats.read_bytes())
-        failed = {name: int(told.get(name) or 0) for name in ("failed_to_download", "failed_to_resize")}
+        counts = json.loads(stats.read_bytes())
+        failed = {name: int(counts.get(name) or 0) for name in ("failed_to_download", "failed_to_resize")}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return []
-    return [Left(f"rows never downloaded ({name})", count) for name, count in failed.items() if count > 0]
+    return [
+        PassedOver(f"rows never downloaded ({name})", count) for name, count in failed.items() if count > 0
+    ]
 
 
 def _fields(key: str, texts: Mapping[str, bytes]) -> dict:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dataprep.shard import Bad, Left, Task, Triplet
+from dataprep.samples import Bad, PassedOver, Source, Task, Triplet
 from pipeline.formats import nights
 
-_SHARD, _SHARD_REPEATED = 2_000, 200_000  # rows a shard; long ones where triplets share images
+_SHARD = 2_000  # rows
+_SHARD_REPEATED = 200_000  # where triplets share images
 
 
 def plan(path: str, rows: int, repeated: bool) -> list[Task]:
-    """Tasks of a table of triplets; long ones where images repeat, so that each is stored once."""
+    """Tasks of a table of triplets; long ones if images are repeated: a shard stores an image once."""
     step = _SHARD_REPEATED if repeated else _SHARD
-    starts = range(0, rows, step)
-    return [Task(path, s, min(s + step, rows), min(step, rows - s), min(step, rows - s)) for s in starts]
+    tasks = []
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        tasks.append(Task(path, start, start + count, most=count, weight=count))
+    return tasks
 
 
 @cache
@@ -27,15 +31,14 @@ def read_rows(table: Path, split: str, min_votes: int | None) -> tuple[nights.Ro
 
 
 @dataclass(frozen=True)
-class Nights:
-    """One split of a folder in NIGHTS' layout; `min_votes` None as `pipeline.formats.nights.read` has it."""
+class Nights(Source):
+    """One split of a folder in NIGHTS' layout; `min_votes` as in `pipeline.formats.nights.read`."""
 
     folder: Path
     split: str
     min_votes: int | None = None
     kind = "triplets"
     votes = "human"
-    captions = 0
 
     def table(self) -> Path:
         return nights.table_of(self.folder)
@@ -45,20 +48,20 @@ class Nights:
 
     def tasks(self) -> list[Task]:
         if not self.rows():
-            enough = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
-            raise ValueError(f"{self.table()}: no row of split {self.split!r}{enough}")
+            limit = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
+            raise ValueError(f"{self.table()}: no row of split {self.split!r}{limit}")
         return plan(str(self.table()), len(self.rows()), self.images() < 3 * len(self.rows()))
 
     def images(self) -> int:
         return len({path for row in self.rows() for path in row.paths})
 
-    def read(self, task: Task) -> Iterator[Triplet | Bad | Left]:
+    def read(self, task: Task) -> Iterator[Triplet | Bad | PassedOver]:
         for row in self.rows()[task.start : task.stop]:
             ref, left, right = (self.folder / path for path in row.paths)
             yield Triplet(row.key, ref, left, right, row.vote, row.votes)
         few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
         if few and not task.start:
-            yield Left("rows with too few votes (--min-votes 0 takes them)", few)
+            yield PassedOver("rows with too few votes (--min-votes 0 takes them)", few)
 
     def describe(self) -> dict:
         table = self.table()

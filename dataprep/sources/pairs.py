@@ -1,7 +1,9 @@
-"""Image–caption sources: recognises the layout of a folder or file and makes its reader.
+"""Image–caption sources: recognises the layout of a folder or file and opens it.
 
-tars     webdataset, img2dataset (`tars.py`)         parquet  with image bytes (`parquet.py`)
-table    csv, tsv, json lines, json + image files    zips     SLIP's zip folders + such a table
+tars     webdataset, img2dataset (`tars.py`)
+parquet  with image bytes (`parquet.py`)
+table    csv, tsv, JSON lines or JSON, and image files (`tables.py`)
+zips     the same, and SLIP's zip folders (`tables.py`)
 files    images with .txt or .json beside them (`sidecars.py`)
 """
 
@@ -17,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from dataprep.shard import Bad, Left, Pair, Source
+from dataprep.samples import Bad, Pair, PassedOver, Source, Triplet
 from dataprep.sources import columns
 from dataprep.sources.members import Reading
-from dataprep.sources.parquet import Parquet, has_images, shape
+from dataprep.sources.parquet import Parquet, find_columns, has_images
 from dataprep.sources.sidecars import Sidecars, built, folders, has_pairs
 from dataprep.sources.tables import ENDINGS, Table, TableFile, Zips
 from dataprep.sources.tars import Tars
@@ -43,27 +45,28 @@ def open_pairs(
     lines: bool = False,
     max_bytes: int = 64 << 20,
 ) -> Source:
-    """The source at `path`; `images` is the folder of images where it is not the table's own.
+    """The source at `path`.
 
-    path: a file or folder, or several of tars or parquet: `{00000..00041}.tar`, `*.tar`, `ONE::OTHER`.
-    lines: every line of a .txt is a caption of its own; a retrieval set of clip-benchmark's says so itself.
-    Raises ValueError when nothing there is recognised, or columns are missing.
+    path: a file or folder; several of tars or parquet: `{00000..00041}.tar`, `*.tar`, `ONE::OTHER`.
+    images: the folder of images, if it is not the table's folder.
+    lines: every line of a .txt is a caption of its own; clip-benchmark's retrieval sets say so themselves.
+    Raises ValueError if nothing there is recognised, or columns are missing.
     """
     paths = named(str(path))
     if captions < 0:
         raise ValueError(f"captions must be 0 (all) or more, not {captions}")
-    kinds = {recognise(one, images) for one in paths} if layout == "auto" else {layout}
-    chosen = kinds.pop()
-    if kinds or (len(paths) > 1 and chosen not in ("tars", "parquet")):
-        raise ValueError(f"{path}: several sources are read together where all are tars, or all parquet")
+    layouts = {recognise(path, images) for path in paths} if layout == "auto" else {layout}
+    chosen = layouts.pop()
+    if layouts or (len(paths) > 1 and chosen not in ("tars", "parquet")):
+        raise ValueError(f"{path}: several sources are read together only if all are tars, or all parquet")
     reading = Reading(choice, lines or any(map(_is_retrieval, paths)))
     if chosen == "tars":
         return Tars(path, _files(paths, tars.ENDINGS), reading, captions, max_bytes)
     if chosen == "parquet":
-        there = _files(paths, (".parquet",))
-        files = tuple(filter(has_images, there)) or there[:1]
-        shape(files[0], choice)
-        without = tuple(sorted(set(there) - set(files)))
+        parquets = _files(paths, (".parquet",))
+        files = tuple(filter(has_images, parquets)) or parquets[:1]
+        find_columns(files[0], choice)  # raises now what is wrong with them
+        without = tuple(sorted(set(parquets) - set(files)))
         return Parquet(path, files, choice, captions, without)
     if chosen == "files":
         return Sidecars(paths[0], reading, captions)
@@ -80,40 +83,41 @@ def open_pairs(
 
 
 def named(source: str) -> list[Path]:
-    """The files and folders that a source names; ValueError for those that are not there."""
+    """The files and folders that a source names; ValueError for those that do not exist."""
     if os.path.exists(source):
         return [Path(source)]
-    out: list[Path] = []
-    for one in (word for part in source.split("::") for word in _braces(part)):
-        if re.match(r"(pipe|s3|gs|https?|hf):", one):
+    paths: list[Path] = []
+    for pattern in (pattern for part in source.split("::") for pattern in _braces(part)):
+        if re.match(r"(pipe|s3|gs|https?|hf):", pattern):
             raise ValueError(f"{source}: remote sources are not read; copy the files to a disk first")
-        found = [one] if os.path.exists(one) else sorted(glob.glob(one))
-        if not found:
-            raise ValueError(f"{one}: no such file or folder" + (f" (of {source})" if one != source else ""))
-        out += map(Path, found)
-    return out
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not matches:
+            origin = f" (of {source})" if pattern != source else ""
+            raise ValueError(f"{pattern}: no such file or folder{origin}")
+        paths += map(Path, matches)
+    return paths
 
 
 def _braces(pattern: str) -> Iterator[str]:
     """`x{08..11}y` and `x{a,b}y` written out, as shells and webdataset do it."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if not found:
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not match:
         yield pattern
         return
-    first, last, words = found.groups()
+    first, last, words = match.groups()
     if words is None:
         step = 1 if int(first) <= int(last) else -1
         numbers = range(int(first), int(last) + step, step)
         words = ",".join(f"{number:0{len(first) if first[0] == '0' else 0}d}" for number in numbers)
     for word in words.split(","):
-        yield from _braces(pattern[: found.start()] + word + pattern[found.end() :])
+        yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])
 
 
 # -- recognising ----------------------------------------------------------------------------------
 
 
 def recognise(path: Path, images: Path | None) -> Layout:
-    """The layout of what lies at `path`."""
+    """The layout of the file or folder `path`."""
     if path.is_file():
         if path.name.lower().endswith(tars.ENDINGS):
             return "tars"
@@ -130,9 +134,10 @@ def recognise(path: Path, images: Path | None) -> Layout:
     elif has_pairs(path):
         return "files"
     elif {file.name for file in _first(path, ENDINGS)} - _DATASETS:
-        return "table"  # in a folder within: which one is asked
+        return "table"  # in a subfolder: `_table` asks which one
     else:
-        any(map(has_images, _first(path, (".parquet",))))  # a damaged one tells
+        for file in _first(path, (".parquet",)):
+            has_images(file)  # raises for a damaged one
     raise ValueError(
         f"{path}: no webdataset tars, no parquet with image bytes, no table of captions "
         f"({', '.join(ENDINGS)}), no images with .txt or .json beside them found"
@@ -141,7 +146,7 @@ def recognise(path: Path, images: Path | None) -> Layout:
 
 
 def _shows_images(parquet: Path) -> bool:
-    with contextlib.suppress(ValueError):  # damaged: it may be beside the matter
+    with contextlib.suppress(ValueError):  # damaged, but perhaps not part of the source
         return has_images(parquet)
     return False
 
@@ -158,47 +163,55 @@ _INSTEAD = {
 
 
 def _instead(path: Path) -> str:
-    """What else lies there, and how it becomes readable."""
+    """What else is there, and how it becomes readable."""
     files = [path] if path.is_file() else _first(path, tuple(_INSTEAD))
-    told = {_INSTEAD.get(file.suffix.lower()) for file in files} - {None}
-    return "; found instead: " + ", ".join(sorted(told)) if told else ""
+    kinds = {_INSTEAD.get(file.suffix.lower(), "") for file in files} - {""}
+    return "; found instead: " + ", ".join(sorted(kinds)) if kinds else ""
 
 
 def notes(source: Source, path: Path) -> Iterator[str]:
-    """What to say of a source before it is built, because it may not be meant."""
+    """What the user should know of a source before it is built, because it may not be intended."""
     if isinstance(source, Tars) and path.is_dir() and any(map(_shows_images, _first(path, (".parquet",), 1))):
-        yield "parquet files with images lie there too and are not read: --layout parquet reads them"
+        yield "there are parquet files with images too, which are not read: --layout parquet reads them"
     files = [os.path.relpath(task.path, path) for task in source.tasks()] if path.is_dir() else []
-    splits = {found.lower() for file in files for found in _SPLIT.findall(file)}
+    splits = {split.lower() for file in files for split in _SPLIT.findall(file)}
     if len(splits) > 1:
-        yield f"of several splits ({', '.join(sorted(splits))}), taken together: --source names one"
-    names = source.table.names() if isinstance(source, Table | Zips) else []
-    if "split" in names:
-        yield "rows of every split are taken: the column split is not looked at"
-    places = [name for name in columns.PATHS if name in names] if isinstance(source, Table) else []
-    if len(places) > 1 and not source.table.choice.image:
-        yield f"images are those of column {places[0]}, not of {', '.join(places[1:])} (--image-column)"
-    said = [text for raw in islice(source.read(source.tasks()[0]), 200) for text in _texts(raw)]
-    encoded = next(filter(_ENCODED.search, said), "")
-    if encoded and not any(re.search(r"\s", text) for text in said):
+        yield f"several splits ({', '.join(sorted(splits))}) are taken together: --source names one"
+    if isinstance(source, Table | Zips):
+        yield from _notes_on_columns(source)
+    captions = [text for sample in islice(source.read(source.tasks()[0]), 200) for text in _texts(sample)]
+    encoded = next(filter(_ENCODED.search, captions), "")
+    if encoded and not any(re.search(r"\s", text) for text in captions):
         yield f"captions look URL-encoded ({encoded[:60]}): decode them first (urllib.parse.unquote_plus)"
 
 
-def _texts(raw: Pair | Bad | Left) -> list[str]:
-    return raw.captions if isinstance(raw, Pair) and isinstance(raw.captions, list) else []
+def _notes_on_columns(source: Table | Zips) -> Iterator[str]:
+    names = source.table.names()
+    if "split" in names:
+        yield "rows of every split are taken: the column split is not looked at"
+    images = [name for name in columns.PATHS if name in names] if isinstance(source, Table) else []
+    if len(images) > 1 and not source.table.choice.image:
+        yield f"images are those of column {images[0]}, not of {', '.join(images[1:])} (--image-column)"
+
+
+def _texts(sample: Pair | Triplet | Bad | PassedOver) -> list[str]:
+    return sample.captions if isinstance(sample, Pair) and isinstance(sample.captions, list) else []
+
+
+# -- searching folders ----------------------------------------------------------------------------
 
 
 def _is_retrieval(path: Path) -> bool:
-    """Whether this is (part of) a retrieval set of clip-benchmark's, whose .txt are lines of captions."""
-    told = [place / "dataset_type.txt" for place in (path, path.parent, path.parent.parent)]
-    texts = (utf8.text(file.read_bytes(), str(file)) for file in told if file.is_file())
+    """Whether this is (part of) one of clip-benchmark's retrieval sets, whose .txt are lines of captions."""
+    files = [folder / "dataset_type.txt" for folder in (path, path.parent, path.parent.parent)]
+    texts = (utf8.text(file.read_bytes(), str(file)) for file in files if file.is_file())
     return any(text.strip().lower() == "retrieval" for text in texts)
 
 
 def _inside(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """Files with these endings in a folder and all folders in it, without hidden ones, in no order."""
-    for place in folders(folder):
-        with os.scandir(place) as entries:
+    """Files with these endings in a folder and all its subfolders, without hidden ones, in no order."""
+    for path in folders(folder):
+        with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name[0] != "." and entry.name.lower().endswith(endings) and not entry.is_dir():
                     yield Path(entry.path)
@@ -215,19 +228,19 @@ def _has_zips(folder: Path) -> bool:
 def _files(paths: list[Path], endings: tuple[str, ...]) -> tuple[Path, ...]:
     files: list[Path] = []
     for path in paths:
-        found = [path] if path.is_file() else sorted(_inside(path, endings))
-        if not found:
+        inside = [path] if path.is_file() else sorted(_inside(path, endings))
+        if not inside:
             raise ValueError(f"{path}: no {endings[0]} files")
-        files += found
+        files += inside
     return tuple(dict.fromkeys(files))
 
 
 def _tables(folder: Path) -> list[Path]:
-    """Tables of captions in a folder: no statistics of img2dataset's, no text that belongs to one image."""
-    names = [name for name in os.listdir(folder) if name[0] != "."]
-    names = sorted(set(names) - built(names) - _DATASETS)
-    pictures = [name for name in names if name.lower().endswith(tars.PICTURES)]
-    stems = {*pictures, *(Path(name).stem for name in pictures)}
+    """Tables of captions in a folder; not img2dataset's statistics, nor texts that belong to one image."""
+    entries = [name for name in os.listdir(folder) if name[0] != "."]
+    names = sorted(set(entries) - built(entries) - _DATASETS)
+    images = [name for name in names if name.lower().endswith(tars.PICTURES)]
+    stems = {*images, *(Path(name).stem for name in images)}
     tables = (Path(name) for name in names if name.lower().endswith(ENDINGS))
     return [folder / n for n in tables if n.stem not in stems and not n.name.endswith("_stats.json")]
 
@@ -237,7 +250,7 @@ def _table(path: Path) -> Path:
         return path
     tables = _tables(path)
     if len(tables) != 1:
-        there = tables or sorted(_inside(path, ENDINGS))[:8]
-        names = ", ".join(str(file.relative_to(path)) for file in there) or "none"
+        candidates = tables or sorted(_inside(path, ENDINGS))[:8]
+        names = ", ".join(str(file.relative_to(path)) for file in candidates) or "none"
         raise ValueError(f"{path}: which table of captions? found {names}; give the file itself as --source")
     return tables[0]

@@ -1,7 +1,9 @@
 """Parquet files with the images' bytes in a column (bytes, or struct{bytes, path}).
 
-Captions are strings, lists of strings, or, in RWKV-CLIP's YFCC15M, CLIP token ids stored as floats:
-those are taken as they are, after a check.  Row groups, some thousand rows together, are the shards.
+Captions are strings, lists of strings, or CLIP token ids stored as floats (RWKV-CLIP's YFCC15M), which are
+checked and taken as they are.  A shard is one or several row groups of some thousand rows together.
+
+K captions of an image.
 """
 
 from __future__ import annotations
@@ -12,39 +14,47 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.shard import Bad, Left, Pair, Task
+from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from dataprep.sources import columns
 from pipeline.beton.fields import CONTEXT_LENGTH
 from pipeline.formats import utf8
 from pipeline.text import END, START
 
 _NOT_UTF8 = object()
-_ROWS = 4_000  # at least so many rows a shard, unless the file ends
+_ROWS = 4_000  # least rows of a shard, unless the file ends
 
 
-class Shape(NamedTuple):
-    """What a file's schema says."""
+class Columns(NamedTuple):
+    """The columns of a file that are read."""
 
     image: str
     captions: tuple[str, ...]
     tokens: bool  # captions are token ids
-    status: tuple[str, ...]  # img2dataset's column that tells which downloads failed, if there is one
+    status: tuple[str, ...]  # img2dataset's column that says which downloads failed, if there is one
 
 
-def shape(path: Path, choice: columns.Choice) -> Shape:
-    """Find the columns of a parquet file; ValueError names what there is."""
+class Row(NamedTuple):
+    """Values of one row."""
+
+    status: str | None
+    image: Any  # bytes, a dict of bytes and path, or None
+    captions: tuple
+
+
+def find_columns(path: Path, choice: columns.Choice) -> Columns:
+    """Find the columns of a parquet file.  Raises ValueError that lists what it has."""
     import pyarrow as arrow
 
     schema = _open(path).schema_arrow
     binary = [f.name for f in schema if _is_bytes(f.type)]
     if not binary:
-        there = ", ".join(schema.names)
-        raise ValueError(f"{path}: no column holds image bytes; it has {there}: download the images first")
-    usual = columns.BYTES + (binary if len(binary) == 1 else [])  # of several it is not guessed
+        names = ", ".join(schema.names)
+        raise ValueError(f"{path}: no column holds image bytes; it has {names}: download the images first")
+    usual = columns.BYTES + (binary if len(binary) == 1 else [])  # among several there is no guessing
     image = choice.image_column(binary, usual, f"{path} (columns of bytes)")
     others = [f.name for f in schema if f.name != image]
     captions = choice.caption_columns(others, str(path))
@@ -56,15 +66,16 @@ def shape(path: Path, choice: columns.Choice) -> Shape:
             raise ValueError(f"{path}: {name} holds {kind}, not text; name captions with --caption-columns")
     if any(tokens) and len(captions) > 1:
         raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
-    return Shape(image, captions, any(tokens), ("status",) if "status" in schema.names else ())
+    return Columns(image, captions, any(tokens), ("status",) if "status" in schema.names else ())
 
 
 def _inner(kind):
-    """The type of what a column holds, in lists or a dictionary or neither."""
+    """The type of a column's values, inside of lists and dictionaries."""
     import pyarrow as arrow
 
-    lists = arrow.types.is_list, arrow.types.is_large_list, arrow.types.is_fixed_size_list
-    while any(known(kind) for known in (*lists, arrow.types.is_dictionary)):
+    types = arrow.types
+    outer = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_dictionary
+    while any(is_outer(kind) for is_outer in outer):
         kind = kind.value_type
     return kind
 
@@ -92,21 +103,20 @@ def _open(path: Path):
     except (arrow.ArrowInvalid, OSError) as error:
         with open(path, "rb") as file:
             first = file.read(64)
-        told = "" if first.startswith(b"PAR1") else utf8.instead(first)
-        raise ValueError(
-            f"{path}: not parquet but {told}" if told else f"{path}: not a readable parquet file: {error}"
-        ) from None
+        instead = "" if first.startswith(b"PAR1") else utf8.instead(first)
+        fault = f"not parquet but {instead}" if instead else f"not a readable parquet file: {error}"
+        raise ValueError(f"{path}: {fault}") from None
 
 
 @dataclass(frozen=True)
-class Parquet:
-    """A list of parquet files, in the order of their names."""
+class Parquet(Source):
+    """A list of parquet files, sorted by name."""
 
     path: Path
     files: tuple[Path, ...]
     choice: columns.Choice
     wanted: int
-    without: tuple[Path, ...] = ()  # files beside them in which there are no images
+    without: tuple[Path, ...] = ()  # files beside them without images
     kind = "pairs"
 
     @property
@@ -119,47 +129,32 @@ class Parquet:
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
         import pyarrow as arrow
 
         path = Path(task.path)
-        found = shape(path, self.choice)
+        wanted = find_columns(path, self.choice)
         file = _open(path)
         first = sum(file.metadata.row_group(g).num_rows for g in range(task.start))
         for group in range(task.start, task.stop):
             rows, number = file.metadata.row_group(group).num_rows, 0
             try:
-                for state, image, captions in _rows(file, group, found):
-                    if not image and state not in (None, "success"):
-                        yield Left(f"rows never downloaded ({state})")
+                for row in _rows(file, group, wanted):
+                    if not row.image and row.status not in (None, "success"):
+                        yield PassedOver(f"rows never downloaded ({row.status})")
                     else:
-                        yield self._sample(f"{path.stem}/{first + number}", image, captions, found.tokens)
+                        yield _sample(f"{path.stem}/{first + number}", row, wanted.tokens)
                     number += 1
             except (arrow.ArrowException, OSError) as error:
-                for row in range(first + number, first + rows):
-                    yield Bad(f"{path.stem}/{row}", "damaged parquet", f"row group {group}: {error}")
+                for lost in range(first + number, first + rows):
+                    yield Bad(f"{path.stem}/{lost}", "damaged parquet", f"row group {group}: {error}")
             first += rows
-        others = [name for name in file.schema_arrow.names if name != found.image]
-        if told := self.choice.beside(others, str(path)):
-            yield Left(told, task.weight)
+        others = [name for name in file.schema_arrow.names if name != wanted.image]
+        if note := self.choice.beside(others, str(path)):
+            yield PassedOver(note, task.weight)
         if self.without and task == self.tasks()[0]:
             name = self.without[0].name
-            yield Left(f"parquet files without image bytes, {name} the first", len(self.without))
-
-    def _sample(self, key: str, image, captions: tuple, tokens: bool) -> Pair | Bad:
-        path = image.get("path") if isinstance(image, dict) else None
-        image = image.get("bytes") if isinstance(image, dict) else image
-        if not image:
-            told = f"its bytes are null, only a path is there: {path}; write the parquet with embedded images"
-            return Bad(key, "no image", told if path else "")
-        if _NOT_UTF8 in captions:
-            return Bad(key, "bad caption", "not UTF-8 text")
-        if not tokens:
-            return Pair(key, image, [text for value in captions for text in columns.strings(value)])
-        try:
-            return Pair(key, image, token_rows(captions[0]))
-        except ValueError as error:
-            return Bad(key, "bad token ids", str(error))
+            yield PassedOver(f"parquet files without image bytes, {name} the first", len(self.without))
 
     def describe(self) -> dict:
         return {
@@ -168,17 +163,35 @@ class Parquet:
         }  # fmt: skip
 
 
-def _rows(file, group: int, found: Shape) -> Iterator[tuple]:
-    """(state, image, captions) of each row of a row group."""
-    wanted = list(dict.fromkeys((found.image, *found.captions, *found.status)))
-    for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=wanted):
-        held = {name: _values(batch.column(name)) for name in wanted}
-        states = held[found.status[0]] if found.status else [None] * len(batch)
-        yield from zip(states, held[found.image], zip(*(held[name] for name in found.captions)))
+def _sample(key: str, row: Row, tokens: bool) -> Pair | Bad:
+    in_struct = isinstance(row.image, dict)
+    image = row.image.get("bytes") if in_struct else row.image
+    path = row.image.get("path") if in_struct else None
+    if not image:
+        detail = f"its bytes are null, there is only a path: {path}; write the parquet with embedded images"
+        return Bad(key, "no image", detail if path else "")
+    if _NOT_UTF8 in row.captions:
+        return Bad(key, "bad caption", "not UTF-8 text")
+    if not tokens:
+        return Pair(key, image, [text for value in row.captions for text in columns.strings(value)])
+    try:
+        return Pair(key, image, token_rows(row.captions[0]))
+    except ValueError as error:
+        return Bad(key, "bad token ids", str(error))
+
+
+def _rows(file, group: int, wanted: Columns) -> Iterator[Row]:
+    """The rows of a row group."""
+    names = list(dict.fromkeys((wanted.image, *wanted.captions, *wanted.status)))
+    for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=names):
+        values = {name: _values(batch.column(name)) for name in names}
+        statuses = values[wanted.status[0]] if wanted.status else [None] * len(batch)
+        captions = zip(*(values[name] for name in wanted.captions))
+        yield from map(Row, statuses, values[wanted.image], captions)
 
 
 def _values(column) -> list:
-    """The column's values as Python's; _NOT_UTF8 for text that is none."""
+    """The column's values in Python; _NOT_UTF8 for text that is not UTF-8."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -193,19 +206,19 @@ def _value(value):
 
 
 def token_rows(value) -> np.ndarray:
-    """(K, 77) int32 of CLIP token ids stored as numbers, flat or in rows; ValueError if they are none."""
+    """(K, 77) int32 of CLIP token ids stored as numbers, flat or in rows; ValueError if they are not that."""
     if value is None or not len(value):
         return np.zeros((0, CONTEXT_LENGTH), np.int32)
     numbers = np.asarray(value, np.float64).reshape(-1)
     if len(numbers) > CONTEXT_LENGTH and len(numbers) % CONTEXT_LENGTH:
-        raise ValueError(f"{len(numbers)} numbers are no rows of {CONTEXT_LENGTH}")
+        raise ValueError(f"{len(numbers)} numbers are not rows of {CONTEXT_LENGTH}")
     if not (np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()):
         raise ValueError("not whole numbers")
     if numbers.min() < 0 or numbers.max() > END:
         raise ValueError(f"an id outside 0…{END}")
     ids = np.zeros((-(-len(numbers) // CONTEXT_LENGTH), CONTEXT_LENGTH), np.int32)
     ids.reshape(-1)[: len(numbers)] = numbers
-    ids = ids[ids.any(1)]  # a row of zeros is no caption
+    ids = ids[ids.any(1)]  # a row of zeros is not a caption
     if not (ids[:, 0] == START).all() or not (ids == END).any(1).all():
         raise ValueError(f"a row does not go from {START} to {END}")
     after = np.arange(CONTEXT_LENGTH) > ids.argmax(1)[:, None]
@@ -214,7 +227,7 @@ def token_rows(value) -> np.ndarray:
 
 @cache
 def _plan(source: Parquet) -> tuple[Task, ...]:
-    tasks = []
+    tasks: list[Task] = []
     for path in source.files:
         metadata = _open(path).metadata
         start = rows = 0
@@ -230,23 +243,23 @@ def _plan(source: Parquet) -> tuple[Task, ...]:
 
 @cache
 def _most_captions(source: Parquet) -> int:
-    """The most captions of an image: read from the captions' columns, without the images."""
+    """The most captions of an image, read from the captions' columns without the images."""
     import pyarrow as arrow
 
     most = 1
     for path in source.files:
-        found, file = shape(path, source.choice), _open(path)
-        names = list(found.captions)
+        wanted, file = find_columns(path, source.choice), _open(path)
+        names = list(wanted.captions)
         if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in names):
             most = max(most, len(names))
             continue
-        groups, batches = range(file.num_row_groups), None
-        if found.tokens:  # every row of a file has as many
-            groups, batches = groups[:1], 1
+        groups, limit = range(file.num_row_groups), None
+        if wanted.tokens:  # all rows of a file have the same number
+            groups, limit = groups[:1], 1
         for group in groups:
-            with suppress(arrow.ArrowException, OSError, ValueError):  # told of its rows when they are read
-                read = file.iter_batches(batch_size=1024, row_groups=[group], columns=names)
-                for batch in islice(read, batches):
+            with suppress(arrow.ArrowException, OSError, ValueError):  # reported when its rows are read
+                batches = file.iter_batches(batch_size=1024, row_groups=[group], columns=names)
+                for batch in islice(batches, limit):
                     counts = [[_count(value) for value in _values(column)] for column in batch.columns]
                     most = max(most, int(np.sum(counts, 0).max(initial=1)))
     return most

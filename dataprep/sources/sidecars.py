@@ -1,6 +1,7 @@
-"""Folders of images with texts of the same name beside them: img2dataset's `files`, captioners' folders.
+"""Folders of images with texts of the same name beside them, as img2dataset and captioners write them.
 
-NAME.jpg with NAME.txt and NAME.json (or NAME.jpg.txt, NAME.jpg.json), in the folder or in folders within.
+NAME.jpg with NAME.txt and NAME.json (or NAME.jpg.txt, NAME.jpg.json), in the folder or in its subfolders.
+`members.py` reads the captions.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 
-from dataprep.shard import Bad, Left, Pair, Task
+from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from dataprep.sources import columns
-from dataprep.sources.members import SAID, Reading, most_captions, never_downloaded, told
+from dataprep.sources.members import CAPTIONED, Reading, fields_instead, most_captions, never_downloaded
 from pipeline.formats.tars import PICTURES
 
 SHARD = 4_000  # samples a shard
@@ -22,39 +23,38 @@ _PICTURES = tuple(f".{ending}" for ending in PICTURES)
 
 
 def has_pairs(folder: Path) -> bool:
-    """Whether an image with a text of its name lies in the folder, or in one of the first folders in it."""
+    """Whether the folder, or one of its first subfolders, holds an image with a text of its name."""
     return any(
-        set(PICTURES) & set(parts) and SAID & set(parts)
-        for place in islice(folders(folder), 32)
-        for parts in _samples(place).values()
+        set(PICTURES) & set(parts) and CAPTIONED & set(parts)
+        for path in islice(folders(folder), 32)
+        for parts in _samples(path).values()
     )
 
 
 @lru_cache(maxsize=2)
 def _samples(folder: str) -> dict[str, dict[str, str]]:
-    """Stem → {ending: name} of the folder's images and texts, by name; hidden files are left out."""
-    out: dict[str, dict[str, str]] = {}
+    """Stem → {ending: name} of the folder's images and texts, sorted; without hidden files."""
+    samples: dict[str, dict[str, str]] = {}
     names = set(os.listdir(folder))
     for name in sorted(names - built(names)):
         stem, dot, ending = name.rpartition(".")
         ending = ending.lower()
-        if ending in SAID and stem in names and stem.lower().endswith(_PICTURES):
+        if ending in CAPTIONED and stem in names and stem.lower().endswith(_PICTURES):
             stem = stem.rpartition(".")[0]  # NAME.jpg.txt
         if stem and name[0] != "." and not name.endswith("_stats.json"):
-            parts = out.setdefault(stem, {})
+            parts = samples.setdefault(stem, {})
             parts[name if ending in parts else ending] = name
-    return {stem: parts for stem, parts in out.items() if not {*PICTURES, *SAID}.isdisjoint(parts)}
+    return {stem: parts for stem, parts in samples.items() if not {*PICTURES, *CAPTIONED}.isdisjoint(parts)}
 
 
 def built(names: Iterable[str]) -> set[str]:
-    """Those among a folder's names that a build wrote beside its .beton: they are no part of a source."""
+    """Those of a folder's names that a build wrote beside its .beton; they do not belong to a source."""
     ends = ".json", ".rejects.jsonl", ".warnings.jsonl"
     return {n.removesuffix(".beton") + end for n in names if n.endswith(".beton") for end in ends}
 
 
 def folders(path: Path) -> Iterator[str]:
-    """The folder and all within, by name, without hidden ones and parts of a build; a link back to a folder
-    it lies in is not followed."""
+    """The folder and all subfolders, sorted; without hidden ones, a build's parts and links to parents."""
     stack: list[tuple[str, tuple]] = [(str(path), ())]
     while stack:
         folder, above = stack.pop()
@@ -64,17 +64,14 @@ def folders(path: Path) -> Iterator[str]:
             continue
         yield folder
         with os.scandir(folder) as entries:
-            inside = [e.path for e in entries if e.name[0] != "." and e.is_dir() and not _parts(e.name)]
-        stack += [(name, (*above, own)) for name in sorted(inside, reverse=True)]
-
-
-def _parts(name: str) -> bool:
-    return name.endswith(".beton.parts")
+            inside = [e.path for e in entries if e.name[0] != "." and e.is_dir()]
+        inside = sorted(path for path in inside if not path.endswith(".beton.parts"))
+        stack += [(path, (*above, own)) for path in reversed(inside)]
 
 
 @dataclass(frozen=True)
-class Sidecars:
-    """All samples under a folder, folder by folder in the order of their names."""
+class Sidecars(Source):
+    """All samples under a folder, folder by folder, sorted by name."""
 
     path: Path
     reading: Reading
@@ -91,7 +88,7 @@ class Sidecars:
     def images(self) -> int:
         return sum(task.weight for task in self.tasks())
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | Left]:
+    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
         samples = _samples(task.path)
         for stem in islice(samples, task.start, task.stop):
             key = os.path.relpath(os.path.join(task.path, stem), self.path)
@@ -99,35 +96,35 @@ class Sidecars:
         if not task.start:
             yield from never_downloaded(Path(f"{task.path}_stats.json"))
 
-    def _sample(self, key: str, folder: str, names: dict[str, str]) -> Iterator[Pair | Bad | Left]:
-        pictures = self.reading.pictures(names)
-        if not pictures:
+    def _sample(self, key: str, folder: str, names: dict[str, str]) -> Iterator[Pair | Bad | PassedOver]:
+        images = self.reading.images(names)
+        if not images:
             yield Bad(key, "no image", f"it has {', '.join(names)}")
             return
         try:
-            texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in SAID}
-            captions, left = self.reading.captions(key, texts)
+            texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in CAPTIONED}
+            captions, passed_over = self.reading.captions(key, texts)
         except (ValueError, OSError) as error:
             yield Bad(key, "bad caption", str(error))
             return
-        yield from left
+        yield from passed_over
         if not captions:
-            yield Bad(key, "empty caption", f"it has {', '.join(names)}{told(texts)}")
+            yield Bad(key, "empty caption", f"it has {', '.join(names)}{fields_instead(texts)}")
             return
-        if len(pictures) > 1:
-            yield Left("pictures beside the one taken", len(pictures) - 1)
-        again = [name for ending, name in names.items() if ending == name]
-        if again:
-            yield Left("files named like one that was taken but for capitals", len(again))
-        yield Pair(key, os.path.join(folder, names[pictures[0]]), captions)
+        if len(images) > 1:
+            yield PassedOver("images beside the one taken", len(images) - 1)
+        unused = [name for ending, name in names.items() if ending == name]
+        if unused:
+            yield PassedOver("files whose names differ only in capitals from one that was taken", len(unused))
+        yield Pair(key, os.path.join(folder, names[images[0]]), captions)
 
     def describe(self) -> dict:
         lines = {"lines": True} if self.reading.lines else {}
-        places = sorted({task.path for task in self.tasks()})
-        # Every file, not the folders: a text written anew leaves its folder as it was.
-        files = [Path(p, name) for p in places for parts in _samples(p).values() for name in parts.values()]
+        paths = sorted({task.path for task in self.tasks()})
+        # Every file, not the folders: rewriting a text leaves its folder as it was.
+        files = [Path(p, name) for p in paths for parts in _samples(p).values() for name in parts.values()]
         return lines | {
-            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(places),
+            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(paths),
             "captions": self.captions, "columns": vars(self.reading.choice),
             "state": columns.state_of(files),
         }  # fmt: skip
@@ -135,7 +132,7 @@ class Sidecars:
 
 @cache
 def _plan(path: Path) -> tuple[Task, ...]:
-    tasks = []
+    tasks: list[Task] = []
     for folder in folders(path):
         count = len(_samples(folder))
         for start in range(0, count, SHARD):

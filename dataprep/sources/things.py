@@ -1,11 +1,12 @@
 """THINGS odd-one-out judgements as 2AFC triplets over object images.
 
-Three forms: triplets as rows of three object numbers from 0, the last one the odd one (SPoSE, VICE);
-rows of three image stems, the third one odd (DreamSim); and a SPoSE embedding, from which triplets
-are drawn with the vote that its model gives.
+Three forms are read:
+- rows of three object numbers, counted from 0, the last one odd (SPoSE, VICE);
+- rows of three image stems, the last one odd (DreamSim);
+- a SPoSE embedding, from which triplets are drawn with the vote that its model gives.
 
-A human answer (a, b, odd) becomes two rows: with a as reference, b was preferred over odd; with b as
-reference, a was.  Which of the two stands left is drawn from the row's number.
+A human answer (a, b, odd) becomes two triplets: with a as reference, b was preferred over odd; with b as
+reference, a was.  Which of the two images is left is drawn from the row's number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.shard import Left, Task, Triplet
+from dataprep.samples import PassedOver, Source, Task, Triplet
 from dataprep.sources.columns import state_of
 from dataprep.sources.nights import plan
 from pipeline.formats import utf8
@@ -30,34 +31,35 @@ _ENDINGS = tuple(f".{ending}" for ending in PICTURES)
 
 @cache
 def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """(names, image files) of the objects, in the order of `ids` or else of their names.
+    """(names, image files) of the objects, in the order of `ids`, or sorted by name without `ids`.
 
-    An object's image is NAME.jpg, or the first in the folder NAME.
+    An object's image is NAME.jpg, or the first one in the folder NAME.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    files, folders = {}, {}
+    files: dict[str, Path] = {}
+    folders: dict[str, Path | None] = {}
     for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
         if path.is_dir():
-            folders[path.name] = next(iter(_pictures(path)), None)
+            folders[path.name] = next(iter(_images_in(path)), None)
         elif path.suffix.lower() in _ENDINGS:
             files.setdefault(path.stem, path)
-    there = folders | files
-    names = _names(ids) if ids else tuple(sorted(there))
-    missing = (folder / f"{name}.jpg" for name in names)  # is told when it is read
-    return names, tuple(there.get(name) or path for name, path in zip(names, missing))
+    images = folders | files
+    names = _names(ids) if ids else tuple(sorted(images))
+    # An object without an image gets a name that does not exist: it is rejected when it is read.
+    return names, tuple(images.get(name) or folder / f"{name}.jpg" for name in names)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.name[0] != ".")
 
 
 def _names(ids: Path) -> tuple[str, ...]:
     lines = utf8.text(ids.read_bytes(), str(ids)).splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{ids}: {twice[0]} comes more than once")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{ids}: {repeated[0]} appears more than once")
     return names
 
 
@@ -75,11 +77,11 @@ def _answers(path: Path, names: tuple[str, ...]) -> np.ndarray:
     wrong = (table < 0) | (table >= len(names)) | (table != np.floor(table))
     if wrong.any():
         row = int(np.flatnonzero(wrong.any(1))[0])
-        told = ", ".join(f"{number:.15g}" for number in table[row])
-        raise ValueError(f"{path}: line {row + 1}: [{told}], there are {len(names)} objects, from 0 on")
+        numbers = ", ".join(f"{number:.15g}" for number in table[row])
+        raise ValueError(f"{path}: line {row + 1}: [{numbers}], there are {len(names)} objects, from 0 on")
     same = (table == np.roll(table, 1, axis=1)).any(1)
     if same.any():
-        raise ValueError(f"{path}: line {int(np.argmax(same)) + 1}: an object stands there twice")
+        raise ValueError(f"{path}: line {int(np.argmax(same)) + 1}: an object appears twice")
     return table.astype(np.int32)
 
 
@@ -103,7 +105,7 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Things:
+class Things(Source):
     """Human odd-one-out answers: two triplets each."""
 
     answers: Path
@@ -111,9 +113,9 @@ class Things:
     ids: Path | None = None
     kind = "triplets"
     votes = "human"
-    captions = 0
 
     def table(self) -> np.ndarray:
+        """(answers, 3) object numbers, the last one odd."""
         return _answers(self.answers, _images(self.images_folder, self.ids)[0])
 
     def tasks(self) -> list[Task]:
@@ -122,13 +124,13 @@ class Things:
     def images(self) -> int:
         return len(_images(self.images_folder, self.ids)[0])
 
-    def read(self, task: Task) -> Iterator[Triplet | Left]:
+    def read(self, task: Task) -> Iterator[Triplet | PassedOver]:
         _, files = _images(self.images_folder, self.ids)
         table = self.table()
         unnamed = len(files) - len(np.unique(table))
         if self.ids is None and unnamed and not task.start:
-            told = "pictures of no answer (numbers count pictures by name; --ids tells another order)"
-            yield Left(told, unnamed)
+            reason = "images of no answer (numbers count images by name; --ids gives another order)"
+            yield PassedOver(reason, unnamed)
         for row in range(task.start, task.stop):
             first, second, odd = (files[n] for n in table[row // 2])
             ref, near = (first, second) if row % 2 == 0 else (second, first)
@@ -142,11 +144,11 @@ class Things:
 
 
 @dataclass(frozen=True)
-class Spose:
-    """Triplets drawn from a SPoSE embedding: `count` of them, from `seed`.
+class Spose(Source):
+    """`count` triplets drawn from a SPoSE embedding.
 
-    The model says that of three objects the pair (i, j) is seen as most similar with a probability in
-    proportion to exp(x_i·x_j); so with a as reference, c is preferred over b with the probability
+    In the model, of three objects the pair (i, j) is seen as the most similar with a probability proportional
+    to exp(x_i·x_j).  So with a as reference, c is preferred over b with the probability
     sigmoid(x_a·x_c − x_a·x_b) (Hebart et al. 2020, eq. 1–2).
     """
 
@@ -157,7 +159,6 @@ class Spose:
     ids: Path | None = None
     kind = "triplets"
     votes = "by the SPoSE model of human answers, no human vote of its own"
-    captions = 0
 
     def vectors(self) -> np.ndarray:
         """(objects, dimensions)."""
@@ -168,8 +169,8 @@ class Spose:
         except ValueError as error:
             raise ValueError(f"{self.embedding}: {error}") from None
         if len(vectors) != self.images():
-            there = f"{self.images()} images are in {self.images_folder}"
-            raise ValueError(f"{self.embedding}: {len(vectors)} objects, but {there}")
+            images = f"{self.images()} images are in {self.images_folder}"
+            raise ValueError(f"{self.embedding}: {len(vectors)} objects, but {images}")
         if not np.isfinite(vectors).all():
             row = int(np.argmin(np.isfinite(vectors).all(1)))
             raise ValueError(f"{self.embedding}: line {row + 1}: not all are finite numbers")
@@ -191,10 +192,12 @@ class Spose:
             rng = np.random.default_rng([self.seed, row])
             a, b, c = rng.choice(len(files), 3, replace=False)
             nearer = vectors[a] @ vectors[c] - vectors[a] @ vectors[b]
-            vote = np.exp(-np.logaddexp(0, -nearer))  # the sigmoid, of numbers of any size
+            vote = np.exp(-np.logaddexp(0, -nearer))  # a sigmoid that does not overflow
             yield Triplet(str(row), files[a], files[b], files[c], float(vote), 0)
 
     def describe(self) -> dict:
         files = [self.embedding, self.images_folder, *([self.ids] if self.ids else [])]
-        told = {"name": "things", "path": str(self.embedding), "count": self.count, "seed": self.seed}
-        return told | {"state": state_of(files)}
+        return {
+            "name": "things", "path": str(self.embedding), "count": self.count, "seed": self.seed,
+            "state": state_of(files),
+        }  # fmt: skip

@@ -1,41 +1,25 @@
-"""Whole builds through the command: results, mistakes, resuming, faults."""
+"""Whole builds through the command: results, rejects, mistakes."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dataprep import shard
 from dataprep.build import Job, RunSettings, TooManyRejects, build
 from dataprep.build_ffcv import DEMO, main
-from dataprep.convert import ImageSettings
 from dataprep.shard import SampleSettings
-from dataprep.sources import emoji, tables
-from dataprep.sources.columns import Choice
+from dataprep.sources import emoji
 from dataprep.sources.pairs import open_pairs
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
 
 ROOT = Path(__file__).parents[2]
-ONE = RunSettings(workers=1)
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(tables, "SHARD", 5)
-
-
-def table_of(folder: Path, count: int) -> Path:
-    return kit.write_csv(folder / "captions.csv", kit.folder_of_images(folder, count))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -48,7 +32,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_pairs_from_a_table(tmp_path, capsys):
     out = tmp_path / "out" / "pairs.beton"
     assert (
-        main(["pairs", "--source", str(table_of(tmp_path / "in", 7)), "--out", str(out), "--workers", "1"])
+        main(
+            [
+                "pairs",
+                "--source",
+                str(kit.captions_table(tmp_path / "in", 7)),
+                "--out",
+                str(out),
+                "--workers",
+                "1",
+            ]
+        )
         == 0
     )
     beton = Beton(out)
@@ -97,7 +91,7 @@ def test_nights_splits_filter_and_soft_votes(tmp_path):
 def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "a")]) == 0  # no source: the demo
     assert "constructed, no human vote" in capsys.readouterr().out
-    build(emoji.EmojiPairs(), tmp_path / "b" / "pairs-train.beton", DEMO, ONE)
+    build(emoji.EmojiPairs(), tmp_path / "b" / "pairs-train.beton", DEMO, kit.ONE)
     for name, data in files_of(tmp_path / "b").items():
         assert (tmp_path / "a" / name).read_bytes() == data
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.*")}
@@ -116,7 +110,7 @@ def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
 
 def test_workers_do_not_change_the_file(tmp_path, small_shards, monkeypatch):
     """One process and two (spawned anew, so the small shards are set in the tasks)."""
-    table = table_of(tmp_path / "in", 23)
+    table = kit.captions_table(tmp_path / "in", 23)
     source = open_pairs(table)
     for workers in (1, 2):
         build(source, tmp_path / f"{workers}.beton", SampleSettings(), RunSettings(workers=workers))
@@ -126,12 +120,12 @@ def test_workers_do_not_change_the_file(tmp_path, small_shards, monkeypatch):
 
 
 def test_shares_are_nested_and_seeded(tmp_path, small_shards):
-    source = open_pairs(table_of(tmp_path / "in", 60))
+    source = open_pairs(kit.captions_table(tmp_path / "in", 60))
     taken = {}
     for seed in (0, 1):
         for share in (0.1, 0.3, 0.7, 1.0):
             out = tmp_path / f"{seed}-{share}.beton"
-            build(source, out, SampleSettings(share=share, seed=seed), ONE)
+            build(source, out, SampleSettings(share=share, seed=seed), kit.ONE)
             taken[seed, share] = set(kit.keys(Beton(out)))
         assert taken[seed, 0.1] < taken[seed, 0.3] < taken[seed, 0.7] < taken[seed, 1.0]
     assert taken[0, 0.3] != taken[1, 0.3] and len(taken[0, 1.0]) == 60
@@ -142,13 +136,28 @@ def test_duplicates_keep_the_first(tmp_path, small_shards):
     for copy, original in ((7, 2), (8, 2), (11, 10)):
         (tmp_path / rows[copy][0]).write_bytes((tmp_path / rows[original][0]).read_bytes())
     source = open_pairs(kit.write_csv(tmp_path / "captions.csv", rows))
-    info = build(source, tmp_path / "out.beton", SampleSettings(dedup=True), ONE)
+    info = build(source, tmp_path / "out.beton", SampleSettings(dedup=True), kit.ONE)
     beton = Beton(tmp_path / "out.beton")
     assert kit.keys(beton) == [rows[n][0] for n in range(12) if n not in (7, 8, 11)]
     assert info["rejected"] == {"duplicate": 3} and info["samples"] == info["captions"]["count"] == 9
     assert info["captions"]["mean_tokens"] == pytest.approx((kit.tokens(beton) != 0).sum(-1).mean(), abs=1e-3)
     assert [r["key"] for r in kit.rejects(beton.path)] == [rows[n][0] for n in (7, 8, 11)]
     assert main(["verify", str(beton.path), "--workers", "1"]) == 0
+
+
+def test_the_cache_of_triplet_images_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_CACHE_BYTES", 5_000)
+    arguments = ["nights", "--source", str(kit.nights_folder(tmp_path / "n", 16)), "--out", str(tmp_path)]
+    assert main([*arguments, "--splits", "train", "--workers", "1"]) == 0
+    assert len(Beton(tmp_path / "triplets-train.beton")) == 8
+
+
+def test_json_is_plain(tmp_path):
+    build(
+        open_pairs(kit.captions_table(tmp_path / "in", 4)), tmp_path / "out.beton", SampleSettings(), kit.ONE
+    )
+    info = json.loads((tmp_path / "out.json").read_text())
+    assert {"kind", "source", "samples", "settings", "versions", "rejected", "captions"} <= set(info)
 
 
 # -- rejects ------------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ def test_past_the_limit_the_exit_code_is_1_and_nothing_is_written(tmp_path, caps
 def test_many_rejects_end_a_build_early(tmp_path, small_shards, monkeypatch):
     monkeypatch.setattr("dataprep.build._ENOUGH", 5)
     source = open_pairs(bad_table(tmp_path / "in"))
-    job = Job(source, tmp_path / "out.beton", SampleSettings(), ONE)
+    job = Job(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
     with job.lock(), pytest.raises(TooManyRejects, match="4 of 5"):
         for number in range(len(job.tasks)):
             job.finished(number, job.write(number, lambda n: None))
@@ -200,7 +209,7 @@ def test_many_rejects_end_a_build_early(tmp_path, small_shards, monkeypatch):
 
 
 def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
-    table = table_of(folder / "ok", 3)
+    table = kit.captions_table(folder / "ok", 3)
     other = kit.write_csv(folder / "other.csv", [("a", "b")], ("picture", "words"))
     (folder / "empty.csv").write_text("")
     kit.write_csv(folder / "header.csv", [])
@@ -271,285 +280,8 @@ def test_wrong_arguments_are_exit_code_2(capsys):
 
 @pytest.mark.parametrize("command", [["dataprep/build_ffcv.py"], ["-m", "dataprep.build_ffcv"]])
 def test_both_ways_to_call_it(tmp_path, command):
-    table = table_of(tmp_path / "in", 3)
+    table = kit.captions_table(tmp_path / "in", 3)
     arguments = ["pairs", "--source", str(table), "--out", str(tmp_path / "a.beton"), "--workers", "2"]
     done = subprocess.run([sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(Beton(tmp_path / "a.beton")) == 3
-
-
-# -- resuming and faults ------------------------------------------------------------------------
-
-
-def slow_build(folder: Path, out: Path, *more: str) -> list[str]:
-    """A command whose shards take a while: long enough to be killed in the middle."""
-    code = (
-        "import sys; from dataprep import tables; tables.SHARD = 4\n"
-        "from dataprep.build_ffcv import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return [
-        sys.executable,
-        "-c",
-        code,
-        "pairs",
-        "--source",
-        str(folder),
-        "--out",
-        str(out),
-        "--size",
-        "none",
-        *more,
-    ]
-
-
-def big_table(folder: Path, count: int) -> Path:
-    """Images that are slow to convert."""
-    rows = [(f"{n:03d}.jpg", kit.caption(n)) for n in range(count)]
-    folder.mkdir()
-    for n, (name, _) in enumerate(rows):
-        (folder / name).write_bytes(kit.jpeg(n, 1500, 1600))
-    return kit.write_csv(folder / "captions.csv", rows)
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def test_killed_builds_go_on_and_end_in_the_same_file(tmp_path):
-    table = big_table(tmp_path / "in", 24)
-    out = tmp_path / "out.beton"
-    command = slow_build(table, out, "--workers", "2", "--no-passthrough")
-    parts = tmp_path / "out.beton.parts"
-    finished = 0
-    for _ in range(2):  # killed twice, each time after some progress
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda f=finished, p=process: len(list(parts.glob("*.json"))) > f or p.poll() is not None)
-        process.kill()
-        process.wait()
-        wait_for(lambda: not alive_in(parts))
-        finished = len(list(parts.glob("*.json")))
-        assert not out.exists() or process.returncode == 0
-    times = {p: p.stat().st_mtime_ns for p in parts.glob("*.json")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(times)} of 6 shards are finished" in done.stdout
-    fresh = slow_build(table, tmp_path / "fresh.beton", "--workers", "1", "--no-passthrough")
-    assert subprocess.run(fresh, cwd=ROOT, capture_output=True).returncode == 0
-    assert out.read_bytes() == (tmp_path / "fresh.beton").read_bytes()
-    assert not parts.exists()
-
-
-def alive_in(folder: Path) -> bool:
-    """Whether some process still has a file open in the folder of parts."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(folder) in os.readlink(link):
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def test_a_build_of_one_shard_killed_before_its_last_step_goes_on(tmp_path, monkeypatch):
-    source = open_pairs(table_of(tmp_path / "in", 3))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Job, "_info", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        build(source, tmp_path / "out.beton", SampleSettings(), ONE)
-    assert build(source, tmp_path / "out.beton", SampleSettings(), ONE)["samples"] == 3
-
-
-def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
-    table = big_table(tmp_path / "in", 24)
-    command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")
-    # A shell starts background jobs with SIGINT ignored, which children inherit; a terminal does not.
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    wait_for(lambda: list((tmp_path / "out.beton.parts").glob("*.json")) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "Traceback" not in error and "the same command goes on" in error
-    assert not alive_in(tmp_path / "out.beton.parts") and not (tmp_path / "out.beton").exists()
-
-
-def test_a_killed_worker_ends_the_build_with_one_line(tmp_path):
-    table = big_table(tmp_path / "in", 24)
-    command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: list((tmp_path / "out.beton.parts").glob("*.json")) or process.poll() is not None)
-    children = [c for c in children_of(process.pid) if "spawn_main" in command_of(c)]
-    os.kill(children[0], signal.SIGKILL)
-    error = process.communicate(timeout=30)[1]
-    assert process.returncode == 2 and "killed by signal 9" in error and "Traceback" not in error
-
-
-def children_of(parent: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def command_of(process: int) -> str:
-    return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-
-
-def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, small_shards, capsys):
-    """A file may not grow past a limit: write fails as on a full disk (EFBIG instead of ENOSPC)."""
-    arguments = [
-        "pairs",
-        "--source",
-        str(table_of(tmp_path / "in", 12)),
-        "--out",
-        str(tmp_path / "out.beton"),
-    ]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_400_000, hard))
-    try:
-        assert main([*arguments, "--workers", "1"]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
-    error = capsys.readouterr().err
-    assert "File too large" in error and "Traceback" not in error
-    assert not (tmp_path / "out.beton").exists() and not list(tmp_path.rglob(".*.tmp"))
-    assert main([*arguments, "--workers", "1"]) == 0
-    assert len(Beton(tmp_path / "out.beton")) == 12
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
-def test_a_really_full_disk(tmp_path, small_shards, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        table = table_of(tmp_path / "in", 200)
-        arguments = ["pairs", "--source", str(table), "--out", str(disk / "out.beton"), "--workers", "1"]
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert "KB are free" in error and not list(disk.iterdir())  # seen before it began
-        assert main([*arguments, "--no-disk-check"]) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith(f"error: [Errno 28] No space left on device: '{disk}/out.beton")
-        assert not list(disk.rglob(".*.tmp"))
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_parts_of_another_build_are_not_mixed_in(tmp_path, small_shards, monkeypatch):
-    source = open_pairs(table_of(tmp_path / "in", 12))
-    out = tmp_path / "out.beton"
-    job = Job(source, out, SampleSettings(), ONE)
-    with job.lock():
-        job.write(0, lambda n: None)
-    other = SampleSettings(images=ImageSettings(size=32))
-    with pytest.raises(ValueError, match="begun with other settings"):
-        build(source, out, other, ONE)
-    build(source, out, other, RunSettings(workers=1, restart=True))
-    assert min(Beton(out).sizes("image", np.arange(12)).min(-1)) == 32
-
-
-def test_two_builds_of_one_file_do_not_meet(tmp_path, small_shards):
-    source = open_pairs(table_of(tmp_path / "in", 12))
-    with Job(source, tmp_path / "out.beton", SampleSettings(), ONE).lock():
-        with pytest.raises(ValueError, match="another build"):
-            build(source, tmp_path / "out.beton", SampleSettings(), ONE)
-
-
-def test_a_changed_source_or_setting_is_built_again(tmp_path, capsys):
-    table = table_of(tmp_path / "in", 4)
-    out = tmp_path / "out.beton"
-    build(open_pairs(table), out, SampleSettings(), ONE)
-    build(open_pairs(table), out, SampleSettings(), ONE)
-    assert "up to date" in capsys.readouterr().out
-    tables.index.cache_clear()
-    with open(table, "a") as file:
-        file.write("images/000.jpg,once more\n")
-    build(open_pairs(table), out, SampleSettings(), ONE)
-    assert len(Beton(out)) == 5
-    build(open_pairs(table, choice=Choice(image="filepath")), out, SampleSettings(), ONE)
-    assert "up to date" not in capsys.readouterr().out
-
-
-# -- verify and inspect ---------------------------------------------------------------------------
-
-
-def damaged(path: Path, name: str) -> None:
-    """Change one thing in a finished file."""
-    beton = Beton(path)
-    raw = bytearray(path.read_bytes())
-    offset = lambda field, index: int(beton.spans(field, np.array(index))[0])  # noqa: E731
-    start = 24 + len(beton.fields) * 1041
-    if name == "image":
-        at = offset("image", 2)
-        raw[at : at + 4] = bytes(4)
-    elif name == "tokens":
-        at = offset("tokens", 1)
-        raw[at + 4 * 76 : at + 4 * 77] = b"\1\0\0\0"
-    elif name == "luma":
-        at = start + beton.dtype.fields["luma"][1]
-        raw[at : at + 8] = np.float64(1).tobytes()
-    elif name == "size":
-        at = start + beton.dtype.fields["image"][1] + 1
-        raw[at : at + 2] = b"\7\0"
-    path.write_bytes(raw)
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("image", "sample 2: image: not a baseline RGB JPEG"),
-        ("tokens", "sample 1: tokens: not start"),
-        ("luma", "sample 0: image: stored mean luma is wrong"),
-        ("size", "sample 0: image: engines refuse it: it has 56×40 pixels, the table says"),
-    ],
-)
-def test_verify_finds_damage(tmp_path, capsys, name, message):
-    build(open_pairs(table_of(tmp_path / "in", 4)), tmp_path / "out.beton", SampleSettings(), ONE)
-    assert main(["verify", str(tmp_path / "out.beton"), "--workers", "1"]) == 0
-    damaged(tmp_path / "out.beton", name)
-    assert main(["verify", str(tmp_path / "out.beton"), "--workers", "1"]) == 1
-    assert message in capsys.readouterr().out
-
-
-def test_inspect_prints_and_draws(tmp_path, capsys):
-    from PIL import Image
-
-    build(open_pairs(table_of(tmp_path / "in", 9)), tmp_path / "p.beton", SampleSettings(), ONE)
-    assert main(["inspect", str(tmp_path / "p.beton"), "--sheet", str(tmp_path / "p.png")]) == 0
-    told = capsys.readouterr().out
-    assert "pairs, 9 samples" in told and "short side 40…40…40 px" in told
-    with Image.open(tmp_path / "p.png") as sheet:
-        assert sheet.width > 600 and np.asarray(sheet).std() > 10
-    main(
-        [
-            "nights",
-            "--source",
-            str(kit.nights_folder(tmp_path / "n", 8)),
-            "--out",
-            str(tmp_path),
-            "--workers",
-            "1",
-        ]
-    )
-    arguments = ["inspect", str(tmp_path / "triplets-train.beton"), "--sheet", str(tmp_path / "t.png")]
-    assert main(arguments) == 0 and "votes are human" in capsys.readouterr().out
-
-
-def test_the_cache_of_triplet_images_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "_CACHE_BYTES", 5_000)
-    arguments = ["nights", "--source", str(kit.nights_folder(tmp_path / "n", 16)), "--out", str(tmp_path)]
-    assert main([*arguments, "--splits", "train", "--workers", "1"]) == 0
-    assert len(Beton(tmp_path / "triplets-train.beton")) == 8
-
-
-def test_json_is_plain(tmp_path):
-    build(open_pairs(table_of(tmp_path / "in", 4)), tmp_path / "out.beton", SampleSettings(), ONE)
-    info = json.loads((tmp_path / "out.json").read_text())
-    assert {"kind", "source", "samples", "settings", "versions", "rejected", "captions"} <= set(info)

@@ -123,8 +123,8 @@ def test_what_a_folder_of_tars_holds_besides_is_told(tmp_path, capsys):
     parquet(tmp_path / "in/more.parquet", [kit.jpeg(1)], ["y"])
     assert kit.make(tmp_path / "in", tmp_path / "out.beton") == 0
     said = capsys.readouterr().out
-    assert "of several splits (test, train), taken together" in said
-    assert "parquet files with images lie there too and are not read" in said
+    assert "several splits (test, train) are taken together" in said
+    assert "there are parquet files with images too, which are not read" in said
     assert kit.make(tmp_path / "in/train", tmp_path / "train.beton") == 0
     assert "splits" not in capsys.readouterr().out
 
@@ -192,7 +192,7 @@ def test_parquet_that_names_its_images_only(tmp_path, capsys):
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     parquet(tmp_path / "0.parquet", pa.array([{"bytes": None, "path": "7.jpg"}], kind), ["x"])
     assert kit.make(tmp_path, tmp_path / "out.beton") == 1
-    assert "its bytes are null, only a path is there: 7.jpg" in capsys.readouterr().err
+    assert "its bytes are null, there is only a path: 7.jpg" in capsys.readouterr().err
 
 
 # -- what cannot be read --------------------------------------------------------------------------
@@ -265,7 +265,9 @@ def test_links_to_nowhere_capitals_and_other_endings_cost_a_sample_each(tmp_path
     }
     beton = Beton(tmp_path / "out.beton")
     assert beton.jpeg(0).tobytes() == kit.jpeg(9)  # by name, capitals first
-    assert beton.info["passed_over"] == {"files named like one that was taken but for capitals": 1}
+    assert beton.info["passed_over"] == {
+        "files whose names differ only in capitals from one that was taken": 1
+    }
 
 
 def test_pictures_of_a_tar_with_dots_in_their_names_are_counted(tmp_path):

@@ -1,19 +1,15 @@
-"""BAPPS, THINGS and the NIGHTS download; all on fixtures of the genuine shape."""
+"""BAPPS and THINGS, on fixtures of the genuine shape."""
 
 from __future__ import annotations
 
-import http.server
-import io
-import threading
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dataprep.build_ffcv import main
-from dataprep.sources import bapps, download, things
+from dataprep.sources import bapps, things
 from dataprep.sources.things import Things
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
@@ -150,7 +146,7 @@ def test_things_pictures_of_any_ending_keep_the_order(tmp_path, capsys):
     (folder / "images/zebra.jpg").write_bytes(kit.jpeg(9))
     things._images.cache_clear()
     assert main([*arguments, "--out", str(tmp_path / "u.beton"), *ONE]) == 0
-    assert "passed over 1: pictures of no answer" in capsys.readouterr().out
+    assert "passed over 1: images of no answer" in capsys.readouterr().out
 
 
 def test_things_ids_are_lines(tmp_path, capsys):
@@ -172,7 +168,7 @@ def test_things_ids_are_lines(tmp_path, capsys):
     (folder / "unique_id.txt").write_text("\n".join([*names[:-1], "abacus"]))
     things._images.cache_clear()
     assert main(arguments) == 2
-    assert "unique_id.txt: abacus comes more than once" in capsys.readouterr().err
+    assert "unique_id.txt: abacus appears more than once" in capsys.readouterr().err
 
 
 def test_sides_of_things_are_balanced(tmp_path):
@@ -224,7 +220,7 @@ def test_things_mistakes(tmp_path, capsys):
     for text, message in (
         ("0 1 9\n", "line 1: [0, 1, 9], there are 5 objects, from 0 on"),
         ("0 1 2\n1.5 2 3\n", "line 2: [1.5, 2, 3], there are 5 objects"),
-        ("0 1 2\n3 4 3\n", "line 2: an object stands there twice"),
+        ("0 1 2\n3 4 3\n", "line 2: an object appears twice"),
         ("0 1\n", "rows of three objects"),
         ("aardvark abacus zebra\n", "line 1: no image of zebra"),
     ):
@@ -236,119 +232,6 @@ def test_things_mistakes(tmp_path, capsys):
     arguments = ["things", "--embedding", str(folder / "e.txt"), "--images", str(folder / "images")]
     assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 2
     assert "4 objects, but 5 images" in capsys.readouterr().err
-
-
-# -- NIGHTS over the network ----------------------------------------------------------------------
-
-
-class Server:
-    """A web server with ranges, which can break answers off or fail some times."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files, self.break_after, self.fail, self.sent, self.ranges = files, None, 0, 0, True
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                data = outer.files.get(self.path)
-                if outer.fail:
-                    outer.fail -= 1
-                    self.send_error(503)
-                    return
-                if data is None:
-                    self.send_error(404)
-                    return
-                wanted = self.headers.get("Range") if outer.ranges else None
-                first, last = 0, len(data) - 1
-                if wanted:
-                    a, _, b = wanted.removeprefix("bytes=").partition("-")
-                    first, last = int(a), int(b or last)
-                body = data[first : last + 1]
-                self.send_response(206 if wanted else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if outer.break_after is not None and len(body) > outer.break_after:
-                    body = body[: outer.break_after]
-                    self.close_connection = True
-                outer.sent += len(body)
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/nights"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """NIGHTS as it is published: nights.zip and chunks, of a few triplets."""
-    source = kit.nights_folder(tmp_path / "published", 8)
-    files = {}
-    for kind in ("ref", "distort"):
-        out = io.BytesIO()
-        with zipfile.ZipFile(out, "w") as archive:
-            for path in sorted((source / kind / "000").iterdir()):
-                archive.write(path, f"000/{path.name}")
-        files[f"/nights/nights_chunked/{kind}/000.zip"] = out.getvalue()
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("nights/ref/000/000.png", bytes(1_000_000))
-        archive.write(source / "data.csv", "nights/data.csv")
-    files["/nights/nights.zip"] = out.getvalue()
-    monkeypatch.setattr(download, "_PAUSE", 0.01)
-    monkeypatch.setattr(download, "CHUNKS", range(1))
-    server = Server(files)
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
-
-
-def test_download_and_build(published, tmp_path):
-    arguments = ["nights", "--download", str(tmp_path / "nights"), "--url", published.url]
-    assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0
-    assert kit.keys(Beton(tmp_path / "out/triplets-train.beton")) == ["0", "1", "4", "5"]
-    sent = published.sent
-    assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0
-    assert published.sent == sent  # nothing is fetched again
-
-
-def test_broken_answers_are_continued(published, tmp_path):
-    published.fail = 2
-    published.break_after = 5_000
-    download.fetch_nights(tmp_path / "nights", published.url)
-    for kind in ("ref", "distort"):
-        names = sorted(p.name for p in (tmp_path / "nights" / kind / "000").iterdir())
-        assert names == sorted(p.name for p in (tmp_path / "published" / kind / "000").iterdir())
-        for name in names:
-            ours = (tmp_path / "nights" / kind / "000" / name).read_bytes()
-            assert ours == (tmp_path / "published" / kind / "000" / name).read_bytes()
-
-
-def test_a_download_goes_on_where_it_stopped(published, tmp_path):
-    target = tmp_path / "nights"
-    target.mkdir()
-    whole = published.files["/nights/nights_chunked/ref/000.zip"]
-    (target / ".ref-000.zip.part").write_bytes(whole[:-100])
-    (target / "data.csv").write_bytes((tmp_path / "published/data.csv").read_bytes())
-    download.fetch_nights(target, published.url)
-    other = len(published.files["/nights/nights_chunked/distort/000.zip"])
-    assert published.sent < 2 * other + len(whole) + 200  # sizes are asked for by requests broken off
-    assert (target / "ref/000/000.png").is_file()
-
-
-def test_what_the_server_does_not_deliver_is_told(published, tmp_path, capsys):
-    arguments = ["nights", "--download", str(tmp_path / "nights"), "--url"]
-    assert main([*arguments, published.url + "/elsewhere"]) == 2
-    assert "answers 404" in capsys.readouterr().err
-    published.files["/nights/nights_chunked/distort/000.zip"] = b"no zip"
-    assert main([*arguments, published.url]) == 2
-    assert "not a zip file" in capsys.readouterr().err
-    published.ranges = False
-    (tmp_path / "nights/data.csv").unlink()
-    assert main([*arguments, published.url]) == 2
-    assert "does not deliver ranges" in capsys.readouterr().err
 
 
 def test_source_or_download(capsys):

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dataprep.build import RunSettings, build
-from dataprep.shard import Bad, SampleSettings
+from dataprep.samples import Bad
+from dataprep.shard import SampleSettings
 from dataprep.sources import parquet, tables
 from dataprep.sources.columns import Choice
 from dataprep.sources.pairs import open_pairs, recognise
@@ -155,7 +157,7 @@ def test_parquet_with_strings_and_lists(tmp_path):
     "value, message",
     [
         ([49406, 5.5, 49407], "whole"), ([49406, 49408], "outside"), ([49406, -1, 49407], "outside"),
-        ([5, 49407], "go from"), ([49406, 5], "go from"), ([1.0] * 100, "no rows of 77"),
+        ([5, 49407], "go from"), ([49406, 5], "go from"), ([1.0] * 100, "not rows of 77"),
         ([float("nan")], "whole"),
     ],
 )  # fmt: skip
@@ -309,3 +311,14 @@ def test_the_shared_sets_build(shared_data, tmp_path):
         beton = built(open_pairs(shared_data / name), tmp_path)
         assert len(beton) == samples and not kit.rejects(beton.path)
     assert kit.tokens(beton).shape[1] == 5 and (kit.tokens(beton)[..., 0] != 0).all()
+
+
+def test_reading_and_converting_leave_the_process_as_it_was(tmp_path):
+    """csv's longest field and Pillow's largest image are limits of the whole process."""
+    limits = csv.field_size_limit(), Image.MAX_IMAGE_PIXELS
+    table = kit.table_of(
+        tmp_path / "c.csv", f'file_name,caption\n0.jpg,"a, {"very " * 60_000} long caption"\n'
+    )
+    assert kit.make(table, tmp_path / "out.beton", "--max-pixels", "10000") == 0
+    assert Beton(tmp_path / "out.beton").info["rejected"] == {}
+    assert (csv.field_size_limit(), Image.MAX_IMAGE_PIXELS) == limits and limits[0] < 300_000

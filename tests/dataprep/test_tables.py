@@ -237,8 +237,8 @@ def test_bars_part_fields_as_flickr30k_has_it(tmp_path):
 @pytest.mark.parametrize(
     "image, reason, told",
     [
-        ("in\\1.jpg", "missing file", "folders are parted by / here"),
-        ("e\u0301.jpg", "missing file", "it is there, but under the same letters"),
+        ("in\\1.jpg", "missing file", "folders are separated by / here"),
+        ("e\u0301.jpg", "missing file", "it is there, but its name is encoded in another way"),
         ("HTTP://x/1.jpg", "image is a URL", "download the images first"),
         ("/9j/4AAQ" * 50, "image is base64", "/9j/4AAQ/9j/4AAQ/9j/4AAQ…; write it to a file"),
         ("data:image/png;base64,iVBO", "image is base64", "write it to a file"),
@@ -283,7 +283,7 @@ def test_lists_in_cells_are_several_captions(tmp_path, capsys):
 def test_a_name_that_comes_twice_in_json_is_not_dropped(tmp_path, capsys):
     path = kit.table_of(tmp_path / "c.json", '{"1.jpg": ["one"], "2.jpg": ["two"], "1.jpg": ["three"]}')
     assert kit.make(path, tmp_path / "out.beton") == 2
-    assert "c.json: not JSON: '1.jpg' comes more than once in one object" in capsys.readouterr().err
+    assert "c.json: not JSON: '1.jpg' appears more than once in one object" in capsys.readouterr().err
 
 
 def test_two_columns_that_could_hold_the_image_are_told(tmp_path, capsys):
@@ -302,8 +302,8 @@ def test_captions_of_json_that_are_no_text(tmp_path):
     assert kit.make(path, tmp_path / "out.beton", "--max-rejects", "0.9") == 0
     told = [(row["reason"], row["detail"]) for row in kit.rejects(tmp_path / "out.beton")]
     assert told == [
-        ("bad row", "its caption is no text: 2015"),
-        ("bad row", "its caption is no text: {'en': 'x'}"),
+        ("bad row", "its caption is not text: 2015"),
+        ("bad row", "its caption is not text: {'en': 'x'}"),
         ("empty caption", ""),
     ]
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataprep.build import RunSettings
 from dataprep.build_ffcv import main
 from pipeline.beton.fields import Beton
 from pipeline.formats.nights import COLUMNS
 from pipeline.text import decode, tokenize
 
+ONE = RunSettings(workers=1)
 WORDS = ["red", "green", "blue", "cat", "dog", "tree", "house", "boat", "cloud", "river"]
 
 
@@ -52,6 +54,11 @@ def write_csv(path: Path, rows: list[tuple], header=("filepath", "caption"), del
     return path
 
 
+def captions_table(folder: Path, count: int) -> Path:
+    """captions.csv of `count` images under `folder`."""
+    return write_csv(folder / "captions.csv", folder_of_images(folder, count))
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, data in members:
@@ -59,6 +66,14 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def tar_of(path, *samples: tuple[str, dict[str, bytes | str]]):
+    """A tar of (key, {ending: content})."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = [(f"{key}.{end}", data) for key, parts in samples for end, data in parts.items()]
+    encoded = [(name, data.encode() if isinstance(data, str) else data) for name, data in members]
+    return write_tar(path, encoded)
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:

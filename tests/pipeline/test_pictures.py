@@ -219,7 +219,7 @@ def raw_tiff(values: np.ndarray, order: str = "<") -> bytes:
 
 
 def test_the_help_lists_the_formats():
-    listed = build_ffcv.__doc__.partition("Pictures: ")[2].partition(";")[0]
+    listed = build_ffcv.__doc__.partition("Images: ")[2].partition(";")[0]
     assert listed.replace("\n", " ").replace(",", "").split() == pictures.FORMATS
 
 
@@ -286,7 +286,7 @@ def test_what_pillow_and_libtiff_say_is_told_with_the_pictures_name(tmp_path, ca
     assert build_ffcv.main([*arguments, "--max-rejects", "0.5"]) == 0
     printed = capfd.readouterr()
     assert "site-packages" not in printed.err and "Corrupt" not in printed.err and ".tif:" not in printed.err
-    assert "1 warnings about pictures" in printed.out
+    assert "1 warnings about images" in printed.out
     (row,) = map(json.loads, out.with_suffix(".warnings.jsonl").read_text().splitlines())
     assert row["key"] == "odd.png" and "EXIF" in row["warning"]
     assert sum(json.loads(out.with_suffix(".json").read_text())["warned"].values()) == 1

@@ -1,6 +1,6 @@
-"""JSON files as rows: a list, COCO's captions, image → captions, or, told by None, a row a line.
+"""The rows of a JSON document: a list, COCO's captions, or an object of image → captions.
 
-Not here: which fields are wanted (`tables.py`).
+Not here: which fields are wanted, and JSON lines (`tables.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.formats.tars import PICTURES
 
 @cache
 def items(path: Path) -> list | None:
-    """The rows of a JSON document (a list, COCO's captions, image → captions); None for json lines."""
+    """The rows of a JSON document; None if the file holds one row a line (JSON lines)."""
     with open(path, "rb") as file:
         first = file.readline()
         while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
@@ -30,28 +30,28 @@ def items(path: Path) -> list | None:
     if more.strip() and parsed(first):
         return None
     try:
-        data = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        data = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        if start.startswith(b"[") or isinstance(error, _Twice):
+        if start.startswith(b"[") or isinstance(error, _Repeated):
             raise ValueError(f"{path}: not JSON: {error}") from None
-        return None  # its lines tell what is wrong with them
+        return None  # each line is then reported with its own fault
     return data if isinstance(data, list) else _document(path, data)
 
 
-class _Twice(ValueError):
-    """A name that comes twice in one JSON object: Python keeps the last and drops the others."""
+class _Repeated(ValueError):
+    """A name appears twice in one JSON object: Python would keep the last and drop the others."""
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
     row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _Twice(f"{twice!r} comes more than once in one object")
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _Repeated(f"{repeated!r} appears more than once in one object")
     return row
 
 
 def parsed(line: bytes) -> dict:
-    """The JSON object in a line; empty where it is none."""
+    """The JSON object in a line; empty if it is not one."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -60,20 +60,20 @@ def parsed(line: bytes) -> dict:
 
 
 def _document(path: Path, data: object) -> list[dict] | None:
-    """Rows of one JSON object; None where it is a row itself, or no object."""
+    """Rows of one JSON object; None if it is a row itself, or not an object."""
     if not isinstance(data, dict):
         return None
     if isinstance(data.get("images"), list):
         try:
-            found = from_coco(data)
+            images = from_coco(data)
         except (KeyError, TypeError):
             raise ValueError(
-                f"{path}: not COCO's captions (captions_*.json); of Karpathy's files, which hold all splits, "
+                f"{path}: not COCO's captions (captions_*.json); Karpathy's files hold all splits: "
                 "make a table of the images you want, with columns filepath and caption"
             ) from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return [{"file_name": name, "caption": captions} for name, captions in found]
+        return [{"file_name": name, "caption": captions} for name, captions in images]
     if data and all(name.lower().endswith(PICTURES) for name in data):
         return [{"file_name": name, "caption": captions} for name, captions in data.items()]
     return None
