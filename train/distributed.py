@@ -1,16 +1,17 @@
-"""The ranks of a run: who am I, and the few things that all ranks do together.
+"""The ranks of a run: which one this process is, and the few things that all ranks do together.
 
-Ranks come from torchrun's variables, from a submitit job, or there is one.  NCCL with CUDA, gloo
-without; a second, gloo, group carries the loop's decisions so that they never wait for the GPU.
+Ranks come from torchrun's variables or from a submitit job; without either there is one.  Gradients travel
+by NCCL with CUDA and by gloo without.  A second group, always gloo, carries the loop's decisions, so that
+these never wait for the GPU.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -49,6 +50,11 @@ class World:
         if self.control is not None:
             dist.all_reduce(values, group=self.control)
         return values
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean over the ranks of each value; every rank has the same names, in the same order."""
+        sums = self.total(torch.tensor(list(values.values()), dtype=torch.float64))
+        return dict(zip(values, (sums / self.size).tolist()))
 
     def barrier(self) -> None:
         if self.control is not None:
@@ -95,9 +101,9 @@ def join(threads: int) -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda and at["local_size"] > torch.cuda.device_count():
         mig = "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        said = f"this node shows {torch.cuda.device_count()} GPUs"
+        note = " (CUDA gives a process one MIG instance)" if mig else ""
         raise ValueError(
-            f"--ngpus {at['local_size']}: {said}{' (CUDA gives a process one MIG instance)' if mig else ''}"
+            f"--ngpus {at['local_size']}: this node shows {torch.cuda.device_count()} GPUs{note}"
         )
     device = torch.device("cuda", at["local_rank"]) if cuda else torch.device("cpu")
     if cuda:
@@ -122,31 +128,24 @@ def join(threads: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class Replica:
-    """A module whose gradients are averaged over the ranks in its backward pass."""
-
-    module: torch.nn.Module
-
-    def synchronised(self, last: bool) -> AbstractContextManager:
-        """Around forward and backward of a micro-batch: only the last one's backward communicates."""
-        if last or not isinstance(self.module, DistributedDataParallel):
-            return nullcontext()
-        return self.module.no_sync()
-
-
-def replicate(module: torch.nn.Module, world: World) -> Replica:
+def replicate(module: torch.nn.Module, world: World) -> torch.nn.Module:
     """`module` under DistributedDataParallel, starting from rank 0's parameters; alone as it is.
 
-    Buffers (running statistics) stay each rank's own until `share_buffers`.
+    Its backward pass averages the gradients over the ranks.  Buffers (running statistics) stay each rank's
+    own until `share_buffers`.
     """
     if world.size == 1:
-        return Replica(module)
+        return module
     devices = [world.device] if world.device.type == "cuda" else None
     # Torch 2.14 renames the setting, and warns at the older name.
     known = inspect.signature(DistributedDataParallel).parameters
     setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return Replica(DistributedDataParallel(module, device_ids=devices, **{setting: False}))
+    return DistributedDataParallel(module, device_ids=devices, **{setting: False})
+
+
+def synchronised(module: torch.nn.Module, last: bool) -> AbstractContextManager:
+    """Around forward and backward of a micro-batch: only the last one's backward communicates."""
+    return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
 def share_buffers(module: torch.nn.Module, world: World) -> None:
@@ -154,10 +153,3 @@ def share_buffers(module: torch.nn.Module, world: World) -> None:
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-
-
-def micro_batches(batch, size: int) -> Iterator[tuple]:
-    """(part, whether it is the last) for consecutive parts of `size` samples of a pipeline batch."""
-    for start in range(0, len(batch), size):
-        parts = {f.name: getattr(batch, f.name)[start : start + size] for f in fields(batch)}
-        yield replace(batch, **parts), start + size >= len(batch)

@@ -1,4 +1,4 @@
-"""`python -m train.launch`: checks every stage, then runs or submits them (its usage: train/command.py)."""
+"""`python -m train.launch`: checks every stage, then runs or submits them (usage: train/command.py)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from train.command import Command, check, check_model, parse
 from train.config import Recipe, to_dict
 from train.job import run
 
-# What a surrounding torchrun or submitit job tells its own ranks; one process is not of them.
+# What a surrounding torchrun or submitit job sets for its own ranks; --cluster debug is none of them.
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
-
-
-# -- running --------------------------------------------------------------------------------
 
 
 def launch(commands: Sequence[Command]) -> int:
@@ -74,11 +71,11 @@ def _ranks(command: Command, cluster: str) -> int:
     if cluster != "slurm" and options.nodes > 1:
         raise ValueError(f"--nodes {options.nodes}: --cluster {cluster} is this machine alone")
     if cluster == "slurm":
-        asked = options.gpus
-        if asked and options.ngpus and asked < options.ngpus:
-            raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {asked} GPUs a node")
-        known = options.ngpus or asked or recipes.GPUS.get(command.recipe.name)
-        return known or gpus_of_nodes(options) or 1
+        requested = options.gpus
+        if requested and options.ngpus and requested < options.ngpus:
+            raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {requested} GPUs a node")
+        ranks = options.ngpus or requested or recipes.GPUS.get(command.recipe.name)
+        return ranks or gpus_of_nodes(options) or 1
     if cluster == "debug" and options.ngpus > 1:
         raise ValueError(f"--ngpus {options.ngpus}: --cluster debug is one process")
     return options.ngpus or (gpus.here() if cluster == "local" else 0) or 1
@@ -111,10 +108,10 @@ def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
     return 0
 
 
-def main(args: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     machine.settle()
-    return console.command(lambda: launch(parse(args)))
+    return console.command(lambda: launch(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,8 +1,9 @@
-"""Small splits of random pictures, and running a recipe on them, for the tests of the train room."""
+"""Small splits of random images, and running a recipe on them, for the tests of the train room."""
 
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
 import socket
@@ -22,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 START, END = 49406, 49407
 
 
-def _picture(rng: np.random.Generator, side: int = 24) -> Jpeg:
+def _image(rng: np.random.Generator, side: int = 24) -> Jpeg:
     low = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(low).resize((side, side)).save(out, "JPEG", quality=90)
@@ -30,23 +31,23 @@ def _picture(rng: np.random.Generator, side: int = 24) -> Jpeg:
 
 
 def pairs(path: Path, samples: int = 48, seed: int = 0) -> Path:
-    """A split of random pictures with captions of one to five tokens."""
+    """A split of random images with captions of one to five tokens."""
     rng = np.random.default_rng(seed)
     with writing(path, pairs_schema(1), samples) as writer:
         for i in range(samples):
             caption = [START, *rng.integers(300, 400, rng.integers(1, 6)), END]
             tokens = np.zeros((1, 77), np.int32)
             tokens[0, : len(caption)] = caption
-            writer.add({"image": _picture(rng), "tokens": tokens, "luma": 128.0, "key": b"p%d" % i})
+            writer.add({"image": _image(rng), "tokens": tokens, "luma": 128.0, "key": b"p%d" % i})
     return path
 
 
 def triplets(path: Path, samples: int = 48, seed: int = 0) -> Path:
-    """A split of random pictures with random votes."""
+    """A split of random images with random votes."""
     rng = np.random.default_rng(seed)
     with writing(path, triplets_schema(), samples) as writer:
         for i in range(samples):
-            images = {name: _picture(rng) for name in ("ref", "left", "right")}
+            images = {name: _image(rng) for name in ("ref", "left", "right")}
             row = {"vote": float(rng.integers(0, 2)), "votes": 7, "key": b"t%d" % i}
             writer.add({**images, **row, "luma": np.full(3, 128, np.float32)})
     return path
@@ -66,7 +67,7 @@ def start(*args: object, module: str = "train.launch", **kwargs) -> subprocess.P
 
 
 def finish(process: subprocess.Popen, timeout: float = 500) -> tuple[int, str]:
-    """(exit code, everything it said)."""
+    """(exit code, its whole output)."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err
 
@@ -82,9 +83,9 @@ def fork_server() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Asked:
@@ -122,6 +123,14 @@ def debug(stage: int, data: Path, run: Path, **changes):
     groups["data"] = replace(groups["data"], data=data)
     groups["saving"] = replace(groups["saving"], tensorboard=False)
     return replace(recipe, run=run, **groups, **changes)
+
+
+def step_of(run: Path) -> int:
+    """The last step in a run's metrics, as far as they can be read; 0 if there is none."""
+    try:
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def tensors(run: Path) -> dict:
