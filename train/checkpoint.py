@@ -156,10 +156,8 @@ def frozen_digest(clip: nn.Module) -> int | None:
     frozen = [(n, p) for n, p in clip.named_parameters() if not p.requires_grad]
     value = 0
     for name, parameter in frozen:
-        value = zlib.crc32(
-            parameter.detach().cpu().contiguous().view(-1).numpy().view("u1"),
-            zlib.crc32(name.encode(), value),
-        )
+        array = parameter.detach().cpu().contiguous().view(-1).numpy()
+        value = zlib.crc32(array.view("u1").data, zlib.crc32(name.encode(), value))
     return value if frozen else None
 
 

@@ -18,7 +18,7 @@ import tyro
 from pipeline.beton.fields import Beton
 from train import architectures, recipes, splits
 from train.cluster.options import Launch
-from train.config import Recipe, differences, to_dict
+from train.config import Recipe, Stage1, differences, to_dict
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
@@ -86,7 +86,7 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
         if chain["run"]:
             flags.append(f"--run={Path(chain['run']) / f'stage{stage}'}")
         if commands:
-            flags.append(f"--init={commands[0].recipe.run}")
+            flags.append(f"--init={commands[0].recipe.folder}")
         commands.append(parse_stage(["--stage", stage, *shared, *flags]))
     first, last = commands[0], commands[-1]
     if first.recipe.model != last.recipe.model:
@@ -162,12 +162,10 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     recipe.total_steps(len(files[0]))
     check_model(recipe, *files)
     _check_folder(recipe)
-    partial = recipe.stage == 1 and recipe.trainable != "image"
-    if partial and recipe.init is None:
-        raise ValueError(
-            f"--trainable {recipe.trainable}: fine-tunes a trained model; name it with --init RUN"
-        )
-    if partial or (recipe.init is not None and before is None):
+    trainable = recipe.trainable if isinstance(recipe, Stage1) else "image"
+    if trainable != "image" and recipe.init is None:
+        raise ValueError(f"--trainable {trainable}: fine-tunes a trained model; name it with --init RUN")
+    if trainable != "image" or (recipe.init is not None and before is None):
         from train import model
 
         model.check(recipe)
@@ -185,7 +183,7 @@ def check_model(recipe: Recipe, *files: Beton) -> None:
 
 def _check_folder(recipe: Recipe) -> None:
     """ValueError if the run's folder holds another run, which could not be continued with these numbers."""
-    saved = recipe.run / "recipe.json"
+    saved = recipe.folder / "recipe.json"
     if not saved.is_file():
         return
     try:
@@ -196,4 +194,4 @@ def _check_folder(recipe: Recipe) -> None:
     except ValueError as error:
         raise ValueError(f"{saved}: damaged: {error}; choose another --run") from None
     if changed:
-        raise ValueError(f"{recipe.run}: holds another run ({'; '.join(changed)}); choose another --run")
+        raise ValueError(f"{recipe.folder}: holds another run ({'; '.join(changed)}); choose another --run")

@@ -206,6 +206,12 @@ class Recipe(Finite):
             f"--warmup-steps {self.optim.warmup_steps}: must be below the {steps} steps of the run",
         )
 
+    @property
+    def folder(self) -> Path:
+        """The run's; a recipe from a command line has one."""
+        assert self.run is not None
+        return self.run
+
     def samples(self, in_file: int) -> int:
         """How many of the file's samples the run uses."""
         used = max(1, round(in_file * self.data.fraction))
@@ -303,7 +309,7 @@ def differences(saved: dict, wanted: dict, prefix: str = "") -> list[str]:
         old, new, name = saved.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
             changed += differences(old, new, name + ".")
-        elif key == "init" and None not in (old, new) and os.path.abspath(old) == os.path.abspath(new):
+        elif key == "init" and old and new and os.path.abspath(old) == os.path.abspath(new):
             continue
         elif old != new and name not in FREE_TO_CHANGE:
             changed.append(f"{key} was {old}, now {new}")

@@ -11,8 +11,9 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,27 +62,27 @@ class World:
             dist.barrier(group=self.control)
 
 
-def coordinates() -> dict[str, int]:
-    """rank, size, local_rank, local_size from the environment; one process without any."""
+def coordinates() -> World:
+    """The ranks that the environment tells, not yet joined; one process if it tells none."""
     env = os.environ
     if "SUBMITIT_EXECUTOR" in env:
         import submitit
 
         job = submitit.JobEnvironment()
-        return dict(
+        return World(
             rank=job.global_rank,
             size=job.num_tasks,
             local_rank=job.local_rank,
             local_size=job.num_tasks // job.num_nodes,
         )
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        return dict(
+        return World(
             rank=int(env["RANK"]),
             size=int(env["WORLD_SIZE"]),
             local_rank=int(env.get("LOCAL_RANK", 0)),
             local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
         )
-    return dict(rank=0, size=1, local_rank=0, local_size=1)
+    return World()
 
 
 def rendezvous() -> str:
@@ -99,31 +100,30 @@ def join(threads: int) -> Iterator[World]:
     """This process's World, with torch's device and threads set; the groups are left at the end."""
     at = coordinates()
     cuda = torch.cuda.is_available()
-    if cuda and at["local_size"] > torch.cuda.device_count():
+    if cuda and at.local_size > torch.cuda.device_count():
         mig = "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "")
         note = " (CUDA gives a process one MIG instance)" if mig else ""
-        raise ValueError(
-            f"--ngpus {at['local_size']}: this node shows {torch.cuda.device_count()} GPUs{note}"
-        )
-    device = torch.device("cuda", at["local_rank"]) if cuda else torch.device("cpu")
+        raise ValueError(f"--ngpus {at.local_size}: this node shows {torch.cuda.device_count()} GPUs{note}")
+    device = torch.device("cuda", at.local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // at["local_size"]))
-    if at["size"] == 1:
-        yield World(**at, device=device)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // at.local_size))
+    if at.size == 1:
+        yield replace(at, device=device)
         return
-    if at["local_size"] == at["size"]:  # else gloo asks for this machine's name, which may not resolve
+    if at.local_size == at.size:  # else gloo asks for this machine's name, which may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         init_method=rendezvous(),
-        rank=at["rank"],
-        world_size=at["size"],
+        rank=at.rank,
+        world_size=at.size,
         timeout=TIMEOUT,
     )
     try:
-        yield World(**at, device=device, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
+        control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield replace(at, device=device, control=control)
     finally:
         dist.destroy_process_group()
 
@@ -140,7 +140,8 @@ def replicate(module: torch.nn.Module, world: World) -> torch.nn.Module:
     # Torch 2.14 renames the setting, and warns at the older name.
     known = inspect.signature(DistributedDataParallel).parameters
     setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(module, device_ids=devices, **{setting: False})
+    options: dict[str, Any] = {"device_ids": devices, setting: False}
+    return DistributedDataParallel(module, **options)
 
 
 def synchronised(module: torch.nn.Module, last: bool) -> AbstractContextManager:

@@ -52,7 +52,7 @@ class Job:
             threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
             return vars(run(self.recipe, self.profile, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
-            _report(failure, self.recipe.run, job.global_rank, error)
+            _report(failure, self.recipe.folder, job.global_rank, error)
             raise
 
     def checkpoint(self) -> object:

@@ -29,7 +29,7 @@ def launch(commands: Sequence[Command]) -> int:
         cluster = "slurm" if shutil.which("sbatch") else "local"
     stages = [command.recipe for command in commands]
     for recipe in stages if cluster != "debug" else ():
-        check_path(recipe.run, "--run")
+        check_path(recipe.folder, "--run")
     ranks = _ranks(commands[0], cluster)
     before = None
     for command in commands:
@@ -89,7 +89,7 @@ def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int
             print(preview(options, ranks, recipe, after))
             after = "JOB_OF_STAGE_1"
         else:
-            print(f"would run {ranks} rank(s) on this machine in {recipe.run}")
+            print(f"would run {ranks} rank(s) on this machine in {recipe.folder}")
             if not gpus.here():
                 print("note: no GPU found here")
     return 0
@@ -100,10 +100,9 @@ def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
     for recipe in stages:
         job = submit(recipe, options, ranks, after)
         waiting = f", after {after}" if after else ""
-        print(
-            f"job {job}: stage {recipe.stage} on {options.nodes} × {ranks} ranks{waiting}, run {recipe.run}"
-        )
-        print(f"  follow it: tail -F {recipe.run / 'log.txt'}    its output: {recipe.run / 'jobs' / job}")
+        folder = recipe.folder
+        print(f"job {job}: stage {recipe.stage} on {options.nodes} × {ranks} ranks{waiting}, run {folder}")
+        print(f"  follow it: tail -F {folder / 'log.txt'}    its output: {folder / 'jobs' / job}")
         after = job
     return 0
 

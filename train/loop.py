@@ -109,8 +109,7 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
     cannot be written.
     """
-    run = recipe.run
-    assert run is not None
+    run = recipe.folder
     with ExitStack() as stack:
         unlocked = _lock(run, world, stack)
         if world.main:
@@ -148,8 +147,8 @@ def _lock(run: Path, world: World, stack: ExitStack) -> str:
 def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack) -> Outcome:
     """Read the newest checkpoint, build the rest of the run, and take its steps; what needs closing goes to
     `stack`."""
-    run = recipe.run
-    assert run is not None and recipe.data.data is not None
+    run = recipe.folder
+    assert recipe.data.data is not None
     if recipe.compute.attention == "triton" and world.device.type != "cuda":
         raise ValueError("--attention triton: needs a GPU, and this run is on a CPU")
     file = open_split(recipe.data.data, recipe)
@@ -348,6 +347,7 @@ class _Run:
             )
 
     def _validate(self) -> None:
+        assert self.val is not None
         share_buffers(self.clip, self.world)
         self.clip.eval()
         side = models.image_side(self.clip)

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from kernels.towers import TowerSettings, encode_image, encode_packed_text, enco
 from pipeline.packing import Packed
 from train import checkpoint
 from train.architectures import CONFIGS, check_model_name, has_quick_gelu
-from train.config import Recipe, Stage1
+from train.config import Recipe, Stage1, Stage2
 from train.weights import foreign, origin
 
 QKV = ("attn.in_proj_weight",)  # open_clip keeps a block's W_q, W_k, W_v stacked in one parameter
@@ -49,7 +50,7 @@ def _without_warning() -> Iterator[None]:
         logging.root.removeFilter(passes)
 
 
-def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = False) -> nn.Module:
+def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = False) -> Any:
     """An open_clip model, fp32, with open_clip's random initialisation; ValueError for an unknown name.
 
     quick_gelu: OpenAI's activation also where the model of that name has another.
@@ -63,12 +64,12 @@ def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = Fal
         return open_clip.create_model(name, device=device, pretrained_text=False, force_quick_gelu=quick_gelu)
 
 
-def build(recipe: Recipe) -> nn.Module:
+def build(recipe: Recipe) -> Any:
     """The recipe's model at its first step (1–3 of this module's list), on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = create(recipe.model)
-    if recipe.stage == 2:
+    if isinstance(recipe, Stage2):
         nn.init.constant_(model.logit_scale, recipe.scale_init)
     if recipe.init is not None:
         warm_start(model, recipe)
@@ -141,7 +142,8 @@ def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
     The activation is the one that the weights were trained with, else the name's.  Raises ValueError or
     RuntimeError for weights that do not fit; no code is unpickled.
     """
-    source, state = origin.of_weights(file), {}
+    source = origin.of_weights(file)
+    state: dict[str, Tensor] = {}
     if file.suffix not in (".npz", ".npy"):
         state, by_names = foreign.read(file)
         source = by_names.over(source) if by_names.says else source
@@ -165,17 +167,14 @@ def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
     ValueError for an image tower without such blocks.
     """
 
-    def wanted(name: str) -> bool:
-        if not isinstance(recipe, Stage1):
-            return True
+    trained = [name for name, _ in model.named_parameters()]
+    if isinstance(recipe, Stage1):
         ends = {"image": ("",), "qkv": QKV, "qkv+bias": QKV_BIAS}[recipe.trainable]
-        return name.startswith("visual.") and name.endswith(ends)
-
-    trained = [name for name, _ in model.named_parameters() if wanted(name)]
-    if not trained:
-        raise ValueError(
-            f"--trainable {recipe.trainable}: the image tower of {recipe.model} has no attention blocks"
-        )
+        trained = [name for name in trained if name.startswith("visual.") and name.endswith(ends)]
+        if not trained:
+            raise ValueError(
+                f"--trainable {recipe.trainable}: the image tower of {recipe.model} has no attention blocks"
+            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return trained
@@ -184,13 +183,13 @@ def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
 # -- sizes ----------------------------------------------------------------------------------
 
 
-def image_side(clip: nn.Module) -> int:
+def image_side(clip: Any) -> int:
     """The side of the square images that the image tower takes."""
     side = clip.visual.image_size
     return int(side[0] if isinstance(side, (tuple, list)) else side)
 
 
-def example(clip: nn.Module, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
+def example(clip: Any, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
     """(images, captions of `tokens` tokens) on the CPU that fit the model."""
     side = image_side(clip)
     length = max(2, min(tokens, clip.context_length))
@@ -200,7 +199,7 @@ def example(clip: nn.Module, samples: int, tokens: int) -> tuple[Tensor, Tensor]
     return torch.rand(samples, 3, side, side), captions
 
 
-def forward_flops(clip: nn.Module, tokens: int) -> tuple[int, int]:
+def forward_flops(clip: Any, tokens: int) -> tuple[int, int]:
     """(of an image, of a caption of `tokens` tokens), 2 × multiply-adds, forward pass; counted by torch.
 
     Leaves the model as it is, its running statistics too.

@@ -70,7 +70,7 @@ class Optimizer:
             torch._foreach_mul_(gradients, factor)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        self.adamw.found_inf = bad
+        self.adamw.found_inf = bad  # type: ignore[attr-defined]
         self.adamw.step()
         for buffer, before in zip(self._buffers, self._before):
             buffer.copy_(torch.where(bad > 0, before, buffer))

@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, TypeVar
 
 import tyro
 
 from pipeline.base import console, files
 from pipeline.base.hardware import GPUS
 from train import architectures, command, splits
-from train.config import Finite, Recipe
+from train.config import Finite, Recipe, Recompute, Stage2
+
+if TYPE_CHECKING:
+    from torch import nn
 
 R = TypeVar("R", bound=Recipe)
 
 SAMPLES = {1: 13_900, 2: 15_061_515}  # NIGHTS with six votes or more; YFCC15M, where the file is not here
 PAPER_HOURS = 20.0  # of an epoch of stage 2 on 6 A100, paper section 3.4
-RECOMPUTES = ("none", "pointwise", "blocks")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class Counts:
     pixels: int  # bytes of a sample's images
     image_flops: int  # one image, forward, 2 × multiply-adds
     text_flops: int  # one caption, forward
-    kept: dict[str, int]  # bytes kept for the backward pass of a sample, by recompute
+    kept: Mapping[Recompute, int]  # bytes kept for the backward pass of a sample, by recompute
 
 
 def count(recipe: Recipe, tokens: int) -> Counts:
@@ -104,7 +107,7 @@ def count(recipe: Recipe, tokens: int) -> Counts:
     return Counts(sum(sizes.values()), sum(sizes[n] for n in trained), pixels, *flops, kept)
 
 
-def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
+def _kept(clip: nn.Module, recipe: Recipe, recompute: Recompute, tokens: int) -> int:
     """Bytes that autograd keeps for a sample: the difference between three samples and two.
 
     (Of one sample alone batch normalisation has no variance.)
@@ -128,10 +131,9 @@ def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
             return tensor
 
         images, captions = example(clip, samples, tokens)
-        if recipe.stage == 1:
-            images, captions = images.repeat(3, 1, 1, 1), None
+        images = images.repeat(recipe.images, 1, 1, 1)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = towers(images, captions)
+            outputs = towers(images, captions if recipe.captions else None)
         sizes.append(sum(storages.values()))
         del outputs
     return sizes[1] - sizes[0]
@@ -145,15 +147,15 @@ class Fit:
     """One way to split and recompute: memory of a GPU, and arithmetic relative to the plain way."""
 
     micro: int
-    recompute: str
+    recompute: Recompute
     activations_gb: float
     total_gb: float
     passes: float  # forward passes' worth of arithmetic of a step: 3 is forward and backward
 
 
-def passes(recipe: Recipe, micro: int, recompute: str, share: int) -> float:
+def passes(recipe: Recipe, micro: int, recompute: Recompute, share: int) -> float:
     """Forward passes' worth of a step: backward counts two, whole-block recomputing and caching one each."""
-    cached = recipe.stage == 2 and recipe.negatives == "global" and micro < share
+    cached = isinstance(recipe, Stage2) and recipe.negatives == "global" and micro < share
     return 3 + (recompute == "blocks") + cached
 
 

@@ -61,7 +61,7 @@ def verdict(loader: float, step: float, together: float) -> str:
 
 def profile(recipe: Recipe, world: World, steps: int) -> dict:
     """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace."""
-    assert recipe.run is not None and recipe.data.data is not None
+    assert recipe.data.data is not None
     file = open_split(recipe.data.data, recipe)
     clip = models.build(recipe)
     models.set_trainable(clip, recipe)
@@ -80,7 +80,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
             "step": _seconds(world, steps, lambda: train(batch)),
             "together": _seconds(world, steps, lambda: train(next(batches))),
         }
-        trace = _trace(recipe.run, world, lambda: train(next(batches)))
+        trace = _trace(recipe.folder, world, lambda: train(next(batches)))
     results = {
         **{f"{name}_seconds": seconds for name, seconds in clocks.items()},
         **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()},
@@ -91,8 +91,8 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
         "trace": str(trace),
     }
     if world.main:
-        files.write(recipe.run / "profile.json", json.dumps(results, indent=1))
-    with closing(Log(recipe.run, world.main)) as log:
+        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
+    with closing(Log(recipe.folder, world.main)) as log:
         for name, seconds in clocks.items():
             log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {recipe.unit}/s")
         log(f"{results['verdict']} (on {results['device']}; trace: {trace})")

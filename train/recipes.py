@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from train.config import MAX_LOGIT_SCALE, Compute, Data, Optim, Recipe, Saving, Stage1, Stage2
 
@@ -115,7 +116,7 @@ STAGE2 = {
     ),
 }
 
-RECIPES: dict[int, dict[str, Recipe]] = {1: STAGE1, 2: STAGE2}
+RECIPES: dict[int, Mapping[str, Recipe]] = {1: STAGE1, 2: STAGE2}
 
 
 def choose(stage: str, name: str) -> Recipe:

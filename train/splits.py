@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from pipeline.beton.fields import Beton
-from train.config import Recipe
+from train.config import Recipe, Stage1
 from train.recipes import SMALL
 
 # Where each prior's triplets and the pairs lie unless --data names a file, and what builds them.
@@ -25,7 +25,7 @@ DEMO_PAIRS = (Path("data/demo/pairs-train.beton"), "demo")
 
 def _default(recipe: Recipe) -> tuple[Path, str]:
     """(the recipe's training file, the dataprep command that builds it)."""
-    if recipe.stage == 1:
+    if isinstance(recipe, Stage1):
         return PRIOR_DATA[recipe.prior]
     return DEMO_PAIRS if recipe.name in SMALL else PAIRS
 

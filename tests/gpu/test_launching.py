@@ -15,7 +15,7 @@ from tests.kits import train as kit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
-COUNT = "from train import gpus; import torch; print(gpus.here(), torch.cuda.device_count())"
+COUNT = "from train.cluster import gpus; import torch; print(gpus.here(), torch.cuda.device_count())"
 
 
 def environment(visible: str | None) -> dict[str, str]:

@@ -49,15 +49,15 @@ def slurm_parameters(launch: Launch, ranks: int, recipe: Recipe, after: str | No
 
 def preview(launch: Launch, ranks: int, recipe: Recipe, after: str | None) -> str:
     """The batch file that `submit` would send."""
-    folder = (recipe.run / "jobs" / "%j").absolute()
+    folder = (recipe.folder / "jobs" / "%j").absolute()
     command = f"{sys.executable} -u -m submitit.core._submit {folder}"
     return slurm.batch_file(command, folder, slurm_parameters(launch, ranks, recipe, after))
 
 
 def submit(recipe: Recipe, launch: Launch, ranks: int, after: str | None = None) -> str:
     """Submit one stage to SLURM; its job id.  ValueError with sbatch's own words if it is refused."""
-    jobs = recipe.run / "jobs"
-    created = next((p for p in (recipe.run, jobs) if not p.exists()), None)
+    jobs = recipe.folder / "jobs"
+    created = next((p for p in (recipe.folder, jobs) if not p.exists()), None)
     try:
         with submitting():
             parameters = slurm_parameters(launch, ranks, recipe, after)
@@ -76,7 +76,7 @@ def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
     """`ranks` processes on this machine through submitit, followed until they end; the exit code."""
     # A folder of this launcher alone: ranks end when they see a failure in it, and `srun` may start many
     # launchers at a time.
-    jobs = recipe.run / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    jobs = recipe.folder / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     executor = slurm.executor("local", jobs, {})
     executor.update_parameters(tasks_per_node=ranks)
     environment = {
@@ -95,7 +95,7 @@ def run_local(recipe: Recipe, ranks: int, profile: int = 0) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             before.setdefault(number, signal.getsignal(number))
             signal.signal(number, lambda number, frame: requests.append(number))
-        _follow(submitted, recipe.run / "log.txt", requests)
+        _follow(submitted, recipe.folder / "log.txt", requests)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,7 +24,8 @@ class Stage(ABC):
     """
 
     def __init__(self, recipe: Recipe, clip: nn.Module, world: World):
-        self.recipe, self.world, self.clip = recipe, world, clip
+        self.recipe, self.world = recipe, world
+        self.clip: Any = clip  # open_clip's models share names, not a type
         self.towers = Towers(clip, recipe)
         self.replica = replicate(self.towers, world)
         self.micro = recipe.compute.micro or recipe.rank_batch(world.size)

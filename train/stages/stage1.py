@@ -27,7 +27,8 @@ class PerceptualStage(Stage):
         """Loss and hits of each triplet, (B,); 0 for one whose images did not decode."""
         images = torch.cat([batch.ref, batch.left, batch.right])
         features, _ = towers(images)
-        losses, hits = triplet_loss(*features.chunk(3), batch.vote, self.recipe.margin, reduction="none")
+        ref, left, right = features.chunk(3)
+        losses, hits = triplet_loss(ref, left, right, batch.vote, self.recipe.margin, reduction="none")
         return losses * batch.valid, hits * batch.valid
 
     def gradients(self, batch: Triplet) -> dict[str, Tensor]:
@@ -58,10 +59,10 @@ class PerceptualStage(Stage):
             agrees = (torch.sign(hits - 0.5) + 1) / 2 * decided
             sums = (losses, hits, batch.valid, agrees, decided)
             total += torch.stack([x.double().sum() for x in sums]).cpu()
-        loss, hits, count, agreed, decided = self.world.total(total).tolist()
+        loss, soft, count, majority, all_decided = self.world.total(total).tolist()
         if not count:
             raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
         if not math.isfinite(loss):  # a distance that is not a number has counted as a tie
-            hits = agreed = math.nan
-        scores = {"val_loss": loss / count, "val_twoafc_soft": hits / count}
-        return scores | ({"val_twoafc": agreed / decided} if decided else {})
+            soft = majority = math.nan
+        scores = {"val_loss": loss / count, "val_twoafc_soft": soft / count}
+        return scores | ({"val_twoafc": majority / all_decided} if all_decided else {})

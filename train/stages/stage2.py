@@ -59,7 +59,6 @@ class ContrastiveStage(Stage):
         parts = []
         for part, last in micro_batches(batch, self.micro):
             captions = self._captions(part.tokens.cpu())
-            captions = Packed(*map(self._sent, captions)) if self.packs else self._sent(captions)
             parts.append(Part(self._sent(part.images), captions, self._sent(part.valid), last))
         return parts
 
@@ -70,13 +69,13 @@ class ContrastiveStage(Stage):
         return x.to(self.world.device, non_blocking=True)
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
-        """Padded as they are, or in rows of one length: the same number of rows in every step if possible."""
+        """On the device, padded as they are or in rows of one length: as many rows as before if they do."""
         tokens = fit_context(tokens, self.clip.context_length)
         if not self.packs:
-            return tokens
+            return self._sent(tokens)
         if not self.rows:
             self.rows = -(-len(pack(tokens, ROW).tokens) * 17 // 16)
-        return pack(tokens, ROW, self.rows)
+        return Packed(*map(self._sent, pack(tokens, ROW, self.rows)))
 
     def _loss(
         self, image: Tensor, text: Tensor, valid: Tensor, group: dist.ProcessGroup | None = None
@@ -103,8 +102,8 @@ class ContrastiveStage(Stage):
         total = torch.zeros((), device=self.world.device)
         for part in parts:
             with synchronised(self.replica, part.last):
-                features = self.replica(part.images, part.captions)
-                loss = self._loss(*features, part.valid, self.group) / len(parts)
+                image, text = self.replica(part.images, part.captions)
+                loss = self._loss(image, text, part.valid, self.group) / len(parts)
                 loss.backward()
             total += loss.detach()
         return {"loss": total}
@@ -147,9 +146,9 @@ class ContrastiveStage(Stage):
         total = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
             tokens = fit_context(batch.tokens, self.clip.context_length)
-            features = self.towers(batch.images.to(self.world.device), tokens.to(self.world.device))
+            image, text = self.towers(batch.images.to(self.world.device), tokens.to(self.world.device))
             valid = batch.valid.to(self.world.device)
-            loss, pairs = self._loss(*features, valid), valid.sum()
+            loss, pairs = self._loss(image, text, valid), valid.sum()
             total += torch.stack([loss * pairs, pairs]).double().cpu()
         loss, count = self.world.total(total).tolist()
         if not count:

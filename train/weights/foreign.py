@@ -69,8 +69,9 @@ def _unpickled(file: Path) -> dict:
 
 
 def _is_weights(part: object) -> bool:
-    tensors = [isinstance(value, Tensor) for value in part.values()] if isinstance(part, dict) else []
-    return bool(tensors) and all(tensors) and all(isinstance(name, str) for name in part)
+    if not isinstance(part, dict) or not part:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in part.items())
 
 
 def fill(model: nn.Module, state: dict[str, Tensor]) -> None:

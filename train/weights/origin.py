@@ -75,7 +75,7 @@ def _preprocessor(data: dict, says: str) -> Origin:
     preprocess = {
         "mean": data.get("image_mean"),
         "std": data.get("image_std"),
-        "interpolation": _RESAMPLE.get(data.get("resample")),
+        "interpolation": _RESAMPLE.get(data.get("resample", 0)),
         "resize_mode": "squash" if both and not crop else "shortest",
     }
     return Origin(None, {name: value for name, value in preprocess.items() if value is not None}, says)

@@ -95,7 +95,7 @@ def trainer_step(name: str) -> dict:
     losses: list[float] = []
 
     def step() -> None:
-        losses.append(update(stage, optimizer, data, 1e-7)[0])
+        losses.append(update(stage, optimizer, data, 1e-7)["loss"])
 
     if STEPS[name]["compile"]:
         await_turn_once_compiled()
