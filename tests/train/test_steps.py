@@ -17,7 +17,10 @@ from pipeline.batch import ImageText, Triplet
 from tests.kits import train as kit
 from train import recipes
 from train.distributed import World
+from train.loop import STAGES, update
+from train.metrics import Window
 from train.model import build, fit_context, set_trainable
+from train.optim import Optimizer
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
 
@@ -320,3 +323,21 @@ def test_two_ranks_take_the_step_of_one(number, two_ranks):
         {name: float(value) for name, value in expected.items()}, rel=1e-5, abs=1e-6
     )
     assert_close(grads, gradient, 1e-4)
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_what_steps_measure_is_read_by_name(stage):
+    recipe, batch = recipe_of(stage, "debug-ViT"), (triplet_batch if stage == 1 else pair_batch)(16)
+    clip = build(recipe)
+    set_trainable(clip, recipe)
+    objective = STAGES[stage](recipe, clip, World())
+    optimizer, window = Optimizer(clip, recipe.optim), Window()
+    steps = [update(objective, optimizer, batch, 1e-3) for _ in range(3)]
+    for values in steps:
+        window.add(values, waited=0.5)
+    course = window.read()
+    assert window.waited == 1.5
+    measured = {1: {"loss", "twoafc_soft"}, 2: {"loss"}}[stage]
+    assert course.keys() == measured | {"grad_norm", "logit_scale", "skipped"}
+    for name, values in course.items():
+        assert values.tolist() == [float(step[name]) for step in steps]
