@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 START, END = 49406, 49407
 
 
-def _image(rng: np.random.Generator, side: int = 24) -> Jpeg:
+def _picture(rng: np.random.Generator, side: int = 24) -> Jpeg:
     low = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(low).resize((side, side)).save(out, "JPEG", quality=90)
@@ -38,7 +38,7 @@ def pairs(path: Path, samples: int = 48, seed: int = 0) -> Path:
             caption = [START, *rng.integers(300, 400, rng.integers(1, 6)), END]
             tokens = np.zeros((1, 77), np.int32)
             tokens[0, : len(caption)] = caption
-            writer.add({"image": _image(rng), "tokens": tokens, "luma": 128.0, "key": b"p%d" % i})
+            writer.add({"image": _picture(rng), "tokens": tokens, "luma": 128.0, "key": b"p%d" % i})
     return path
 
 
@@ -47,7 +47,7 @@ def triplets(path: Path, samples: int = 48, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     with writing(path, triplets_schema(), samples) as writer:
         for i in range(samples):
-            images = {name: _image(rng) for name in ("ref", "left", "right")}
+            images = {name: _picture(rng) for name in ("ref", "left", "right")}
             row = {"vote": float(rng.integers(0, 2)), "votes": 7, "key": b"t%d" % i}
             writer.add({**images, **row, "luma": np.full(3, 128, np.float32)})
     return path
