@@ -5,6 +5,7 @@
                                 recipe.json
                                 state.json              step, samples, bytes and CRC-32 of each file
     RUN/latest                                          the newest one's name
+    RUN/recipe.json, RUN/versions.json                  what the run is; written once
 
 Every rank holds the same parameters and moments, so rank 0 writes alone and any number of ranks can
 read.  The loader's state is the number of samples and all randomness is a function of the seed, so
@@ -16,27 +17,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base import files
 from pipeline.base.files import sync, sync_folder
 from train.weights import origin
 
-WEIGHTS, OPTIMIZER, STATE, RECIPE = (
-    "weights.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "recipe.json",
-)
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+STATE, RECIPE = "state.json", "recipe.json"
 _CHUNK = 1 << 24
 
 
@@ -59,6 +56,16 @@ class State:
 
 
 # -- writing --------------------------------------------------------------------------------
+
+
+def prepare(run: Path, recipe: dict, versions: Callable[[], dict]) -> None:
+    """Make the run's folder, once, and remove what is left of checkpoints that were being written."""
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for part in (run / "checkpoints").glob(".step-*.part"):
+        shutil.rmtree(part)
+    if not (run / RECIPE).is_file():
+        files.write(run / RECIPE, json.dumps(recipe, indent=1))
+        files.write(run / "versions.json", json.dumps(versions(), indent=1))
 
 
 def _crc32(path: Path) -> int:
@@ -86,12 +93,12 @@ def write(folder: Path, state: State, recipe: dict, groups: Mapping[str, Mapping
     for file in sorted(part.iterdir()):
         sync(file)
         state.files[file.name] = {"bytes": file.stat().st_size, "crc32": _crc32(file)}
-    files.write(part / STATE, json.dumps(vars(state), indent=1).encode())
+    files.write(part / STATE, json.dumps(vars(state), indent=1))
     if folder.exists():  # a damaged one of the same step
         _remove(folder)
     os.replace(part, folder)
     sync_folder(folder.parent)
-    files.write(folder.parents[1] / "latest", f"{folder.name}\n".encode())
+    files.write(folder.parents[1] / "latest", f"{folder.name}\n")
     return sum(file["bytes"] for file in state.files.values())
 
 
@@ -108,8 +115,8 @@ class Saver:
 
     def __init__(self, run: Path, recipe: dict, keep: int, say: Callable[[str], None]):
         self.folder, self.recipe, self.keep, self.say = run / "checkpoints", recipe, keep, say
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def save(self, state: State, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """Copy the tensors and return; they are written in the background.
@@ -123,32 +130,35 @@ class Saver:
             for name, group in ((WEIGHTS, weights), (OPTIMIZER, moments))
         }
         waited = time.perf_counter() - start
-        self._thread = threading.Thread(target=self._write, args=(state, groups, waited))
-        self._thread.start()
+        self._writing = self._pool.submit(self._write, state, groups, waited)
 
     def _write(self, state: State, groups: dict, waited: float) -> None:
-        try:
-            start = time.perf_counter()
-            folder = self.folder / folder_name(state.step)
-            size = write(folder, state, self.recipe, groups)
-            passing = [old for old in folders(self.folder.parent) if not _stays(old)]
-            for old in passing[self.keep :]:
-                _remove(old)
-            self.say(
-                f"checkpoint {folder.name}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.2f} s, "
-                f"training waited {waited:.2f} s"
-            )
-        except BaseException as error:  # wait() raises it in the training loop
-            self._error = error
+        start = time.perf_counter()
+        folder = self.folder / folder_name(state.step)
+        size = write(folder, state, self.recipe, groups)
+        passing = [old for old in folders(self.folder.parent) if not _stays(old)]
+        for old in passing[self.keep :]:
+            _remove(old)
+        self.say(
+            f"checkpoint {folder.name}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.2f} s, "
+            f"training waited {waited:.2f} s"
+        )
 
     def wait(self) -> None:
         """Until nothing is being written; raises what went wrong there."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def frozen_digest(clip: nn.Module) -> int | None:
+    """CRC-32 of all parameters that are not trained; None if every one is."""
+    frozen = [(n, p) for n, p in clip.named_parameters() if not p.requires_grad]
+    value = 0
+    for name, parameter in frozen:
+        array = parameter.detach().cpu().contiguous().view(-1).numpy()
+        value = zlib.crc32(array.view("u1").data, zlib.crc32(name.encode(), value))
+    return value if frozen else None
 
 
 # -- reading --------------------------------------------------------------------------------
@@ -171,7 +181,8 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _state(folder: Path) -> State:
+def read_state(folder: Path) -> State:
+    """What state.json says; ValueError where it is damaged.  The tensors are not looked at: see `check`."""
     try:
         return State(**json.loads((folder / STATE).read_text()))
     except (OSError, TypeError, ValueError) as error:
@@ -180,14 +191,14 @@ def _state(folder: Path) -> State:
 
 def _stays(folder: Path) -> bool:
     try:
-        return _state(folder).keep
+        return read_state(folder).keep
     except ValueError:
         return False
 
 
 def check(folder: Path) -> State:
     """The state of a sound checkpoint; ValueError names what is damaged."""
-    state = _state(folder)
+    state = read_state(folder)
     for name, expected in state.files.items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
@@ -200,7 +211,7 @@ def check(folder: Path) -> State:
 
 
 def latest(run: Path | str, say: Callable[[str], None] | None = None) -> Path | None:
-    """The newest sound checkpoint of a run, or None; each damaged one is named to `say` and passed over."""
+    """The newest sound checkpoint of a run, or None; damaged ones are passed over, with a line to `say`."""
     for folder in folders(Path(run)):
         try:
             check(folder)
@@ -214,27 +225,28 @@ def latest(run: Path | str, say: Callable[[str], None] | None = None) -> Path | 
 def find(path: Path | str, say: Callable[[str], None] | None = None) -> Path:
     """The checkpoint that `path` means: itself, or a run's newest sound one; ValueError if there is none.
 
-    say: is told of damaged ones that are passed over.
+    say: gets a line for each damaged one that is passed over.
     """
     path = Path(path)
     if (path / STATE).is_file():
         check(path)
         return path
     damaged: list[str] = []
-    found = latest(path, damaged.append)
-    for line in damaged if say is not None else ():
-        say(line)
-    if found is None and damaged:
+    folder = latest(path, damaged.append)
+    if say is not None:
+        for line in damaged:
+            say(line)
+    if folder is not None:
+        return folder
+    if damaged:
         raise ValueError(
             f"{path}: none of its checkpoints is whole; the newest: {damaged[0].partition(';')[0]}"
         )
-    if found is None:
-        runs = ", ".join(sorted(str(p.parent) for p in path.glob("*/checkpoints")))
-        raise ValueError(
-            f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
-            + (f"; runs in it: {runs}" if runs else "")
-        )
-    return found
+    runs = ", ".join(sorted(str(p.parent) for p in path.glob("*/checkpoints")))
+    raise ValueError(
+        f"{path}: holds no checkpoint (expected a run's folder, or one of its checkpoints/step-*)"
+        + (f"; runs in it: {runs}" if runs else "")
+    )
 
 
 def weights(path: Path | str) -> dict[str, Tensor]:

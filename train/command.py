@@ -1,18 +1,24 @@
-"""The command line of a run: read, filled in, and checked before a file is written or a job submitted."""
+"""The command line of a run: read, completed, and checked before a file is written or a job submitted."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import tyro
 
 from pipeline.beton.fields import Beton
-from train import recipes
+from train import architectures, recipes, splits
 from train.cluster.options import Launch
-from train.config import Recipe, differences, to_dict
+from train.config import Recipe, Stage1, differences, to_dict
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
@@ -37,7 +43,7 @@ class Command(Generic[R]):
     """The command line of one stage."""
 
     recipe: R
-    launch: Launch
+    launch: Launch = field(default_factory=Launch)
 
 
 # -- reading --------------------------------------------------------------------------------
@@ -45,47 +51,42 @@ class Command(Generic[R]):
 
 def parse(args: Sequence[str]) -> list[Command]:
     """One command a stage, in order, with data and run folders filled in; ValueError for a mistake."""
-    stages, args = recipes.take(args, "--stages")
-    if stages is None:
-        return [parse_stage(args)]
-    if stages != "1,2":
-        raise ValueError(f"--stages {stages}: the chain there is is 1,2")
-    return parse_chain(args)
+    flags, rest = split_off(args, "stages")
+    if flags["stages"] is None:
+        return [parse_stage(rest)]
+    if flags["stages"] != "1,2":
+        raise ValueError(f"--stages {flags['stages']}: the only chain is 1,2")
+    return parse_chain(rest)
 
 
 def parse_stage(args: Sequence[str]) -> Command:
     """The command line of a single stage."""
-    stage, args = recipes.take(args, "--stage")
-    name, args = recipes.take(args, "--recipe")
+    stage = split_off(args, "stage")[0]["stage"]
     if stage is None:
         if {"-h", "--help"} & set(args):
             print(USAGE)
             raise SystemExit(0)
         raise ValueError("--stage 1 (perceptual) or --stage 2 (contrastive) is missing")
-    recipe = recipes.choose(stage, name or "paper")
-    command = recipes.cli(
-        Command[type(recipe)], Command(recipe=recipe, launch=Launch()), args, f"{PROG} --stage {stage}"
-    )
-    return replace(command, recipe=place(command.recipe))
+    command = read(Command, args, f"{PROG} --stage {stage}")
+    return replace(command, recipe=complete(command.recipe))
 
 
 def parse_chain(args: Sequence[str]) -> list[Command]:
     """Stage 1, and stage 2 that starts from it; with `--prior none` stage 2 alone, from random towers."""
-    prior, args = recipes.take(args, "--prior")
-    base, args = recipes.take(args, "--run")
+    chain, args = split_off(args, "prior", "run")
     own = {stage: [a for a in args if a.startswith(f"--stage{stage}.")] for stage in "12"}
     if any("=" not in a for flags in own.values() for a in flags):
         raise ValueError("flags of one stage of a chain are written --stage1.FLAG=VALUE")
     shared = [a for a in args if not a.startswith(("--stage1.", "--stage2."))]
-    commands = []
-    for stage in "2" if prior == "none" else "12":
+    commands: list[Command] = []
+    for stage in "2" if chain["prior"] == "none" else "12":
         flags = [f"--{a.partition('.')[2]}" for a in own[stage]]
-        if stage == "1" and prior:
-            flags.append(f"--prior={prior}")
-        if base:
-            flags.append(f"--run={Path(base) / f'stage{stage}'}")
+        if stage == "1" and chain["prior"]:
+            flags.append(f"--prior={chain['prior']}")
+        if chain["run"]:
+            flags.append(f"--run={Path(chain['run']) / f'stage{stage}'}")
         if commands:
-            flags.append(f"--init={commands[0].recipe.run}")
+            flags.append(f"--init={commands[0].recipe.folder}")
         commands.append(parse_stage(["--stage", stage, *shared, *flags]))
     first, last = commands[0], commands[-1]
     if first.recipe.model != last.recipe.model:
@@ -93,9 +94,53 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
     return commands
 
 
-def place(recipe: Recipe) -> Recipe:
+def split_off(args: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+    """(the value of each of these flags, None where it is absent; the arguments without them)."""
+    kind = dataclasses.make_dataclass("Flags", [(name, str | None, None) for name in names])
+    flags, rest = _tyro(kind, args, return_unknown_args=True, add_help=False)
+    return vars(flags), rest
+
+
+def read(command: Any, args: Sequence[str], prog: str) -> Any:
+    """A `command`, a dataclass that is generic in its `recipe`: the defaults, with the changes of `args`.
+
+    `--stage` (2 without it) and `--recipe` (paper) are read first: they decide which flags and defaults
+    there are.  ValueError for a mistake.
+    """
+    flags, rest = split_off(args, "stage", "recipe")
+    recipe = recipes.choose(flags["stage"] or "2", flags["recipe"] or "paper")
+    default = command(recipe=recipe)
+    return _tyro(command[type(recipe)], rest, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _tyro(kind: Any, args: Sequence[str], **options: Any) -> Any:
+    """`tyro.cli`, but a mistake is a ValueError of one line."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(kind, args=args, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_without_frame(stderr.getvalue())) from None
+
+
+def _without_frame(box: str) -> str:
+    """The first paragraph of tyro's message, which has a frame of a terminal's characters or of ASCII."""
+    lines: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│| ").strip()
+        if text and not set(text) <= set("─╰╯-+"):
+            lines.append(text)
+        elif lines:
+            break
+    text = " ".join(lines) or "the command line could not be read (see --help)"
+    return re.sub(r"^Error parsing ((recipe(\.\w+)?|machine|launch): )?", "", text)
+
+
+def complete(recipe: Recipe) -> Recipe:
     """The recipe with its training file and run folder named."""
-    recipe = recipes.locate_data(recipe)
+    recipe = splits.locate_data(recipe)
     if recipe.run is None:
         start = "-init" if recipe.init else ""
         folder = f"{recipe.name}-{recipe.model}-stage{recipe.stage}{start}-seed{recipe.seed}"
@@ -112,17 +157,15 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     before: the run that `--init` names and that will exist by then.
     """
     recipe.rank_batch(world_size)
-    recipes.check_data(recipe)
-    files = [recipes.open_split(p, recipe.stage) for p in (recipe.data.data, recipe.data.val) if p]
+    splits.check_data(recipe)
+    files = [splits.open_split(p, recipe) for p in (recipe.data.data, recipe.data.val) if p]
     recipe.total_steps(len(files[0]))
     check_model(recipe, *files)
     _check_folder(recipe)
-    partial = recipe.stage == 1 and recipe.trainable != "image"
-    if partial and recipe.init is None:
-        raise ValueError(
-            f"--trainable {recipe.trainable}: fine-tunes a trained model; name it with --init RUN"
-        )
-    if partial or (recipe.init is not None and before is None):
+    trainable = recipe.trainable if isinstance(recipe, Stage1) else "image"
+    if trainable != "image" and recipe.init is None:
+        raise ValueError(f"--trainable {trainable}: fine-tunes a trained model; name it with --init RUN")
+    if trainable != "image" or (recipe.init is not None and before is None):
         from train import model
 
         model.check(recipe)
@@ -130,17 +173,17 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
 
 def check_model(recipe: Recipe, *files: Beton) -> None:
     """ValueError for an unknown model, or one whose text tower does not read the captions."""
-    recipes.check_model_name(recipe.model)
+    architectures.check_model_name(recipe.model)
     if recipe.stage == 1:  # no captions
         return
-    context = recipes.caption_length(recipe.model)
-    for note in filter(None, (recipes.check_lengths(recipe.model, context, file) for file in files)):
+    context = architectures.caption_length(recipe.model)
+    for note in filter(None, (architectures.check_lengths(recipe.model, context, file) for file in files)):
         print(note, file=sys.stderr)
 
 
 def _check_folder(recipe: Recipe) -> None:
     """ValueError if the run's folder holds another run, which could not be continued with these numbers."""
-    saved = recipe.run / "recipe.json"
+    saved = recipe.folder / "recipe.json"
     if not saved.is_file():
         return
     try:
@@ -151,4 +194,4 @@ def _check_folder(recipe: Recipe) -> None:
     except ValueError as error:
         raise ValueError(f"{saved}: damaged: {error}; choose another --run") from None
     if changed:
-        raise ValueError(f"{recipe.run}: holds another run ({'; '.join(changed)}); choose another --run")
+        raise ValueError(f"{recipe.folder}: holds another run ({'; '.join(changed)}); choose another --run")

@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -36,11 +36,16 @@ class Finite:
     for them."""
 
     def __post_init__(self) -> None:
-        for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
             numbers = value if isinstance(value, tuple) else (value,)
             good = all(math.isfinite(number) for number in numbers if isinstance(number, float))
-            _require(good, f"--{one.name.replace('_', '-')} {value}: must be finite")
+            _require(good, f"--{entry.name.replace('_', '-')} {value}: must be finite")
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            value, complaint = getattr(self, name), f"at least {least}" if least else "must not be negative"
+            _require(value >= least, f"--{name.replace('_', '-')} {value}: {complaint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +78,7 @@ class Data(Finite):
         _require(0 < self.fraction <= 1, f"--fraction {self.fraction}: must lie in (0, 1]")
         low, high = self.crop_scale or (1.0, 1.0)
         _require(0 < low <= high <= 1, f"--crop-scale {low} {high}: must be 0 < LOW <= HIGH <= 1")
-        _require(self.workers >= 1, f"--workers {self.workers}: at least 1")
-        _require(self.lanes >= 1, f"--lanes {self.lanes}: at least 1")
+        self._at_least(1, "workers", "lanes")
         _require(self.lanes == 1 or self.order == "block", f"--lanes {self.lanes}: needs --order block")
 
 
@@ -100,11 +104,9 @@ class Optim(Finite):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.lr > 0, f"--lr {self.lr}: must be positive")
-        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         _require(all(0 <= b < 1 for b in self.betas), f"--betas {self.betas}: both must lie in [0, 1)")
         _require(self.eps > 0, f"--eps {self.eps}: must be positive")
-        _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: must not be negative")
-        _require(self.clip >= 0, f"--clip {self.clip}: must not be negative")
+        self._at_least(0, "weight_decay", "warmup_steps", "clip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +132,10 @@ class Compute(Finite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.micro >= 0, f"--micro {self.micro}: must not be negative")
+        self._at_least(0, "micro", "threads", "nonfinite")
         _require(
             self.attention == "sdpa" or self.precision == "bf16", "--attention triton: needs --precision bf16"
         )
-        _require(self.threads >= 0, f"--threads {self.threads}: must not be negative")
-        _require(self.nonfinite >= 0, f"--nonfinite {self.nonfinite}: must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +157,17 @@ class Saving(Finite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("save_every", "keep_epochs", "val_every"):
-            value = getattr(self, name)
-            _require(value >= 0, f"--{name.replace('_', '-')} {value}: must not be negative")
-        _require(self.keep >= 1, f"--keep {self.keep}: at least 1")
-        _require(self.log_every >= 1, f"--log-every {self.log_every}: at least 1")
+        self._at_least(0, "save_every", "keep_epochs", "val_every")
+        self._at_least(1, "keep", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Finite):
     """What both stages have; only `Stage1` and `Stage2` are run."""
+
+    unit: ClassVar[str]  # the kind of its samples, as a .beton calls it
+    images: ClassVar[int]  # of a sample
+    captions: ClassVar[int]  # of a sample
 
     name: tyro.conf.Fixed[str] = "debug"
     stage: tyro.conf.Fixed[int] = 0
@@ -191,11 +192,10 @@ class Recipe(Finite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.seed >= 0, f"--seed {self.seed}: must not be negative")
-        _require(self.batch >= 1, f"--batch {self.batch}: at least 1")
+        self._at_least(0, "seed", "steps")
+        self._at_least(1, "batch")
         lanes = self.data.lanes
         _require(self.batch % lanes == 0, f"--batch {self.batch}: not divisible by --lanes {lanes}")
-        _require(self.steps >= 0, f"--steps {self.steps}: must not be negative")
         _require(self.steps > 0 or self.epochs > 0, "--epochs and --steps: one of them must be positive")
         if self.steps:
             self._check_warmup(self.steps)
@@ -205,6 +205,12 @@ class Recipe(Finite):
             self.optim.warmup_steps < steps,
             f"--warmup-steps {self.optim.warmup_steps}: must be below the {steps} steps of the run",
         )
+
+    @property
+    def folder(self) -> Path:
+        """The run's; a recipe from a command line has one."""
+        assert self.run is not None
+        return self.run
 
     def samples(self, in_file: int) -> int:
         """How many of the file's samples the run uses."""
@@ -242,6 +248,9 @@ class Recipe(Finite):
 class Stage1(Recipe):
     """Perceptual stage: triplets train the image tower with the paper's equations (1) and (2)."""
 
+    unit: ClassVar[str] = "triplets"
+    images: ClassVar[int] = 3
+    captions: ClassVar[int] = 0
     stage: tyro.conf.Fixed[int] = 1
     prior: Prior = "nights"
     """Whose judgements: decides only where the data is looked for when --data is not given."""
@@ -252,13 +261,16 @@ class Stage1(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.margin >= 0, f"--margin {self.margin}: must not be negative")
+        self._at_least(0, "margin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2(Recipe):
     """Contrastive stage: pairs train both towers and the logit scale with equation (3)."""
 
+    unit: ClassVar[str] = "pairs"
+    images: ClassVar[int] = 1
+    captions: ClassVar[int] = 1
     stage: tyro.conf.Fixed[int] = 2
     negatives: Literal["global", "micro"] = "global"
     """global: the whole batch, exactly, however it is split. micro: only the micro-batch over all ranks."""
@@ -292,13 +304,13 @@ def to_dict(recipe: Recipe) -> dict:
 
 def differences(saved: dict, wanted: dict, prefix: str = "") -> list[str]:
     """`field: saved → wanted` for each field that decides a run's numbers and differs."""
-    found = []
+    changed = []
     for key in sorted(saved.keys() | wanted.keys()):
         old, new, name = saved.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, name + ".")
-        elif key == "init" and None not in (old, new) and os.path.abspath(old) == os.path.abspath(new):
+            changed += differences(old, new, name + ".")
+        elif key == "init" and old and new and os.path.abspath(old) == os.path.abspath(new):
             continue
         elif old != new and name not in FREE_TO_CHANGE:
-            found.append(f"{key} was {old}, now {new}")
-    return found
+            changed.append(f"{key} was {old}, now {new}")
+    return changed

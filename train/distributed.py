@@ -1,17 +1,19 @@
-"""The ranks of a run: who am I, and the few things that all ranks do together.
+"""The ranks of a run: which one this process is, and the few things that all ranks do together.
 
-Ranks come from torchrun's variables, from a submitit job, or there is one.  NCCL with CUDA, gloo
-without; a second, gloo, group carries the loop's decisions so that they never wait for the GPU.
+Ranks come from torchrun's variables or from a submitit job; without either there is one.  Gradients travel
+by NCCL with CUDA and by gloo without.  A second group, always gloo, carries the loop's decisions, so that
+these never wait for the GPU.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,32 +52,37 @@ class World:
             dist.all_reduce(values, group=self.control)
         return values
 
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean over the ranks of each value; every rank has the same names, in the same order."""
+        sums = self.total(torch.tensor(list(values.values()), dtype=torch.float64))
+        return dict(zip(values, (sums / self.size).tolist()))
+
     def barrier(self) -> None:
         if self.control is not None:
             dist.barrier(group=self.control)
 
 
-def coordinates() -> dict[str, int]:
-    """rank, size, local_rank, local_size from the environment; one process without any."""
+def coordinates() -> World:
+    """The ranks that the environment tells, not yet joined; one process if it tells none."""
     env = os.environ
     if "SUBMITIT_EXECUTOR" in env:
         import submitit
 
         job = submitit.JobEnvironment()
-        return dict(
+        return World(
             rank=job.global_rank,
             size=job.num_tasks,
             local_rank=job.local_rank,
             local_size=job.num_tasks // job.num_nodes,
         )
     if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        return dict(
+        return World(
             rank=int(env["RANK"]),
             size=int(env["WORLD_SIZE"]),
             local_rank=int(env.get("LOCAL_RANK", 0)),
             local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
         )
-    return dict(rank=0, size=1, local_rank=0, local_size=1)
+    return World()
 
 
 def rendezvous() -> str:
@@ -93,60 +100,53 @@ def join(threads: int) -> Iterator[World]:
     """This process's World, with torch's device and threads set; the groups are left at the end."""
     at = coordinates()
     cuda = torch.cuda.is_available()
-    if cuda and at["local_size"] > torch.cuda.device_count():
+    if cuda and at.local_size > torch.cuda.device_count():
         mig = "MIG-" in os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        said = f"this node shows {torch.cuda.device_count()} GPUs"
-        raise ValueError(
-            f"--ngpus {at['local_size']}: {said}{' (CUDA gives a process one MIG instance)' if mig else ''}"
-        )
-    device = torch.device("cuda", at["local_rank"]) if cuda else torch.device("cpu")
+        note = " (CUDA gives a process one MIG instance)" if mig else ""
+        raise ValueError(f"--ngpus {at.local_size}: this node shows {torch.cuda.device_count()} GPUs{note}")
+    device = torch.device("cuda", at.local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // at["local_size"]))
-    if at["size"] == 1:
-        yield World(**at, device=device)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // at.local_size))
+    if at.size == 1:
+        yield replace(at, device=device)
         return
-    if at["local_size"] == at["size"]:  # else gloo asks for this machine's name, which may not resolve
+    if at.local_size == at.size:  # else gloo asks for this machine's name, which may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         init_method=rendezvous(),
-        rank=at["rank"],
-        world_size=at["size"],
+        rank=at.rank,
+        world_size=at.size,
         timeout=TIMEOUT,
     )
     try:
-        yield World(**at, device=device, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
+        control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield replace(at, device=device, control=control)
     finally:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class Replica:
-    """A module whose gradients are averaged over the ranks in its backward pass."""
-
-    module: torch.nn.Module
-
-    def synchronised(self, last: bool) -> AbstractContextManager:
-        """Around forward and backward of a micro-batch: only the last one's backward communicates."""
-        if last or not isinstance(self.module, DistributedDataParallel):
-            return nullcontext()
-        return self.module.no_sync()
-
-
-def replicate(module: torch.nn.Module, world: World) -> Replica:
+def replicate(module: torch.nn.Module, world: World) -> torch.nn.Module:
     """`module` under DistributedDataParallel, starting from rank 0's parameters; alone as it is.
 
-    Buffers (running statistics) stay each rank's own until `share_buffers`.
+    Its backward pass averages the gradients over the ranks.  Buffers (running statistics) stay each rank's
+    own until `share_buffers`.
     """
     if world.size == 1:
-        return Replica(module)
+        return module
     devices = [world.device] if world.device.type == "cuda" else None
     # Torch 2.14 renames the setting, and warns at the older name.
     known = inspect.signature(DistributedDataParallel).parameters
     setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return Replica(DistributedDataParallel(module, device_ids=devices, **{setting: False}))
+    options: dict[str, Any] = {"device_ids": devices, setting: False}
+    return DistributedDataParallel(module, **options)
+
+
+def synchronised(module: torch.nn.Module, last: bool) -> AbstractContextManager:
+    """Around forward and backward of a micro-batch: only the last one's backward communicates."""
+    return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
 
 def share_buffers(module: torch.nn.Module, world: World) -> None:
@@ -154,10 +154,3 @@ def share_buffers(module: torch.nn.Module, world: World) -> None:
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-
-
-def micro_batches(batch, size: int) -> Iterator[tuple]:
-    """(part, whether it is the last) for consecutive parts of `size` samples of a pipeline batch."""
-    for start in range(0, len(batch), size):
-        parts = {f.name: getattr(batch, f.name)[start : start + size] for f in fields(batch)}
-        yield replace(batch, **parts), start + size >= len(batch)

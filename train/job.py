@@ -1,6 +1,6 @@
-"""What each rank runs: join the others, train, and say how it ended.
+"""What each rank runs: join the others, train, and report how it ended.
 
-`Job` is the small, picklable object that submitit sends to the ranks; torch is imported on the other side.
+`Job` is the small, picklable object that submitit sends to the ranks, which import torch.
 `torchrun --nproc-per-node N -m train.job -- --stage 2 …` starts the same thing with the same flags (the
 `--` keeps torchrun from reading `--run` as a flag of its own).
 """
@@ -30,12 +30,13 @@ INTERRUPTED = "interrupted; the same command continues from the last checkpoint,
 
 @dataclass
 class Job:
-    """A recipe with its run folder, variables of the ranks' environment (None: not set), steps to profile
-    (0: train)."""
+    """A stage's run, as a function that submitit can call."""
 
     recipe: Recipe
     environment: dict[str, str | None]
+    """Of the ranks; None takes a variable away."""
     profile: int = 0
+    """Steps to profile; 0: train."""
 
     def __call__(self) -> dict:
         """{"step", "steps", "asked"}: how it ended; raises what ended it otherwise."""
@@ -51,7 +52,7 @@ class Job:
             threading.Thread(target=_leave_with_others, args=(failure,), daemon=True).start()
             return vars(run(self.recipe, self.profile, in_cluster=True))
         except (Exception, KeyboardInterrupt) as error:
-            _tell(failure, self.recipe.run, job.global_rank, error)
+            _report(failure, self.recipe.folder, job.global_rank, error)
             raise
 
     def checkpoint(self) -> object:
@@ -90,8 +91,8 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
         return outcome
 
 
-def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:
-    """Write the first failure where the launcher and the other ranks look; later ones are its echo."""
+def _report(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:
+    """Write the first failure where the launcher and the other ranks look; later failures only follow it."""
     text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else console.describe(error)
     report = {"rank": rank, "code": console.exit_code(error), "text": text}
     # It exists already, or cannot be written (a full disk): `error` still is what ends this rank.
@@ -104,17 +105,18 @@ def _tell(failure: Path, run_folder: Path, rank: int, error: BaseException) -> N
 
 
 def _leave_with_others(failure: Path) -> None:
-    """End this process once another rank has failed: it may wait for that rank in a collective for ever."""
+    """End this process once another rank has failed, which it may be waiting for in a collective."""
     while not failure.exists():
         time.sleep(1)
     time.sleep(5)
     os._exit(1)
 
 
-def main(args: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("SUBMITIT_EXECUTOR", None)  # torchrun within a submitit job: the ranks are torchrun's
     machine.settle()
-    return console.command(lambda: _run_rank([a for a in args if a != "--"]), interrupted=INTERRUPTED)
+    args = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--"]
+    return console.command(lambda: _run_rank(args), interrupted=INTERRUPTED)
 
 
 def _run_rank(args: Sequence[str]) -> int:
@@ -126,4 +128,4 @@ def _run_rank(args: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m train.launch`: checks every stage, then runs or submits them (its usage: train/command.py)."""
+"""`python -m train.launch`: checks every stage, then runs or submits them (usage: train/command.py)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from train.command import Command, check, check_model, parse
 from train.config import Recipe, to_dict
 from train.job import run
 
-# What a surrounding torchrun or submitit job tells its own ranks; one process is not of them.
+# What a surrounding torchrun or submitit job sets for its own ranks; --cluster debug is none of them.
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SUBMITIT_EXECUTOR")
-
-
-# -- running --------------------------------------------------------------------------------
 
 
 def launch(commands: Sequence[Command]) -> int:
@@ -32,7 +29,7 @@ def launch(commands: Sequence[Command]) -> int:
         cluster = "slurm" if shutil.which("sbatch") else "local"
     stages = [command.recipe for command in commands]
     for recipe in stages if cluster != "debug" else ():
-        check_path(recipe.run, "--run")
+        check_path(recipe.folder, "--run")
     ranks = _ranks(commands[0], cluster)
     before = None
     for command in commands:
@@ -74,11 +71,11 @@ def _ranks(command: Command, cluster: str) -> int:
     if cluster != "slurm" and options.nodes > 1:
         raise ValueError(f"--nodes {options.nodes}: --cluster {cluster} is this machine alone")
     if cluster == "slurm":
-        asked = options.gpus
-        if asked and options.ngpus and asked < options.ngpus:
-            raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {asked} GPUs a node")
-        known = options.ngpus or asked or recipes.GPUS.get(command.recipe.name)
-        return known or gpus_of_nodes(options) or 1
+        requested = options.gpus
+        if requested and options.ngpus and requested < options.ngpus:
+            raise ValueError(f"--ngpus {options.ngpus}: --slurm-arg asks for {requested} GPUs a node")
+        ranks = options.ngpus or requested or recipes.GPUS.get(command.recipe.name)
+        return ranks or gpus_of_nodes(options) or 1
     if cluster == "debug" and options.ngpus > 1:
         raise ValueError(f"--ngpus {options.ngpus}: --cluster debug is one process")
     return options.ngpus or (gpus.here() if cluster == "local" else 0) or 1
@@ -92,7 +89,7 @@ def _dry_run(stages: Sequence[Recipe], options: Launch, cluster: str, ranks: int
             print(preview(options, ranks, recipe, after))
             after = "JOB_OF_STAGE_1"
         else:
-            print(f"would run {ranks} rank(s) on this machine in {recipe.run}")
+            print(f"would run {ranks} rank(s) on this machine in {recipe.folder}")
             if not gpus.here():
                 print("note: no GPU found here")
     return 0
@@ -103,18 +100,17 @@ def _submit(stages: Sequence[Recipe], options: Launch, ranks: int) -> int:
     for recipe in stages:
         job = submit(recipe, options, ranks, after)
         waiting = f", after {after}" if after else ""
-        print(
-            f"job {job}: stage {recipe.stage} on {options.nodes} × {ranks} ranks{waiting}, run {recipe.run}"
-        )
-        print(f"  follow it: tail -F {recipe.run / 'log.txt'}    its output: {recipe.run / 'jobs' / job}")
+        folder = recipe.folder
+        print(f"job {job}: stage {recipe.stage} on {options.nodes} × {ranks} ranks{waiting}, run {folder}")
+        print(f"  follow it: tail -F {folder / 'log.txt'}    its output: {folder / 'jobs' / job}")
         after = job
     return 0
 
 
-def main(args: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     machine.settle()
-    return console.command(lambda: launch(parse(args)))
+    return console.command(lambda: launch(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,51 +4,64 @@ What a run starts from, in this order (later wins): open_clip's initialisation f
 the recipe's logit scale; `--init`; the newest sound checkpoint in the run's folder, with its optimizer
 state, step and number of samples.  DistributedDataParallel then gives every rank rank 0's parameters.
 All other state of a run is a function of (seed, samples): `train/checkpoint.py`.
+
+The way of a step:
+
+ 1. The loader hands over this rank's share of the batch (`data.stream`); the seconds waited are noted.
+ 2. `optim.learning_rate` gives the rate, a function of the step's number.
+ 3. `update` zeroes the gradients and asks the stage to add this step's (`stages/stage1.py`, `stage2.py`).
+ 4. The stage cuts the share into micro-batches (`stages/stage.py`) and forwards each through the towers
+    (`model.Towers`).  Stage 2 with global negatives forwards them twice: for the loss, then for gradients.
+ 5. Only the last micro-batch's backward pass communicates: DDP averages the gradients over the ranks.
+ 6. `optim.Optimizer.step` takes the gradient's norm, clips, and updates.  If the norm is not finite, the
+    device itself leaves the update out: parameters, moments and running statistics stay as they were.
+ 7. `Stage.constrain`: stage 2 clamps the logit scale.
+ 8. `metrics.Window` keeps what was measured as tensors on the device; the host has not waited for them.
+ 9. The ranks agree, on the CPU, whether one of them was asked to stop (`cluster/signals.py`).
+10. Every `--log-every` steps, before a validation, and at the end, `_record` reads the window.  It names the
+    updates left out, ends the run if they are too many, and writes metrics.jsonl and the log.
+11. Every `--val-every` steps, and at the end, the held-out split is validated.
+12. Every `--save-every` steps, at epochs to keep, and at the end, rank 0 copies the tensors to the CPU and
+    writes the checkpoint in the background.
+13. A run that was asked to stop ends here, after its checkpoint: `cluster/signals.py` says how the job ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import os
 import resource
-import shutil
 import time
-import zlib
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.structure import why_slow
-from pipeline.base import files, hardware, machine
+from pipeline.base import hardware, machine
 from pipeline.base.console import Failed, clock
+from pipeline.beton.fields import Beton
+from pipeline.stream import StreamLoader
 from train import checkpoint, data
 from train import model as models
-from train.arithmetic import forward_flops, image_side, peak_flops
 from train.cluster.signals import INTERRUPT, NONE, Stop
 from train.config import Recipe, to_dict
 from train.distributed import World, share_buffers
-from train.metrics import LibraryWarnings, Log, Metrics, Window
+from train.metrics import Log, Metrics, Window
 from train.optim import Optimizer, learning_rate
-from train.recipes import open_split
+from train.splits import open_split
+from train.stages.stage import Stage
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
 
-STAGES = {1: PerceptualStage, 2: ContrastiveStage}
-PACKAGES = (
-    "torch",
-    "open_clip_torch",
-    "numpy",
-    "ffcv",
-    "nvidia-dali-cuda120",
-    "triton",
-    "submitit",
-    "safetensors",
-)
+STAGES: dict[int, type[Stage]] = {1: PerceptualStage, 2: ContrastiveStage}
+PACKAGES = ("torch", "open_clip_torch", "numpy", "ffcv", "nvidia-dali-cuda120", "triton", "submitit",
+            "safetensors")  # fmt: skip
 VALIDATION_BATCH = 256
 MAX_REJECTED = 0.01  # share of samples that may fail to decode before the run stops
 
@@ -71,21 +84,52 @@ class Outcome:
         return self.step == self.steps
 
 
-def prepare_folder(run: Path, recipe: Recipe) -> None:
-    """Write what the run is, once; leftovers of checkpoints that were being written are removed."""
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for part in (run / "checkpoints").glob(".step-*.part"):
-        shutil.rmtree(part)
-    if not (run / "recipe.json").is_file():
-        files.write(run / "recipe.json", json.dumps(to_dict(recipe), indent=1).encode())
-        files.write(run / "versions.json", json.dumps(hardware.versions(PACKAGES), indent=1).encode())
+def update(stage: Stage, optimizer: Optimizer, batch: Any, lr: float) -> dict[str, Tensor]:
+    """One optimizer step on this rank's share of a batch.
+
+    Returns scalars on the device: what the stage measured, "grad_norm" before clipping, "logit_scale", and
+    "skipped", 1.0 if the update was left out.
+    """
+    optimizer.zero_grad()
+    measured = stage.gradients(batch)
+    norm, skipped = optimizer.step(lr)
+    stage.constrain()
+    scale = stage.clip.logit_scale.detach().exp()
+    return {**measured, "grad_norm": norm, "logit_scale": scale, "skipped": skipped}
 
 
-def _alone(run: Path, world: World, stack: ExitStack) -> str:
+# -- a run, from its folder to its end ------------------------------------------------------
+
+
+def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
+    """Run the recipe to its end, or until asked to stop; every way out leaves a sound run folder.
+
+    note: a line for the head of the log.
+
+    Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
+    cannot be written.
+    """
+    run = recipe.folder
+    with ExitStack() as stack:
+        unlocked = _lock(run, world, stack)
+        if world.main:
+            checkpoint.prepare(run, to_dict(recipe), partial(hardware.versions, PACKAGES))
+        world.barrier()
+        log = stack.enter_context(closing(Log(run, world.main)))
+        for line in filter(None, (note, unlocked)):
+            log(line)
+        try:
+            return _train(recipe, world, stop, log, stack)
+        except torch.OutOfMemoryError as error:
+            ways = "--micro N (the same gradients in parts) or --recompute blocks; see python -m train.plan"
+            raise TrainingStopped(f"{world.device}: out of memory; {ways}") from error
+
+
+def _lock(run: Path, world: World, stack: ExitStack) -> str:
     """Lock the run's folder until `stack` ends; a note where that cannot be.
 
     Raises machine.Busy, on every rank, where another run trains into the folder.  A job that was put in the
-    queue again waits a little: locks of a node that died take a while to end.
+    queue again waits a little, because the locks of a node that died take a while to end.
     """
     note, busy = "", None
     if world.main:
@@ -100,120 +144,83 @@ def _alone(run: Path, world: World, stack: ExitStack) -> str:
     return note
 
 
-def frozen_digest(clip: nn.Module) -> int | None:
-    """CRC-32 of all parameters that are not trained; None if every one is."""
-    frozen = [(n, p) for n, p in clip.named_parameters() if not p.requires_grad]
-    value = 0
-    for name, parameter in frozen:
-        value = zlib.crc32(
-            parameter.detach().cpu().contiguous().view(-1).numpy().view("u1"),
-            zlib.crc32(name.encode(), value),
+def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack) -> Outcome:
+    """Read the newest checkpoint, build the rest of the run, and take its steps; what needs closing goes to
+    `stack`."""
+    run = recipe.folder
+    assert recipe.data.data is not None
+    if recipe.compute.attention == "triton" and world.device.type != "cuda":
+        raise ValueError("--attention triton: needs a GPU, and this run is on a CPU")
+    file = open_split(recipe.data.data, recipe)
+    val = open_split(recipe.data.val, recipe) if recipe.data.val else None
+    steps = recipe.total_steps(len(file))
+    folder = checkpoint.latest(run, log)
+    state = checkpoint.read_state(folder) if folder else checkpoint.State(in_file=len(file))
+    if state.in_file != len(file):
+        raise ValueError(
+            f"{recipe.data.data}: has {len(file)} samples, but {run} was trained on a file of "
+            f"{state.in_file}; choose another --run"
         )
-    return value if frozen else None
+    if state.step == steps:
+        log(f"{run}: complete ({steps} steps); nothing to do")
+        return Outcome(state.step, steps)
+
+    clip = models.build(recipe)
+    models.set_trainable(clip, recipe)
+    clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
+    optimizer = Optimizer(clip, recipe.optim)
+    if folder:
+        clip.load_state_dict(checkpoint.weights(folder))
+        optimizer.load(checkpoint.moments(folder))
+        log(f"continuing {run} from {folder.name}")
+    else:
+        state.frozen = checkpoint.frozen_digest(clip)
+    stage = STAGES[recipe.stage](recipe, clip, world)
+    loader = stack.enter_context(data.stream(recipe, file, world, models.image_side(clip), state.samples))
+    saver = metrics = None
+    if world.main:
+        saver = checkpoint.Saver(run, to_dict(recipe), recipe.saving.keep, log)
+        stack.callback(saver.wait)
+        metrics = stack.enter_context(closing(Metrics(run, state.step, recipe.saving.tensorboard)))
+    return _Run(
+        recipe=recipe, world=world, stop=stop, log=log, file=file, val=val, steps=steps, state=state,
+        stage=stage, optimizer=optimizer, loader=loader, saver=saver, metrics=metrics,
+    ).go()  # fmt: skip
 
 
-def update(stage: PerceptualStage | ContrastiveStage, optimizer: Optimizer, batch, lr: float) -> list[Tensor]:
-    """One optimizer step on this rank's share of a batch.
-
-    Returns, on the device: what the stage measures, gradient norm, logit scale, 1.0 if it was left out.
-    """
-    optimizer.zero_grad()
-    measured = stage.gradients(batch)
-    norm, bad = optimizer.step(lr)
-    stage.constrain()
-    return [measured, norm, stage.clip.logit_scale.exp(), bad]
-
-
-def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
-    """Run the recipe to its end, or until asked to stop; every way out leaves a sound run folder.
-
-    note: a line for the head of the log.
-
-    Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
-    cannot be written.
-    """
-    run = recipe.run
-    assert run is not None
-    with ExitStack() as stack:
-        unlocked = _alone(run, world, stack)
-        if world.main:
-            prepare_folder(run, recipe)
-        world.barrier()
-        log = Log(run, world.main)
-        stack.callback(log.close)
-        handler = LibraryWarnings(log)
-        logging.getLogger("pipeline").addHandler(handler)
-        stack.callback(logging.getLogger("pipeline").removeHandler, handler)
-        for line in filter(None, (note, unlocked)):
-            log(line)
-        try:
-            return _Run(recipe, world, stop, log, stack).go()
-        except torch.OutOfMemoryError as error:
-            ways = "--micro N (the same gradients in parts) or --recompute blocks; see python -m train.plan"
-            raise TrainingStopped(f"{world.device}: out of memory; {ways}") from error
-
-
+@dataclass(kw_only=True)
 class _Run:
-    """The objects of one run."""
+    """A run that has steps to take."""
 
-    def __init__(self, recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack):
-        self.recipe, self.world, self.stop, self.log = recipe, world, stop, log
-        if recipe.compute.attention == "triton" and world.device.type != "cuda":
-            raise ValueError("--attention triton: needs a GPU, and this run is on a CPU")
-        self.file = open_split(recipe.data.data, recipe.stage)
-        self.val = open_split(recipe.data.val, recipe.stage) if recipe.data.val else None
-        self.steps = recipe.total_steps(len(self.file))
-        self.clip = models.build(recipe)
-        models.set_trainable(self.clip, recipe)
-        self.clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
-        self.optimizer = Optimizer(self.clip, recipe.optim)
-        self.state = self._restore()
-        self.stage = STAGES[recipe.stage](recipe, self.clip, world)
-        self.first = self.state.step
-        self.image_size = image_side(self.clip)
-        self.skipped = 0
-        self.flops = 0  # of a sample, forward and backward; counted when first needed
-        if self.done:
-            return
-        self.loader = stack.enter_context(
-            data.stream(recipe, self.file, world, self.image_size, self.state.samples)
-        )
-        self.saver = self.metrics = None
-        if world.main:
-            self.saver = checkpoint.Saver(recipe.run, to_dict(recipe), recipe.saving.keep, log)
-            stack.callback(self.saver.wait)
-            self.metrics = Metrics(recipe.run, self.state.step, recipe.saving.tensorboard)
-            stack.callback(self.metrics.close)
+    recipe: Recipe
+    world: World
+    stop: Stop
+    log: Log
+    file: Beton
+    val: Beton | None
+    steps: int
+    state: checkpoint.State
+    stage: Stage
+    optimizer: Optimizer
+    loader: StreamLoader
+    saver: checkpoint.Saver | None  # rank 0's
+    metrics: Metrics | None  # rank 0's
+    window: Window = field(default_factory=Window)
+    skipped: int = 0  # updates left out so far
+
+    def __post_init__(self) -> None:
+        self.clip, self.first = self.stage.clip, self.state.step
 
     @property
     def done(self) -> bool:
         return self.state.step == self.steps
 
-    def _restore(self) -> checkpoint.State:
-        """The newest sound checkpoint, the last of this module's list; every rank reads the same files."""
-        folder = checkpoint.latest(self.recipe.run, self.log)
-        if folder is None:
-            return checkpoint.State(frozen=frozen_digest(self.clip), in_file=len(self.file))
-        state = checkpoint.check(folder)
-        if state.in_file != len(self.file):
-            raise ValueError(
-                f"{self.recipe.data.data}: has {len(self.file)} samples, but {self.recipe.run} was trained "
-                f"on a file of {state.in_file}; choose another --run"
-            )
-        self.clip.load_state_dict(checkpoint.weights(folder))
-        self.optimizer.load(checkpoint.moments(folder))
-        self.log(f"continuing {self.recipe.run} from {folder.name}")
-        return state
-
     # -- steps --------------------------------------------------------------------------
 
     def go(self) -> Outcome:
-        if self.done:
-            self.log(f"{self.recipe.run}: complete ({self.steps} steps); nothing to do")
-            return Outcome(self.state.step, self.steps)
         self.log(
             f"stage {self.recipe.stage} ({self.recipe.name}), {self.recipe.model}: "
-            f"steps {self.state.step} to {self.steps} of {self.recipe.batch} {self.stage.unit} "
+            f"steps {self.state.step} to {self.steps} of {self.recipe.batch} {self.recipe.unit} "
             f"on {self.world.size} rank(s), {self.world.device}"
         )
         if slow := why_slow(self.clip.visual):
@@ -221,7 +228,7 @@ class _Run:
                 f"the image tower of {self.recipe.model} runs as it is, with none of the savings: {slow}"
             )
         self.clip.train()
-        self.window = Window((*self.stage.measures, "grad_norm", "logit_scale", "skipped"))
+        self.window.clear()
         batches = iter(self.loader)
         asked = NONE
         while not self.done and asked == NONE:
@@ -230,7 +237,7 @@ class _Run:
             self._after_step(asked != NONE)
         return self._finish(asked)
 
-    def _step(self, batches) -> None:
+    def _step(self, batches: Iterator) -> None:
         start = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - start
@@ -261,61 +268,64 @@ class _Run:
     # -- records ------------------------------------------------------------------------
 
     def _record(self) -> None:
-        """Write the mean of the steps since the last line; the only place that reads the device."""
-        values = self.window.read().double()
-        steps, now = len(values), time.perf_counter()
-        bad = values[:, -1] > 0
-        self._count_skipped(bad)
-        kept = values[~bad] if not bad.all() else values
-        measures = len(self.stage.measures)
-        sums = self.world.total(torch.cat([kept[:, :measures].mean(0), torch.tensor([self.window.waited])]))
-        means = (sums / self.world.size).tolist()
-        seconds = now - self.window.start
-        rate = steps * self.recipe.batch / seconds
+        """Write the mean of the steps since the last line, which alone makes metrics wait for the device."""
+        values = self.window.read()
+        seconds = time.perf_counter() - self.window.start
+        skipped = values.pop("skipped") > 0
+        self._count_skipped(skipped)
+        kept = skipped if skipped.all() else ~skipped
+        logit_scale, norm = values.pop("logit_scale")[-1], values.pop("grad_norm")[kept].mean()
+        # What is left was measured by the stage.
+        means = {name: float(course[kept].mean()) for name, course in values.items()}
+        means = self.world.mean({**means, "waited": self.window.waited})
+        waited = means.pop("waited")
+        rate = len(kept) * self.recipe.batch / seconds
         line = {
             "step": self.state.step,
             "samples": self.state.samples,
             "seconds": seconds,
-            **dict(zip(self.stage.measures, means)),
+            **means,
             "lr": learning_rate(self.recipe.optim, self.state.step - 1, self.steps),
-            "logit_scale": float(values[-1, -2]),
-            "grad_norm": float(kept[:, -3].mean()),
-            f"{self.stage.unit}_per_s": rate,
-            "data_wait": means[-1] / seconds,
+            "logit_scale": float(logit_scale),
+            "grad_norm": float(norm),
+            f"{self.recipe.unit}_per_s": rate,
+            "data_wait": waited / seconds,
             "epoch": self.state.samples / self.recipe.samples(len(self.file)),
             **self._hardware(rate),
         }
         self._check_rejected()
-        if self.world.main:
+        if self.metrics is not None:
             self.metrics.write(line)
-            left = (self.steps - self.state.step) * seconds / steps
-            shown = "  ".join(f"{name} {line[name]:.4f}" for name in self.stage.measures)
-            self.log.progress(
-                f"step {self.state.step}/{self.steps}  {shown}  {rate:.0f} {self.stage.unit}/s  "
-                f"waiting for data {line['data_wait']:.0%}  {clock(left)} left"
-            )
+        left = (self.steps - self.state.step) * seconds / len(kept)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.log(
+            f"step {self.state.step}/{self.steps}  {shown}  {rate:.0f} {self.recipe.unit}/s  "
+            f"waiting for data {line['data_wait']:.0%}  {clock(left)} left",
+            progress=True,
+        )
         self.window.clear()
 
     def _hardware(self, rate: float) -> dict[str, float]:
-        """Memory of this rank, and on a known GPU the share of its peak that useful arithmetic reaches.
-
-        Useful: forward and backward once; what is computed again to save memory does not count.
-        """
+        """Memory of this rank, and on a known GPU the share of its peak that useful arithmetic reaches."""
         if self.world.device.type != "cuda":
             return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
-        found = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
-        peak = peak_flops(self.world.device)
-        if peak is not None:
-            if not self.flops:
-                tokens = self.file.info.get("captions", {}).get("mean_tokens") or 77
-                image, text = forward_flops(self.clip, round(tokens))
-                self.flops = 3 * (image * self.stage.images + (text if self.recipe.stage == 2 else 0))
-            found["mfu"] = rate * self.flops / (peak * self.world.size)
-        return found
+        memory = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+        card = hardware.gpu(torch.cuda.get_device_name(self.world.device))
+        if card is None:
+            return memory
+        return memory | {"mfu": rate * self._sample_flops / (card.flops * self.world.size)}
 
-    def _count_skipped(self, bad: torch.Tensor) -> None:
-        first = self.state.step - len(bad) + 1
-        numbers = [first + i for i in torch.nonzero(bad).flatten().tolist()]
+    @cached_property
+    def _sample_flops(self) -> int:
+        """Of a sample, forward and backward once; what is computed again to save memory does not count."""
+        tokens = self.file.info.get("captions", {}).get("mean_tokens") or 77
+        image, text = models.forward_flops(self.clip, round(tokens))
+        return 3 * (image * self.recipe.images + text * self.recipe.captions)
+
+    def _count_skipped(self, skipped: Tensor) -> None:
+        """skipped: (steps,) bool, of the steps since the last line."""
+        first = self.state.step - len(skipped) + 1
+        numbers = [first + i for i in torch.nonzero(skipped).flatten().tolist()]
         if not numbers:
             return
         self.skipped += len(numbers)
@@ -337,14 +347,16 @@ class _Run:
             )
 
     def _validate(self) -> None:
+        assert self.val is not None
         share_buffers(self.clip, self.world)
         self.clip.eval()
-        batches = data.held_out(self.recipe, self.val, self.world, self.image_size, VALIDATION_BATCH)
-        found = self.stage.validate(batches)
+        side = models.image_side(self.clip)
+        scores = self.stage.validate(data.held_out(self.recipe, self.val, self.world, side, VALIDATION_BATCH))
         self.clip.train()
-        if self.world.main:
-            self.metrics.write({"step": self.state.step, **found})
-            self.log(f"step {self.state.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        if self.metrics is not None:
+            self.metrics.write({"step": self.state.step, **scores})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.log(f"step {self.state.step}: {shown}")
         self.window.clear()
 
     # -- ends ---------------------------------------------------------------------------
@@ -358,10 +370,8 @@ class _Run:
         if self.saver is not None:
             self.saver.wait()
         self.world.barrier()
-        if frozen_digest(self.clip) != self.state.frozen:
-            raise TrainingStopped(
-                "a parameter that must not change did change: this is a mistake of the program"
-            )
+        if checkpoint.frozen_digest(self.clip) != self.state.frozen:
+            raise TrainingStopped("a parameter that must not change did change: this is a bug in the program")
         asked = NONE if self.done else asked
         outcome = Outcome(self.state.step, self.steps, asked, self.state.step > self.first)
         if not outcome.done:

@@ -8,53 +8,45 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline.base import files
+from pipeline.base.console import StatusLine, log_line
 
 
-class Log:
-    """log.txt and the console; ranks other than 0 are silent (their exceptions are not)."""
+class Log(logging.Handler):
+    """log.txt and the console; ranks other than 0 are silent (their exceptions are not).
+
+    Until it is closed it also receives pipeline's warnings: a sample that does not decode, for example.
+    """
 
     def __init__(self, run: Path, main: bool):
-        self.file = open(run / "log.txt", "a", buffering=1) if main else None  # noqa: SIM115
-        self.live = main and sys.stderr.isatty()
-
-    def __call__(self, text: str) -> None:
-        if self.file is None:
-            return
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {text}\n")
-        print(f"\r\033[K{text}" if self.live else text, file=sys.stderr, flush=True)
-
-    def progress(self, text: str) -> None:
-        """A line that the next one replaces, on a terminal; a line of log.txt everywhere."""
-        if self.file is None:
-            return
-        self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} | {text}\n")
-        if self.live:
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-class LibraryWarnings(logging.Handler):
-    """Sends the warnings of pipeline and kernels (a sample that does not decode, …) to the run's log."""
-
-    def __init__(self, say: Log):
         super().__init__(logging.WARNING)
-        self.say = say
+        self.file = open(run / "log.txt", "a", buffering=1) if main else None  # noqa: SIM115
+        self.status = StatusLine()
+        logging.getLogger("pipeline").addHandler(self)
+
+    def __call__(self, text: str, progress: bool = False) -> None:
+        """progress: on a terminal, the next line may replace this one."""
+        if self.file is None:
+            return
+        self.file.write(log_line(text, progress))
+        (self.status.show if progress else self.status.leave)(text)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.say(record.getMessage())
+        self(record.getMessage())
+
+    def close(self) -> None:
+        logging.getLogger("pipeline").removeHandler(self)
+        if self.file is not None:
+            self.status.end()
+            self.file.close()
+        super().close()
 
 
 class Metrics:
@@ -99,21 +91,23 @@ class Metrics:
 
 
 class Window:
-    """The steps since the last line: device values, and host seconds."""
+    """The steps since the last line: values on the device, and seconds on the host."""
 
-    def __init__(self, names: tuple[str, ...]):
-        self.names = names
+    def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self.rows: list[Tensor] = []
+        self.steps: list[dict[str, Tensor]] = []
         self.start = time.perf_counter()
-        self.waited = 0.0
+        self.waited = 0.0  # seconds, for data
 
-    def add(self, values: list[Tensor], waited: float) -> None:
-        self.rows.append(torch.cat([v.detach().reshape(-1).float() for v in values]))
+    def add(self, values: Mapping[str, Tensor], waited: float) -> None:
+        """One step; `values` are scalars, by the same names in every step."""
+        self.steps.append({name: value.detach().reshape(()) for name, value in values.items()})
         self.waited += waited
 
-    def read(self) -> Tensor:
-        """(steps, names) on the CPU: the one place that waits for the device."""
-        return torch.stack(self.rows).cpu()
+    def read(self) -> dict[str, Tensor]:
+        """Each value's course, (steps,) float64 on the CPU: the one place that waits for the device."""
+        names = list(self.steps[0])
+        table = torch.stack([step[name].float() for step in self.steps for name in names]).cpu().double()
+        return dict(zip(names, table.view(-1, len(names)).unbind(1)))

@@ -15,19 +15,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kernels.flops import flop_counter
 from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
 from pipeline.packing import Packed
 from train import checkpoint
-from train.config import Recipe, Stage1
-from train.recipes import CONFIGS, check_model_name
+from train.architectures import CONFIGS, check_model_name, has_quick_gelu
+from train.config import Recipe, Stage1, Stage2
 from train.weights import foreign, origin
 
 QKV = ("attn.in_proj_weight",)  # open_clip keeps a block's W_q, W_k, W_v stacked in one parameter
@@ -35,17 +37,20 @@ QKV_BIAS = ("attn.in_proj_weight", "attn.in_proj_bias")
 
 
 @contextmanager
-def _quiet():
-    """open_clip warns that a model without pretrained weights is random, which is what is asked for."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _without_warning() -> Iterator[None]:
+    """open_clip warns that a model without pretrained weights is random, as it is meant to be."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING or "open_clip" not in Path(record.pathname).parts
+
+    logging.root.addFilter(passes)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(passes)
 
 
-def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = False) -> nn.Module:
+def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = False) -> Any:
     """An open_clip model, fp32, with open_clip's random initialisation; ValueError for an unknown name.
 
     quick_gelu: OpenAI's activation also where the model of that name has another.
@@ -55,16 +60,16 @@ def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = Fal
 
     if name not in open_clip.list_models():
         open_clip.add_model_config(CONFIGS)
-    with _quiet(), torch.device(device):
+    with _without_warning(), torch.device(device):
         return open_clip.create_model(name, device=device, pretrained_text=False, force_quick_gelu=quick_gelu)
 
 
-def build(recipe: Recipe) -> nn.Module:
+def build(recipe: Recipe) -> Any:
     """The recipe's model at its first step (1–3 of this module's list), on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = create(recipe.model)
-    if recipe.stage == 2:
+    if isinstance(recipe, Stage2):
         nn.init.constant_(model.logit_scale, recipe.scale_init)
     if recipe.init is not None:
         warm_start(model, recipe)
@@ -73,24 +78,24 @@ def build(recipe: Recipe) -> nn.Module:
 
 def warm_start(model: nn.Module, recipe: Recipe) -> None:
     """Put the weights of `recipe.init` into `model`: the image tower (stage 2) or everything (stage 1)."""
-    taken = _fitting_weights(model, recipe)
-    model.load_state_dict(taken, strict=recipe.stage == 1)
+    model.load_state_dict(_fitting_weights(model, recipe), strict=recipe.stage == 1)
 
 
 def _fitting_weights(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    assert recipe.init is not None
     part = "visual." if recipe.stage == 2 else ""
-    _check_activation(recipe)
-    taken = {n: value for n, value in checkpoint.weights(recipe.init).items() if n.startswith(part)}
-    _check_fit(model.state_dict(), taken, part, f"--init {recipe.init}: not a {recipe.model}")
-    return taken
+    _check_activation(recipe.init, recipe.model)
+    weights = {n: value for n, value in checkpoint.weights(recipe.init).items() if n.startswith(part)}
+    _check_fit(model.state_dict(), weights, part, f"--init {recipe.init}: not a {recipe.model}")
+    return weights
 
 
-def _check_activation(recipe: Recipe) -> None:
-    told, own = origin.told(checkpoint.weights_file(recipe.init)), origin.has_quick_gelu(recipe.model)
-    if told.quick_gelu is not None and told.quick_gelu != own:
+def _check_activation(init: Path, model: str) -> None:
+    source, own = origin.of_weights(checkpoint.weights_file(init)), bool(has_quick_gelu(model))
+    if source.quick_gelu is not None and source.quick_gelu != own:
         names = {True: "QuickGELU", False: "GELU"}
         raise ValueError(
-            f"--init {recipe.init}: trained with {names[told.quick_gelu]} (says {told.says}), {recipe.model} "
+            f"--init {init}: trained with {names[source.quick_gelu]} (says {source.says}), {model} "
             f"has {names[own]}; the --model names with and without -quickgelu differ in this alone"
         )
 
@@ -132,25 +137,26 @@ def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[nn.M
 
 
 def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
-    """(open_clip model of this name with a file's weights, what is told of these).
+    """(open_clip model of this name with a file's weights, what is known of these).
 
-    The activation is the one that the weights tell, else the name's.  Raises ValueError or RuntimeError for
-    weights that do not fit; no code is unpickled.
+    The activation is the one that the weights were trained with, else the name's.  Raises ValueError or
+    RuntimeError for weights that do not fit; no code is unpickled.
     """
-    told, state = origin.told(file), {}
+    source = origin.of_weights(file)
+    state: dict[str, Tensor] = {}
     if file.suffix not in (".npz", ".npy"):
-        state, own = foreign.read(file)
-        told = own.over(told) if own.says else told
-    if told.quick_gelu is False and origin.has_quick_gelu(name):
-        raise ValueError(f"trained with GELU (says {told.says}), {name} has QuickGELU")
-    model = create(name, quick_gelu=bool(told.quick_gelu))
+        state, by_names = foreign.read(file)
+        source = by_names.over(source) if by_names.says else source
+    if source.quick_gelu is False and has_quick_gelu(name):
+        raise ValueError(f"trained with GELU (says {source.says}), {name} has QuickGELU")
+    model = create(name, quick_gelu=bool(source.quick_gelu))
     if state:
         foreign.fill(model, state)
     else:  # big_vision's arrays
         import open_clip
 
         open_clip.load_checkpoint(model, str(file))
-    return model, told
+    return model, source
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
@@ -161,20 +167,56 @@ def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:
     ValueError for an image tower without such blocks.
     """
 
-    def wanted(name: str) -> bool:
-        if not isinstance(recipe, Stage1):
-            return True
+    trained = [name for name, _ in model.named_parameters()]
+    if isinstance(recipe, Stage1):
         ends = {"image": ("",), "qkv": QKV, "qkv+bias": QKV_BIAS}[recipe.trainable]
-        return name.startswith("visual.") and name.endswith(ends)
-
-    trained = [name for name, _ in model.named_parameters() if wanted(name)]
-    if not trained:
-        raise ValueError(
-            f"--trainable {recipe.trainable}: the image tower of {recipe.model} has no attention blocks"
-        )
+        trained = [name for name in trained if name.startswith("visual.") and name.endswith(ends)]
+        if not trained:
+            raise ValueError(
+                f"--trainable {recipe.trainable}: the image tower of {recipe.model} has no attention blocks"
+            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return trained
+
+
+# -- sizes ----------------------------------------------------------------------------------
+
+
+def image_side(clip: Any) -> int:
+    """The side of the square images that the image tower takes."""
+    side = clip.visual.image_size
+    return int(side[0] if isinstance(side, (tuple, list)) else side)
+
+
+def example(clip: Any, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """(images, captions of `tokens` tokens) on the CPU that fit the model."""
+    side = image_side(clip)
+    length = max(2, min(tokens, clip.context_length))
+    captions = torch.zeros(samples, clip.context_length, dtype=torch.int64)
+    captions[:, :length] = 320
+    captions[:, length - 1] = clip.vocab_size - 1  # the end token is the largest
+    return torch.rand(samples, 3, side, side), captions
+
+
+def forward_flops(clip: Any, tokens: int) -> tuple[int, int]:
+    """(of an image, of a caption of `tokens` tokens), 2 × multiply-adds, forward pass; counted by torch.
+
+    Leaves the model as it is, its running statistics too.
+    """
+    images, captions = (x.to(clip.logit_scale.device) for x in example(clip, 1, tokens))
+    training = clip.training
+    clip.eval()
+    flops = []
+    for encode, inputs in ((encode_image, images), (encode_text, captions)):
+        with flop_counter() as counter, torch.no_grad():
+            encode(clip, inputs)
+        flops.append(counter.get_total_flops())
+    clip.train(training)
+    return flops[0], flops[1]
+
+
+# -- the towers as they are trained ---------------------------------------------------------
 
 
 def fit_context(tokens: Tensor, length: int) -> Tensor:

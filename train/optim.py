@@ -1,7 +1,7 @@
 """AdamW with open_clip's groups, the schedule, clipping, and skipping updates that are not finite.
 
-Nothing here waits for the device: an update with a non-finite gradient is undone on the device
-itself, and the loop learns of it when it reads its metrics.
+Nothing here waits for the device.  An update with a non-finite gradient is left out on the device itself;
+the loop learns of it when it reads its metrics.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Optimizer:
         self.settings = settings
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         # Running statistics see a bad batch before its gradient does: they are put back with it.
-        self._buffers = [b for _, b in model.named_buffers() if b.is_floating_point() and model.training]
-        self._before = [b.clone() for b in self._buffers]
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._before = [buffer.clone() for buffer in self._buffers]
         groups = [
             {
                 "params": [p for n, p in self.parameters.items() if decays(n, p) == decayed],
@@ -70,7 +70,7 @@ class Optimizer:
             torch._foreach_mul_(gradients, factor)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        self.adamw.found_inf = bad
+        self.adamw.found_inf = bad  # type: ignore[attr-defined]
         self.adamw.step()
         for buffer, before in zip(self._buffers, self._before):
             buffer.copy_(torch.where(bad > 0, before, buffer))

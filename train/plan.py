@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, NamedTuple, TypeVar
+
+import tyro
 
 from pipeline.base import console, files
 from pipeline.base.hardware import GPUS
-from train import recipes
-from train.config import Finite, Recipe
+from train import architectures, command, splits
+from train.config import Finite, Recipe, Recompute, Stage2
+
+if TYPE_CHECKING:
+    from torch import nn
 
 R = TypeVar("R", bound=Recipe)
 
 SAMPLES = {1: 13_900, 2: 15_061_515}  # NIGHTS with six votes or more; YFCC15M, where the file is not here
 PAPER_HOURS = 20.0  # of an epoch of stage 2 on 6 A100, paper section 3.4
-RECOMPUTES = ("none", "pointwise", "blocks")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "pointwise", "blocks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,12 @@ class Machine(Finite):
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Generic[R]):
+    """The command line of a plan."""
+
     recipe: R
-    machine: Machine
+    machine: Machine = field(default_factory=Machine)
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the figures there, too."""
 
 
 # -- counting -------------------------------------------------------------------------------
@@ -80,34 +89,32 @@ class Counts:
     pixels: int  # bytes of a sample's images
     image_flops: int  # one image, forward, 2 × multiply-adds
     text_flops: int  # one caption, forward
-    kept: dict[str, int]  # bytes kept for the backward pass of a sample, by recompute
+    kept: Mapping[Recompute, int]  # bytes kept for the backward pass of a sample, by recompute
 
 
 def count(recipe: Recipe, tokens: int) -> Counts:
     """Builds the model and runs tiny batches through its towers, as they are trained."""
     from train import model
-    from train.arithmetic import example, forward_flops
 
     clip = model.create(recipe.model)
     trained = set(model.set_trainable(clip, recipe))
-    flops = forward_flops(clip, tokens)
+    flops = model.forward_flops(clip, tokens)
     sizes = {name: p.numel() for name, p in clip.named_parameters()}
     kept = {how: _kept(clip, recipe, how, tokens) for how in RECOMPUTES}
-    images, _ = example(clip, 1, tokens)
+    images, _ = model.example(clip, 1, tokens)
     width = 2 if recipe.compute.precision == "bf16" else 4
-    pixels = images.numel() * width * (3 if recipe.stage == 1 else 1)
+    pixels = images.numel() * width * recipe.images
     return Counts(sum(sizes.values()), sum(sizes[n] for n in trained), pixels, *flops, kept)
 
 
-def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
+def _kept(clip: nn.Module, recipe: Recipe, recompute: Recompute, tokens: int) -> int:
     """Bytes that autograd keeps for a sample: the difference between three samples and two.
 
     (Of one sample alone batch normalisation has no variance.)
     """
     import torch
 
-    from train.arithmetic import example
-    from train.model import Towers
+    from train.model import Towers, example
 
     # On a CPU there is only this attention.
     compute = replace(recipe.compute, recompute=recompute, attention="sdpa")
@@ -124,10 +131,9 @@ def _kept(clip, recipe: Recipe, recompute: str, tokens: int) -> int:
             return tensor
 
         images, captions = example(clip, samples, tokens)
-        if recipe.stage == 1:
-            images, captions = images.repeat(3, 1, 1, 1), None
+        images = images.repeat(recipe.images, 1, 1, 1)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = towers(images, captions)
+            outputs = towers(images, captions if recipe.captions else None)
         sizes.append(sum(storages.values()))
         del outputs
     return sizes[1] - sizes[0]
@@ -141,15 +147,15 @@ class Fit:
     """One way to split and recompute: memory of a GPU, and arithmetic relative to the plain way."""
 
     micro: int
-    recompute: str
+    recompute: Recompute
     activations_gb: float
     total_gb: float
     passes: float  # forward passes' worth of arithmetic of a step: 3 is forward and backward
 
 
-def passes(recipe: Recipe, micro: int, recompute: str, share: int) -> float:
+def passes(recipe: Recipe, micro: int, recompute: Recompute, share: int) -> float:
     """Forward passes' worth of a step: backward counts two, whole-block recomputing and caching one each."""
-    cached = recipe.stage == 2 and recipe.negatives == "global" and micro < share
+    cached = isinstance(recipe, Stage2) and recipe.negatives == "global" and micro < share
     return 3 + (recompute == "blocks") + cached
 
 
@@ -165,13 +171,15 @@ def fits(recipe: Recipe, counts: Counts, share: int) -> list[Fit]:
     fixed = (
         4 * counts.parameters + counts.trained * (8 + 8) + 2 * counts.parameters + 2 * share * counts.pixels
     )
-    found = []
+    estimates = []
     for micro, recompute in dict.fromkeys(ways):
         kept = micro * counts.kept[recompute]
         # One more layer's worth of gradients and workspace is alive in the backward pass: a tenth.
         total = fixed + 1.1 * kept
-        found.append(Fit(micro, recompute, kept / 1e9, total / 1e9, passes(recipe, micro, recompute, share)))
-    return found
+        estimates.append(
+            Fit(micro, recompute, kept / 1e9, total / 1e9, passes(recipe, micro, recompute, share))
+        )
+    return estimates
 
 
 @dataclass(frozen=True)
@@ -201,15 +209,15 @@ def plan(
     world = machine.nodes * machine.ngpus
     share = recipe.rank_batch(world)
     ways = fits(recipe, counts, share)
-    images = 3 if recipe.stage == 1 else 1
-    forward = images * counts.image_flops + (counts.text_flops if recipe.stage == 2 else 0)
+    forward = recipe.images * counts.image_flops + recipe.captions * counts.text_flops
     work = ways[0].passes * forward
     card = GPUS[machine.gpu]
     rate = machine.measured or card.flops * machine.efficiency / work
     steps = recipe.total_steps(samples)
     seconds = steps * recipe.batch / (rate * world)
     epochs = steps * recipe.batch / recipe.samples(samples)
-    found = Plan(
+    images = rate * recipe.images * machine.ngpus
+    figures = Plan(
         samples=recipe.samples(samples),
         steps=steps,
         share=share,
@@ -218,37 +226,46 @@ def plan(
         hours=seconds / 3600,
         gpu_hours=seconds / 3600 * world,
         hours_an_epoch=seconds / 3600 / epochs,
-        images_a_second_a_node=rate * images * machine.ngpus,
-        cores_a_node=rate * images * machine.ngpus / machine.decode,
+        images_a_second_a_node=images,
+        cores_a_node=images / machine.decode,
         file_gb=file_bytes / 1e9,
         checkpoint_gb=(4 * counts.parameters + 8 * counts.trained) / 1e9,
         memory_gb=ways[0].total_gb,
         fits=ways[0].total_gb < 0.94 * card.memory,
     )
-    return found, ways
+    return figures, ways
 
 
-def source(recipe: Recipe, machine: Machine) -> tuple[int, float, int, str]:
-    """(samples, bytes, tokens a caption, where they come from) of the training file."""
+class Source(NamedTuple):
+    """The training file's samples, bytes and mean tokens of a caption, and where these figures come from."""
+
+    samples: int
+    size: float
+    tokens: int
+    origin: str
+
+
+def source(recipe: Recipe, machine: Machine) -> Source:
+    """What the training file holds, or what is assumed of it where it does not exist."""
     from pipeline.beton.fields import Beton
 
     file = recipe.data.data
     if file is None or not Path(file).is_file():
         samples = machine.samples or SAMPLES[recipe.stage]
-        images = 3 if recipe.stage == 1 else 1
-        text = "assumed: the file is not here"
-        return samples, samples * images * machine.image_kb * 1e3, round(machine.tokens or 77), text
+        size = samples * recipe.images * machine.image_kb * 1e3
+        return Source(samples, size, round(machine.tokens or 77), "assumed: the file is not here")
     beton = Beton(file)
     tokens = machine.tokens or beton.info.get("captions", {}).get("mean_tokens") or 77
-    return machine.samples or len(beton), Path(file).stat().st_size, round(tokens), f"read from {file}"
+    size = Path(file).stat().st_size
+    return Source(machine.samples or len(beton), size, round(tokens), f"read from {file}")
 
 
 def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
     """The plan as text and as JSON values."""
-    samples, size, tokens, where = source(recipe, machine)
-    counts = count(recipe, tokens)
-    found, ways = plan(recipe, machine, counts, samples, size)
-    unit = "pair" if recipe.stage == 2 else "triplet"
+    data = source(recipe, machine)
+    counts = count(recipe, data.tokens)
+    figures, ways = plan(recipe, machine, counts, data.samples, data.size)
+    unit = recipe.unit.removesuffix("s")
     world, card = machine.nodes * machine.ngpus, GPUS[machine.gpu]
     reached = (
         f"measured {machine.measured:.0f} {unit}s/s a GPU"
@@ -261,18 +278,18 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
         f"{machine.nodes} × {machine.ngpus} {machine.gpu}",
         f"  parameters    {counts.parameters / 1e6:.2f} M, {counts.trained / 1e6:.2f} M trained",
         f"  arithmetic    forward {counts.image_flops / 1e9:.2f} GFLOP an image, "
-        f"{counts.text_flops / 1e9:.2f} a caption of {tokens} tokens; "
-        f"{found.gflop_a_sample:.1f} a {unit} trained",
-        f"  data          {found.samples:,} {unit}s, {found.file_gb:.1f} GB ({where})",
-        f"  length        {found.steps:,} steps of {recipe.batch:,} ({found.share:,} a GPU)",
-        f"  rate          {found.samples_a_second_a_gpu:,.0f} {unit}s/s a GPU, {reached}",
-        f"  loader        {found.images_a_second_a_node:,.0f} images/s a node: "
-        f"{found.cores_a_node:.1f} cores, assumed {machine.decode:.0f} images/s a core",
-        f"  time          {found.hours:.2f} h, {found.gpu_hours:.0f} GPU-hours; "
-        f"{found.hours_an_epoch:.2f} h an epoch{beside}",
-        f"  checkpoint    {found.checkpoint_gb:.2f} GB each",
-        f"  memory a GPU  {found.memory_gb:.1f} of {card.memory} GB: "
-        + ("fits" if found.fits else "DOES NOT FIT"),
+        f"{counts.text_flops / 1e9:.2f} a caption of {data.tokens} tokens; "
+        f"{figures.gflop_a_sample:.1f} a {unit} trained",
+        f"  data          {figures.samples:,} {unit}s, {figures.file_gb:.1f} GB ({data.origin})",
+        f"  length        {figures.steps:,} steps of {recipe.batch:,} ({figures.share:,} a GPU)",
+        f"  rate          {figures.samples_a_second_a_gpu:,.0f} {unit}s/s a GPU, {reached}",
+        f"  loader        {figures.images_a_second_a_node:,.0f} images/s a node: "
+        f"{figures.cores_a_node:.1f} cores, assumed {machine.decode:.0f} images/s a core",
+        f"  time          {figures.hours:.2f} h, {figures.gpu_hours:.0f} GPU-hours; "
+        f"{figures.hours_an_epoch:.2f} h an epoch{beside}",
+        f"  checkpoint    {figures.checkpoint_gb:.2f} GB each",
+        f"  memory a GPU  {figures.memory_gb:.1f} of {card.memory} GB: "
+        + ("fits" if figures.fits else "DOES NOT FIT"),
         "",
         f"  {'micro':>8} {'recompute':>10} {'kept GB':>9} {'total GB':>9} {'arithmetic':>11}   fits",
     ]
@@ -283,7 +300,7 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
             f"{way.passes / 3:>10.2f}×   {fit}{'   (this recipe)' if way is ways[0] else ''}"
         )
     values = {
-        "plan": asdict(found),
+        "plan": asdict(figures),
         "counts": asdict(counts),
         "ways": [asdict(w) for w in ways],
         "gpus": world,
@@ -291,23 +308,18 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
     return "\n".join(lines), values
 
 
-def main(args: Sequence[str]) -> int:
-    return console.command(lambda: _run(args))
+def main(arguments: Sequence[str] | None = None) -> int:
+    return console.command(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(args: Sequence[str]) -> None:
-    stage, args = recipes.take(args, "--stage")
-    name, args = recipes.take(args, "--recipe")
-    out, args = recipes.take(args, "--json")
-    recipe = recipes.choose(stage or "2", name or "paper")
-    default = Command(recipe=recipe, machine=Machine())
-    command = recipes.cli(Command[type(recipe)], default, args, "python -m train.plan")
-    recipes.check_model_name(command.recipe.model)
-    text, values = report(recipes.locate_data(command.recipe), command.machine)
+    options = command.read(Command, args, "python -m train.plan")
+    architectures.check_model_name(options.recipe.model)
+    text, values = report(splits.locate_data(options.recipe), options.machine)
     print(text)
-    if out:
-        files.write(out, json.dumps(values, indent=1))
+    if options.json:
+        files.write(options.json, json.dumps(values, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

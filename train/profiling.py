@@ -1,7 +1,7 @@
 """What a run waits for: `python -m train.launch --stage 2 … --profile 20`.
 
-Three clocks over the same number of steps: the loader alone, the step on one batch that is already there, and
-both together as in training.  Nothing is saved but RUN/profile.json and a trace for Perfetto.
+Three clocks over the same number of steps: the loader alone, the step on one batch that is loaded
+already, and both together as in training.  Only RUN/profile.json and a trace for Perfetto are written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,13 +17,12 @@ import torch
 from pipeline.base import files
 from train import data
 from train import model as models
-from train.arithmetic import image_side
 from train.config import Recipe
 from train.distributed import World
 from train.loop import STAGES, update
 from train.metrics import Log
 from train.optim import Optimizer
-from train.recipes import open_split
+from train.splits import open_split
 
 WARM_UP = 3  # steps before a clock starts
 TRACED = 3
@@ -60,14 +60,15 @@ def verdict(loader: float, step: float, together: float) -> str:
 
 
 def profile(recipe: Recipe, world: World, steps: int) -> dict:
-    """Measure, write RUN/profile.json and RUN/profile/rank-N.json (the trace); returns what was written."""
-    file = open_split(recipe.data.data, recipe.stage)
+    """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace."""
+    assert recipe.data.data is not None
+    file = open_split(recipe.data.data, recipe)
     clip = models.build(recipe)
     models.set_trainable(clip, recipe)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[recipe.stage](recipe, clip, world)
-    with data.stream(recipe, file, world, image_side(clip), 0) as loader:
+    with data.stream(recipe, file, world, models.image_side(clip), 0) as loader:
         batches = iter(loader)
         batch = next(batches)
 
@@ -79,11 +80,10 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
             "step": _seconds(world, steps, lambda: train(batch)),
             "together": _seconds(world, steps, lambda: train(next(batches))),
         }
-        trace = _trace(recipe.run, world, lambda: train(next(batches)))
-    rates = {f"{name}_{stage.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()}
-    found = {
+        trace = _trace(recipe.folder, world, lambda: train(next(batches)))
+    results = {
         **{f"{name}_seconds": seconds for name, seconds in clocks.items()},
-        **rates,
+        **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()},
         "verdict": verdict(**clocks),
         "steps": steps,
         "ranks": world.size,
@@ -91,13 +91,12 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
         "trace": str(trace),
     }
     if world.main:
-        files.write(recipe.run / "profile.json", json.dumps(found, indent=1).encode())
-    log = Log(recipe.run, world.main)
-    for name, seconds in clocks.items():
-        log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {stage.unit}/s")
-    log(f"{found['verdict']} (on {found['device']}; trace: {trace})")
-    log.close()
-    return found
+        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
+    with closing(Log(recipe.folder, world.main)) as log:
+        for name, seconds in clocks.items():
+            log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {recipe.unit}/s")
+        log(f"{results['verdict']} (on {results['device']}; trace: {trace})")
+    return results
 
 
 def _trace(run: Path, world: World, step: Callable[[], None]) -> Path:

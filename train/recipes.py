@@ -1,4 +1,4 @@
-"""The recipes by name, one table a stage, and reading a recipe from a command line.
+"""The recipes by name: values only, one table a stage.  The command line changes them (train/command.py).
 
 Sources: `paper` is section 3 of the paper; what the paper leaves open is taken from the public
 configuration of the same laboratory (AdamW 5e-4, weight decay .1, betas .9/.98, warm-up 150 and 2,500
@@ -9,40 +9,14 @@ batch of that public configuration.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import importlib.util
-import io
-import json
 import math
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Mapping
 
-import tyro
-
-from pipeline.beton.fields import Beton
 from train.config import MAX_LOGIT_SCALE, Compute, Data, Optim, Recipe, Saving, Stage1, Stage2
 
-T = TypeVar("T")
-CONFIGS = Path(__file__).with_name("model_configs")
-VOCABULARY, END = 49_408, 49_407  # of CLIP's tokenizer; its end token
-MAX_CUT = 0.01  # share of captions that may be longer than the model reads
-KINDS = {1: "triplets", 2: "pairs"}
-
-# Where each prior's triplets and the pairs lie unless --data names a file, and what builds them.
-PRIOR_DATA = {
-    "nights": (Path("data/nights/triplets-train.beton"), "nights --source FOLDER"),
-    "bapps": (Path("data/bapps/triplets-train.beton"), "bapps --source FOLDER"),
-    "things": (Path("data/things/triplets-train.beton"), "things --source FOLDER"),
-    "demo": (Path("data/demo/triplets-train.beton"), "demo"),
-}
-PAIRS = (Path("data/yfcc15m/pairs-train.beton"), "yfcc15m --source FOLDER")
-DEMO_PAIRS = (Path("data/demo/pairs-train.beton"), "demo")
-
 GPUS = {"paper": 6}  # ranks a node where the paper's machine is meant, unless --ngpus says otherwise
+SMALL = ("demo", "debug")  # meant for a CPU too, and for the demonstration data
 
 _PAPER = Optim(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
 _LONG = Saving(save_every=250, keep=2, keep_epochs=1, log_every=10)
@@ -142,7 +116,7 @@ STAGE2 = {
     ),
 }
 
-RECIPES: dict[int, dict[str, Recipe]] = {1: STAGE1, 2: STAGE2}
+RECIPES: dict[int, Mapping[str, Recipe]] = {1: STAGE1, 2: STAGE2}
 
 
 def choose(stage: str, name: str) -> Recipe:
@@ -153,129 +127,3 @@ def choose(stage: str, name: str) -> Recipe:
     if name not in table:
         raise ValueError(f"--recipe {name}: stage {stage} has {', '.join(table)}")
     return table[name]
-
-
-def take(args: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of `--flag VALUE` or `--flag=VALUE` (the last one), and the arguments without it."""
-    value, rest, waiting = None, [], False
-    for arg in args:
-        if waiting:
-            value, waiting = arg, False
-        elif arg == flag:
-            waiting = True
-        elif arg.startswith(flag + "="):
-            value = arg.split("=", 1)[1]
-        else:
-            rest.append(arg)
-    if waiting:
-        raise ValueError(f"{flag}: a value is missing")
-    return value, rest
-
-
-def cli(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
-    """`default`, of the type `kind`, with the command line's changes; a mistake is a one-line ValueError."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, default=default, args=args, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_one_line(said.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """The first paragraph of tyro's message, which is framed in a terminal's characters or in ASCII."""
-    lines: list[str] = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│| ").strip()
-        if text and not set(text) <= set("─╰╯-+"):
-            lines.append(text)
-        elif lines:
-            break
-    text = " ".join(lines) or "the command line could not be read (see --help)"
-    return re.sub(r"^Error parsing ((recipe(\.\w+)?|machine|launch): )?", "", text)
-
-
-def _data_source(recipe: Recipe) -> tuple[Path, str]:
-    """Where the recipe's data lies by default, and the dataprep command that puts it there."""
-    if recipe.stage == 1:
-        return PRIOR_DATA[recipe.prior]
-    return DEMO_PAIRS if recipe.name in ("demo", "debug") else PAIRS
-
-
-def locate_data(recipe: Recipe) -> Recipe:
-    """The recipe with its training file named, whether or not it is there."""
-    chosen = recipe.data.data or _data_source(recipe)[0]
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, data=chosen))
-
-
-def check_data(recipe: Recipe) -> None:
-    """ValueError says which command builds a file that is missing."""
-    for file in (recipe.data.data, recipe.data.val):
-        if file is not None and not file.is_file():
-            command = f"python dataprep/build_ffcv.py {_data_source(recipe)[1]}"
-            raise ValueError(f"{file}: no such file; build it with: {command}")
-
-
-def open_split(path: Path, stage: int) -> Beton:
-    """The .beton at `path`; ValueError if it is broken or holds the other stage's kind of sample."""
-    file, wanted = Beton(path), KINDS[stage]
-    if file.kind != wanted:
-        raise ValueError(f"{path}: holds {file.kind}; stage {stage} trains on {wanted}")
-    return file
-
-
-def model_files() -> dict[str, Path]:
-    """The description of every model there is, by name; importing open_clip would take seconds."""
-    spec = importlib.util.find_spec("open_clip")
-    assert spec is not None and spec.submodule_search_locations
-    folders = [*(Path(p) / "model_configs" for p in spec.submodule_search_locations), CONFIGS]
-    return {file.stem: file for folder in folders for file in folder.glob("*.json")}
-
-
-def check_model_name(name: str) -> None:
-    """ValueError if open_clip and train/model_configs have no such model."""
-    if name not in model_files():
-        own = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-        known = {n.lower(): n for n in model_files()}
-        near = [known[n] for n in difflib.get_close_matches(name.lower(), known, 2)]
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise ValueError(
-            f"--model {name}: neither an open_clip model nor one of train/model_configs ({own}){hint}"
-        )
-
-
-def caption_length(model: str) -> int:
-    """How many tokens of a caption the model reads; ValueError unless its text tower reads CLIP's token ids,
-    which is what a .beton holds.
-    """
-    text = json.loads(model_files()[model].read_text()).get("text_cfg", {})
-    name = f"--model {model}"
-    other = text.get("hf_tokenizer_name") or text.get("hf_model_name")
-    vocabulary = text.get("vocab_size", VOCABULARY)
-    if other or vocabulary < VOCABULARY:
-        whose = f"the tokenizer of {other}" if other else f"a vocabulary of {vocabulary}"
-        raise ValueError(
-            f"{name}: its text tower wants {whose}; a .beton holds the ids of CLIP's {VOCABULARY}"
-        )
-    pool = text.get("pool_type", "argmax")
-    ends = pool == "argmax" or (pool == "eos" and text.get("eos_id") == END)
-    if text.get("no_causal_mask") or text.get("embed_cls") or not ends:
-        raise ValueError(
-            f"{name}: only text towers with a causal mask, pooled at CLIP's end token, are trained"
-        )
-    return text.get("context_length", 77)
-
-
-def check_lengths(model: str, context: int, file: Beton) -> str | None:
-    """A line to tell if some captions of `file` are longer than `context` tokens, ValueError if many are."""
-    lengths = file.info.get("captions", {}).get("lengths", [])  # how many captions have 0, 1, … tokens
-    longer, total = sum(lengths[context + 1 :]), sum(lengths)
-    if not longer:
-        return None
-    said = f"{longer:,} of {total:,} captions of {file.path} are longer than the {context} tokens of"
-    said += f" --model {model}"
-    if longer > MAX_CUT * total:
-        raise ValueError(f"{said}; choose a model that reads them")
-    return f"note: {said}, and are cut"

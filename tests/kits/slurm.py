@@ -77,14 +77,14 @@ def missing() -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
+    listeners = [socket.socket() for _ in range(count)]
     try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in listeners]
     finally:
-        for one in held:
-            one.close()
+        for listener in listeners:
+            listener.close()
 
 
 class Slurm:
@@ -178,8 +178,8 @@ class Slurm:
         return self._states() == dict.fromkeys(self.nodes, "idle")
 
     def _states(self) -> dict[str, str]:
-        said = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False)
-        return dict(line.split()[:2] for line in said.splitlines())
+        output = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False)
+        return dict(line.split()[:2] for line in output.splitlines())
 
     # -- use ----------------------------------------------------------------------------
 
@@ -192,22 +192,20 @@ class Slurm:
 
     def job(self, number: str) -> dict[str, str]:
         """The fields of `scontrol show job`, asked again where a busy controller hung up (seen: SIGPIPE)."""
-        said = self.run("scontrol", "show", "job", number, check=False)
-        if not said:
+        output = self.run("scontrol", "show", "job", number, check=False)
+        if not output:
             time.sleep(1)
-            said = self.run("scontrol", "show", "job", number)
-        return dict(word.split("=", 1) for word in said.split() if "=" in word)
+            output = self.run("scontrol", "show", "job", number)
+        return dict(word.split("=", 1) for word in output.split() if "=" in word)
 
     def wait_job(self, number: str, *states: str, timeout: float = 240) -> dict[str, str]:
         """Until the job is in one of `states`; TimeoutError names the state it is in."""
         deadline = time.monotonic() + timeout
-        while (found := self.job(number))["JobState"] not in states:
+        while (job := self.job(number))["JobState"] not in states:
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"job {number} is {found['JobState']} ({found.get('Reason')}), not {states}"
-                )
+                raise TimeoutError(f"job {number} is {job['JobState']} ({job.get('Reason')}), not {states}")
             time.sleep(0.2)
-        return found
+        return job
 
     # -- stop ---------------------------------------------------------------------------
 

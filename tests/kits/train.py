@@ -1,8 +1,9 @@
-"""Small splits of random pictures, and running a recipe on them, for the tests of the train room."""
+"""Small splits of random images, and running a recipe on them, for the tests of the train room."""
 
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
 import socket
@@ -30,7 +31,7 @@ def _picture(rng: np.random.Generator, side: int = 24) -> Jpeg:
 
 
 def pairs(path: Path, samples: int = 48, seed: int = 0) -> Path:
-    """A split of random pictures with captions of one to five tokens."""
+    """A split of random images with captions of one to five tokens."""
     rng = np.random.default_rng(seed)
     with writing(path, pairs_schema(1), samples) as writer:
         for i in range(samples):
@@ -42,7 +43,7 @@ def pairs(path: Path, samples: int = 48, seed: int = 0) -> Path:
 
 
 def triplets(path: Path, samples: int = 48, seed: int = 0) -> Path:
-    """A split of random pictures with random votes."""
+    """A split of random images with random votes."""
     rng = np.random.default_rng(seed)
     with writing(path, triplets_schema(), samples) as writer:
         for i in range(samples):
@@ -66,7 +67,7 @@ def start(*args: object, module: str = "train.launch", **kwargs) -> subprocess.P
 
 
 def finish(process: subprocess.Popen, timeout: float = 500) -> tuple[int, str]:
-    """(exit code, everything it said)."""
+    """(exit code, its whole output)."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out + err
 
@@ -82,9 +83,9 @@ def fork_server() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Asked:
@@ -122,6 +123,14 @@ def debug(stage: int, data: Path, run: Path, **changes):
     groups["data"] = replace(groups["data"], data=data)
     groups["saving"] = replace(groups["saving"], tensorboard=False)
     return replace(recipe, run=run, **groups, **changes)
+
+
+def step_of(run: Path) -> int:
+    """The last step in a run's metrics, as far as they can be read; 0 if there is none."""
+    try:
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def tensors(run: Path) -> dict:

@@ -41,16 +41,9 @@ def stage2(files, run, **flags) -> list:
     return ["--stage", 2, "--recipe", "debug", "--data", files[0], "--run", run, "--no-tensorboard", *words]
 
 
-def step_of(run) -> int:
-    try:
-        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
 def wait_for_step(slurm, job: str, run, step: int, timeout: float = 180) -> None:
     deadline = time.monotonic() + timeout
-    while step_of(run) < step:
+    while kit.step_of(run) < step:
         assert slurm.job(job)["JobState"] not in ENDED, said_by(run)
         assert time.monotonic() < deadline, said_by(run)
         time.sleep(0.05)

@@ -24,7 +24,6 @@ def take_steps(file, stage: int, name: str, answer) -> None:
     """Answers with [(loss, gradient norm), …] and the peak of memory in bytes."""
     from pipeline.beton.fields import Beton
     from train import data, loop, model
-    from train.arithmetic import image_side
     from train.distributed import World
     from train.optim import Optimizer
 
@@ -35,13 +34,13 @@ def take_steps(file, stage: int, name: str, answer) -> None:
     clip.train()
     optimizer = Optimizer(clip, replace(recipe.optim, warmup_steps=0))
     stepping = loop.STAGES[stage](recipe, clip, World())
-    said = []
-    with data.stream(recipe, Beton(file), World(), image_side(clip), 0) as loader:
+    steps = []
+    with data.stream(recipe, Beton(file), World(), model.image_side(clip), 0) as loader:
         batches = iter(loader)
         for _ in range(STEPS[name]):
-            measured, norm, _, bad = loop.update(stepping, optimizer, next(batches), 1e-4)
-            said.append((float(measured[0]), float(norm), float(bad)))
-    answer.put((said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+            values = loop.update(stepping, optimizer, next(batches), 1e-4)
+            steps.append(tuple(float(values[name]) for name in ("loss", "grad_norm", "skipped")))
+    answer.put((steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +61,9 @@ def test_an_architecture_takes_steps(name, stage, files):
     answer = processes.Queue()
     process = processes.Process(target=take_steps, args=(files[stage], stage, name, answer))
     process.start()
-    said, memory = answer.get(timeout=580)
+    steps, memory = answer.get(timeout=580)
     process.join(60)
     assert process.exitcode == 0 and memory < MEMORY
-    assert len(said) == STEPS[name]
-    for loss, norm, bad in said:
-        assert math.isfinite(loss) and loss >= 0 and 0 < norm < math.inf and bad == 0
+    assert len(steps) == STEPS[name]
+    for loss, norm, skipped in steps:
+        assert math.isfinite(loss) and loss >= 0 and 0 < norm < math.inf and skipped == 0

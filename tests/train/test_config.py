@@ -17,16 +17,6 @@ from train.config import Compute, Data, Optim, Saving, Stage1, Stage2, differenc
 from train.distributed import World
 
 
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return kit.pairs(tmp_path_factory.mktemp("data") / "pairs.beton")
-
-
-@pytest.fixture(scope="module")
-def triplets(tmp_path_factory):
-    return kit.triplets(tmp_path_factory.mktemp("data") / "triplets.beton")
-
-
 @pytest.mark.parametrize(
     "build, said",
     [
@@ -132,7 +122,7 @@ def test_flags_change_the_recipe(split, tmp_path):
     [
         (["--stage", "3"], "--stage 3: there are stages 1"),
         ([], "--stage 1 (perceptual) or --stage 2 (contrastive) is missing"),
-        (["--stage"], "--stage: a value is missing"),
+        (["--stage"], "Missing value for argument '--stage'"),
         (["--stage", "2", "--recipe", "papper"], "--recipe papper: stage 2 has paper, strong, demo, debug"),
         (["--stage", "2", "--recipe", "pft"], "--recipe pft: stage 2 has"),
         (["--stage", "1", "--prior", "lpips"], "--prior"),

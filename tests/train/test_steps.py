@@ -17,7 +17,10 @@ from pipeline.batch import ImageText, Triplet
 from tests.kits import train as kit
 from train import recipes
 from train.distributed import World
+from train.loop import STAGES, update
+from train.metrics import Window
 from train.model import build, fit_context, set_trainable
+from train.optim import Optimizer
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
 
@@ -72,21 +75,21 @@ def assert_close(left: dict, right: dict, tolerance: float = 2e-5) -> None:
 @pytest.mark.parametrize("model", SIDE)
 def test_stage2_is_open_clips_loss(model):
     recipe, batch = recipe_of(2, model), pair_batch(SIDE[model])
-    measured, found, _ = gradients(recipe, batch)
+    measured, grads, _ = gradients(recipe, batch)
     clip = build(recipe).train()
     image, text, scale = clip(batch.images, batch.tokens.long())
     loss = open_clip.ClipLoss()(image, text, scale)
     loss.backward()
-    assert float(measured[0]) == pytest.approx(loss.item(), rel=1e-5)
+    assert float(measured["loss"]) == pytest.approx(loss.item(), rel=1e-5)
     expected = {n: p.grad for n, p in clip.named_parameters()}
-    assert_close(found, expected)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("model", SIDE)
 def test_stage1_is_equations_1_and_2(model):
     recipe, batch = recipe_of(1, model), triplet_batch(SIDE[model])
-    (loss, hits), found, clip = gradients(recipe, batch)
-    assert all(name.startswith("visual.") for name in found)
+    measured, grads, clip = gradients(recipe, batch)
+    assert all(name.startswith("visual.") for name in grads)
     other = build(recipe).train()
     features = other.encode_image(torch.cat([batch.ref, batch.left, batch.right]))
     ref, left, right = features.chunk(3)
@@ -96,21 +99,21 @@ def test_stage1_is_equations_1_and_2(model):
     # A soft vote is that share of people: the mean of both answers' losses.
     both = (0.05 - delta).clamp(min=0) * vote + (0.05 + delta).clamp(min=0) * (1 - vote)
     both.mean().backward()
-    assert loss.item() == pytest.approx(both.mean().item(), rel=1e-5)
+    assert float(measured["loss"]) == pytest.approx(both.mean().item(), rel=1e-5)
     agree = (delta > 0).float() * vote + (delta < 0).float() * (1 - vote)
-    assert float(hits) == pytest.approx(float(agree.mean()), abs=1e-6)
-    assert_close(found, {n: p.grad for n, p in other.named_parameters() if p.grad is not None})
+    assert float(measured["twoafc_soft"]) == pytest.approx(float(agree.mean()), abs=1e-6)
+    assert_close(grads, {n: p.grad for n, p in other.named_parameters() if p.grad is not None})
 
 
 def test_a_triplet_that_does_not_decode_has_no_effect():
     recipe, batch = recipe_of(1, "debug-ViT"), triplet_batch(16)
     valid = batch.valid.clone()
     valid[3] = False
-    _, found, _ = gradients(recipe, replace(batch, valid=valid))
+    _, grads, _ = gradients(recipe, replace(batch, valid=valid))
     _, other, _ = gradients(
         recipe, replace(batch, valid=valid, left=batch.left + 3 * ~valid[:, None, None, None])
     )
-    assert_close(found, other, 1e-6)
+    assert_close(grads, other, 1e-6)
 
 
 @pytest.mark.parametrize("stage", (1, 2))
@@ -133,8 +136,8 @@ def test_weights_that_are_not_numbers_have_no_score(stage):
     clip = build(recipe)
     torch.nn.init.constant_(clip.visual.conv1.weight, math.nan)
     stage_of = PerceptualStage if stage == 1 else ContrastiveStage
-    found = stage_of(recipe, clip, World()).validate([(triplet_batch if stage == 1 else pair_batch)(16)])
-    assert found and all(map(math.isnan, found.values()))
+    scores = stage_of(recipe, clip, World()).validate([(triplet_batch if stage == 1 else pair_batch)(16)])
+    assert scores and all(map(math.isnan, scores.values()))
 
 
 @pytest.mark.parametrize("micro", (0, 2))
@@ -142,37 +145,37 @@ def test_a_pair_that_does_not_decode_has_no_effect(micro):
     batch = pair_batch(16)
     valid = torch.ones(len(batch), dtype=torch.bool)
     valid[[1, 4]] = False
-    measured, found, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), replace(batch, valid=valid))
+    measured, grads, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), replace(batch, valid=valid))
     without = ImageText(*(x[valid] for x in (batch.images, batch.tokens, batch.index, batch.valid)))
     wanted, expected, _ = gradients(recipe_of(2, "debug-ViT"), without)
     torch.testing.assert_close(measured, wanted, rtol=1e-5, atol=0)
-    assert_close(found, expected)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("micro", (1, 3, 6))
 def test_gradient_caching_is_exact(micro):
     batch = pair_batch(16)
     whole, expected, _ = gradients(recipe_of(2, "debug-ViT"), batch)
-    parts, found, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), batch)
-    assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-5)
-    assert_close(found, expected)
+    parts, grads, _ = gradients(recipe_of(2, "debug-ViT", micro=micro), batch)
+    assert float(parts["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-5)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("micro", (0, 4))
 def test_packed_captions_give_the_same_step(micro):
     batch = pair_batch(16)
     padded, expected, _ = gradients(recipe_of(2, "debug-ViT", pack="no"), batch)
-    packed, found, _ = gradients(recipe_of(2, "debug-ViT", pack="yes", micro=micro), batch)
+    packed, grads, _ = gradients(recipe_of(2, "debug-ViT", pack="yes", micro=micro), batch)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=0)
-    assert_close(found, expected)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("recompute", ("pointwise", "blocks"))
 def test_recomputing_changes_nothing(recompute):
     batch = pair_batch(16)
     _, expected, _ = gradients(recipe_of(2, "debug-ViT"), batch)
-    _, found, _ = gradients(recipe_of(2, "debug-ViT", recompute=recompute), batch)
-    assert_close(found, expected)
+    _, grads, _ = gradients(recipe_of(2, "debug-ViT", recompute=recompute), batch)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("stage", (1, 2))
@@ -181,8 +184,8 @@ def test_compiled_towers_give_the_same_step(stage, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     batch = (triplet_batch if stage == 1 else pair_batch)(16)
     _, expected, _ = gradients(recipe_of(stage, "debug-ViT"), batch)
-    _, found, _ = gradients(recipe_of(stage, "debug-ViT", compile=True), batch)
-    assert_close(found, expected, 1e-4)
+    _, grads, _ = gradients(recipe_of(stage, "debug-ViT", compile=True), batch)
+    assert_close(grads, expected, 1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
@@ -192,12 +195,12 @@ def test_compiled_code_gives_the_same_step():
     torch._dynamo.utils.counters.clear()
     batch = pair_batch(16)
     loss, expected, _ = gradients(recipe_of(2, "debug-ViT", pack="yes"), batch)
-    compiled, found, _ = gradients(recipe_of(2, "debug-ViT", compile=True), batch)
+    compiled, grads, _ = gradients(recipe_of(2, "debug-ViT", compile=True), batch)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     # Fused sums round in another order: some of float32's last bits (1e-7 each) in a few hundred additions.
     torch.testing.assert_close(compiled, loss, rtol=1e-5, atol=0)
-    assert_close(found, expected)
+    assert_close(grads, expected)
 
 
 def test_long_captions_end_in_their_end_token():
@@ -223,7 +226,7 @@ def test_gradient_caching_counts_running_statistics_once():
 
 def test_micro_negatives_are_batches_of_their_own():
     batch = pair_batch(16)
-    measured, found, _ = gradients(recipe_of(2, "debug-ViT", micro=4, negatives="micro"), batch)
+    measured, grads, _ = gradients(recipe_of(2, "debug-ViT", micro=4, negatives="micro"), batch)
     clip = build(recipe_of(2, "debug-ViT")).train()
     losses = [
         open_clip.ClipLoss()(*clip(images, tokens.long()))
@@ -231,26 +234,26 @@ def test_micro_negatives_are_batches_of_their_own():
     ]
     mean = torch.stack(losses).mean()
     mean.backward()
-    assert float(measured[0]) == pytest.approx(mean.item(), rel=1e-5)
-    assert_close(found, {n: p.grad for n, p in clip.named_parameters()})
+    assert float(measured["loss"]) == pytest.approx(mean.item(), rel=1e-5)
+    assert_close(grads, {n: p.grad for n, p in clip.named_parameters()})
 
 
 def test_stage1_accumulation_is_exact():
     batch = triplet_batch(16)
     whole, expected, _ = gradients(recipe_of(1, "debug-ViT"), batch)
-    parts, found, _ = gradients(recipe_of(1, "debug-ViT", micro=4), batch)
+    parts, grads, _ = gradients(recipe_of(1, "debug-ViT", micro=4), batch)
     torch.testing.assert_close(parts, whole)
-    assert_close(found, expected)
+    assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("stage", (1, 2))
 def test_bf16_stays_near_fp32(stage):
     batch = (triplet_batch if stage == 1 else pair_batch)(16)
     exact, _, _ = gradients(recipe_of(stage, "debug-ViT"), batch)
-    rounded, found, _ = gradients(recipe_of(stage, "debug-ViT", precision="bf16"), batch)
-    assert rounded[0] != exact[0]  # it was in fact computed in another precision
-    assert float(rounded[0]) == pytest.approx(float(exact[0]), rel=0.05)
-    assert all(g.dtype == torch.float32 for g in found.values())
+    rounded, grads, _ = gradients(recipe_of(stage, "debug-ViT", precision="bf16"), batch)
+    assert rounded["loss"] != exact["loss"]  # it was in fact computed in another precision
+    assert float(rounded["loss"]) == pytest.approx(float(exact["loss"]), rel=0.05)
+    assert all(g.dtype == torch.float32 for g in grads.values())
 
 
 @pytest.mark.parametrize(
@@ -259,11 +262,11 @@ def test_bf16_stays_near_fp32(stage):
 )
 def test_stage1_trains_only_what_it_says(change, names):
     recipe = recipe_of(1, "debug-ViT", trainable=change)
-    _, found, clip = gradients(recipe, triplet_batch(16))
+    _, grads, clip = gradients(recipe, triplet_batch(16))
     tower = {n for n, _ in clip.named_parameters() if n.startswith("visual.")}
     expected = tower if names is None else {n for n in tower if n.endswith(tuple(f"attn.{k}" for k in names))}
-    assert found.keys() == expected
-    assert names is None or len(found) == 2 * len(names)  # two blocks
+    assert grads.keys() == expected
+    assert names is None or len(grads) == 2 * len(names)  # two blocks
 
 
 def test_qkv_needs_blocks():
@@ -292,8 +295,8 @@ def _ranks(rank: int, size: int, folder) -> None:
         recipe, batch = spread_case(*case)
         share = len(batch) // size
         own = {name: value[rank * share : (rank + 1) * share] for name, value in vars(batch).items()}
-        measured, found, _ = gradients(recipe, replace(batch, **own), world)
-        results.append((world.total(measured) / size, found))
+        measured, grads, _ = gradients(recipe, replace(batch, **own), world)
+        results.append((world.mean(measured), grads))
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()
@@ -315,6 +318,26 @@ def test_two_ranks_take_the_step_of_one(number, two_ranks):
         order = torch.tensor([0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11])
         batch = ImageText(**{name: value[order] for name, value in vars(batch).items()})
     expected, gradient, _ = gradients(recipe, batch)
-    measured, found = two_ranks[number]
-    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-6)
-    assert_close(found, gradient, 1e-4)
+    measured, grads = two_ranks[number]
+    assert measured == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-5, abs=1e-6
+    )
+    assert_close(grads, gradient, 1e-4)
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_what_steps_measure_is_read_by_name(stage):
+    recipe, batch = recipe_of(stage, "debug-ViT"), (triplet_batch if stage == 1 else pair_batch)(16)
+    clip = build(recipe)
+    set_trainable(clip, recipe)
+    objective = STAGES[stage](recipe, clip, World())
+    optimizer, window = Optimizer(clip, recipe.optim), Window()
+    steps = [update(objective, optimizer, batch, 1e-3) for _ in range(3)]
+    for values in steps:
+        window.add(values, waited=0.5)
+    course = window.read()
+    assert window.waited == 1.5
+    measured = {1: {"loss", "twoafc_soft"}, 2: {"loss"}}[stage]
+    assert course.keys() == measured | {"grad_norm", "logit_scale", "skipped"}
+    for name, values in course.items():
+        assert values.tolist() == [float(step[name]) for step in steps]

@@ -19,11 +19,6 @@ from train import checkpoint
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return kit.pairs(tmp_path_factory.mktemp("data") / "pairs.beton")
-
-
-@pytest.fixture(scope="module")
 def processes():
     return multiprocessing.get_context(kit.fork_server())
 
@@ -45,13 +40,6 @@ def start_ranks(processes, recipe, size: int) -> list:
     return ranks
 
 
-def step_of(run) -> int:
-    try:
-        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
 def test_killed_at_twenty_random_steps(split, processes, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "whole", steps=120, save_every=3, augment="paper", threads=1)
     kit.train(recipe)
@@ -62,13 +50,13 @@ def test_killed_at_twenty_random_steps(split, processes, tmp_path):
         victim = processes.Process(target=kit.train, args=(recipe,))
         victim.start()
         goal = start + chance.randint(1, 7)
-        while step_of(recipe.run) < goal or step_of(recipe.run) > goal + 1000:
+        while kit.step_of(recipe.run) < goal or kit.step_of(recipe.run) > goal + 1000:
             assert victim.is_alive()
             time.sleep(0.002)
         time.sleep(chance.random() * 0.02)
         os.kill(victim.pid, signal.SIGKILL)
         victim.join()
-    reached = step_of(recipe.run)
+    reached = kit.step_of(recipe.run)
     assert reached < 120, "the kills came too late to mean anything"
     assert kit.train(recipe).done
     kit.assert_same(kit.tensors(tmp_path / "whole"), kit.tensors(recipe.run))
@@ -78,7 +66,7 @@ def test_killed_at_twenty_random_steps(split, processes, tmp_path):
 
 def wait_for_step(run, step: int) -> None:
     deadline = time.monotonic() + 300
-    while step_of(run) < step:
+    while kit.step_of(run) < step:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -148,7 +136,7 @@ def test_ctrl_c_saves_and_ends_with_130(cluster, start_long, tmp_path):
         "interrupted after step" in said and "the same command continues" in said and "Traceback" not in said
     )
     state = checkpoint.check(checkpoint.latest(run))
-    assert state.step == step_of(run) and state.samples == 16 * state.step
+    assert state.step == kit.step_of(run) and state.samples == 16 * state.step
 
 
 def launch_two_ranks(split, run, *args: object) -> tuple[int, str]:

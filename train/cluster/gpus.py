@@ -1,5 +1,8 @@
-"""Whether there are GPUs, asked of the driver: device files tell little (WSL2 has none, containers have some
-without a GPU), and torch takes seconds to import."""
+"""Whether this machine has GPUs that a process may use, and whether a recipe needs one.
+
+The driver is asked, because device files say little (WSL2 has none, and some containers have them without a
+GPU) and importing torch takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import glob
 import os
 
 from train.config import Recipe
+from train.recipes import SMALL
 
 MARKS = ("/dev/nvidia[0-9c]*", "/dev/dxg", "/proc/driver/nvidia")  # of a machine that has a driver
-SMALL = ("demo", "debug")  # recipes that are meant to run on a CPU too
 
 
 def here() -> int:
@@ -25,7 +28,7 @@ def here() -> int:
 
 
 def needed(recipe: Recipe) -> bool:
-    """Whether it would take years without a GPU."""
+    """Whether the recipe would take years without a GPU."""
     return recipe.name not in SMALL
 
 
@@ -41,19 +44,19 @@ def on_cpu(recipe: Recipe) -> str:
             "torch.zeros(1).cuda()' tells why); to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    asked = visible is not None and visible.strip() in ("", "-1")
-    why = _reason(visible)
-    if needed(recipe) and not asked:
+    wanted = visible is not None and visible.strip() in ("", "-1")
+    reason = _reason(visible)
+    if needed(recipe) and not wanted:
         raise ValueError(
-            f"--recipe {recipe.name}: {why}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
+            f"--recipe {recipe.name}: {reason}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES="
         )
-    return f"note: {why}: training on the CPU"
+    return f"note: {reason}: training on the CPU"
 
 
 def _reason(visible: str | None) -> str:
     if visible is not None:
         return f"no GPU found (CUDA_VISIBLE_DEVICES={visible})"
-    there = next((path for mark in MARKS for path in sorted(glob.glob(mark))), None)
-    if there is not None:
-        return f"no GPU found, though {there} is there (nvidia-smi may tell why)"
+    mark = next((path for pattern in MARKS for path in sorted(glob.glob(pattern))), None)
+    if mark is not None:
+        return f"no GPU found, though {mark} is there (nvidia-smi may tell why)"
     return "no GPU found"

@@ -1,4 +1,4 @@
-"""What the command line says of where a run runs."""
+"""The command line's flags for where a run runs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Launch(SlurmFlags):
 
     @property
     def gpus(self) -> int | None:
-        """GPUs a node that the user asked for in sbatch's words; None if these do not tell."""
-        given = self.given
-        kinds = given.get("gpus-per-node") or (given.get("gpus") if self.nodes == 1 else None)
+        """GPUs a node that the user asked for by sbatch's flags; None if these do not say."""
+        flags = self.given
+        kinds = flags.get("gpus-per-node") or (flags.get("gpus") if self.nodes == 1 else None)
         if kinds:  # 4, a100:4, volta:3,kepler:5
             return sum(count_gpus(f"gpu:{kind}") for kind in str(kinds).split(","))
-        return count_gpus(str(given.get("gres", ""))) or None
+        return count_gpus(str(flags.get("gres", ""))) or None

@@ -37,15 +37,16 @@ class Stop:
     def leave(self, main: bool, progressed: bool) -> None:
         """After the checkpoint of an unfinished run: be queued again if asked to make room, else end.
 
-        Returns where the job is not SLURM's.  There it never does: a rank that returned would count as a
-        success.  There a preemption sends SIGTERM first and SIGUSR2 after it, `scancel` SIGTERM
-        alone, so an interrupted job waits a little for the other signal; `scancel` kills it meanwhile.
-        progressed: whether any step was taken; a job without one is not queued again, or it would be
-        for ever.
+        Returns where the job is not SLURM's.  In a SLURM job it never returns, because a rank that did would
+        count as a success.  There a preemption sends SIGTERM and then SIGUSR2, and `scancel` sends SIGTERM
+        alone; so an interrupted job waits a little for the other signal, and `scancel` kills it meanwhile.
+
+        main: whether this is rank 0, which alone asks for the queue.  progressed: whether any step was
+        taken; a job without one is not queued again, or it would be for ever.
         """
-        slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"  # a local run may stand in an allocation
-        patience = time.monotonic() + (_PATIENCE if slurm else 0)
-        while self.asked != PREEMPT and time.monotonic() < patience:
+        in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"  # a local run may stand in an allocation
+        deadline = time.monotonic() + (_PATIENCE if in_slurm else 0)
+        while self.asked != PREEMPT and time.monotonic() < deadline:
             time.sleep(0.2)
         if self.asked == PREEMPT and main:
             if not progressed:
@@ -54,6 +55,6 @@ class Stop:
                 )
             assert callable(self._submitit)
             self._submitit(signal.SIGUSR2, None)  # leaves through SystemExit
-        if slurm:
+        if in_slurm:
             time.sleep(_PATIENCE)  # rank 0's exit ends this one
             sys.exit(130)

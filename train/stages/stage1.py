@@ -14,50 +14,41 @@ from torch import Tensor, nn
 from kernels.triplet import triplet_loss
 from pipeline.batch import Triplet
 from train.config import Stage1
-from train.distributed import World, micro_batches, replicate
-from train.model import Towers
+from train.distributed import synchronised
+from train.stages.stage import Stage, micro_batches
 
 
-class PerceptualStage:
-    """Gradients and validation of stage 1; `measures` names what `gradients` returns."""
+class PerceptualStage(Stage):
+    """Measures "loss" and "twoafc_soft" of a step."""
 
-    unit = "triplets"
-    images = 3  # of a sample
-    measures = ("loss", "twoafc_soft")
-
-    def __init__(self, recipe: Stage1, clip: nn.Module, world: World):
-        self.recipe, self.world, self.clip = recipe, world, clip
-        self.towers = Towers(clip, recipe)
-        self.replica = replicate(self.towers, world)
-        self.micro = recipe.compute.micro or recipe.rank_batch(world.size)
+    recipe: Stage1
 
     def _losses(self, towers: nn.Module, batch: Triplet) -> tuple[Tensor, Tensor]:
         """Loss and hits of each triplet, (B,); 0 for one whose images did not decode."""
         images = torch.cat([batch.ref, batch.left, batch.right])
         features, _ = towers(images)
-        losses, hits = triplet_loss(*features.chunk(3), batch.vote, self.recipe.margin, reduction="none")
+        ref, left, right = features.chunk(3)
+        losses, hits = triplet_loss(ref, left, right, batch.vote, self.recipe.margin, reduction="none")
         return losses * batch.valid, hits * batch.valid
 
-    def gradients(self, batch: Triplet) -> Tensor:
-        """Add this step's gradient to the parameters; returns this rank's (mean loss, soft 2AFC)."""
+    def gradients(self, batch: Triplet) -> dict[str, Tensor]:
+        """The mean of both over this rank's triplets."""
         batch = batch.to(self.world.device)
         total = torch.zeros(2, device=self.world.device)
         for part, last in micro_batches(batch, self.micro):
-            with self.replica.synchronised(last):
-                losses, hits = self._losses(self.replica.module, part)
+            with synchronised(self.replica, last):
+                losses, hits = self._losses(self.replica, part)
                 (losses.sum() / len(batch)).backward()
             total += torch.stack([losses.detach().sum(), hits.sum()])
-        return total / len(batch)
-
-    def constrain(self) -> None:
-        """Nothing to do after an update."""
+        loss, hits = total / len(batch)
+        return {"loss": loss, "twoafc_soft": hits}
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Triplet]) -> dict[str, float]:
         """Mean loss and both 2AFC scores over a held-out split that is spread over the ranks.
 
-        val_twoafc_soft is the share of people agreed with, val_twoafc the agreement with their majority, as
-        evaluation calls them; the latter is missing where no triplet has a majority.
+        val_twoafc_soft is the share of people agreed with, val_twoafc the agreement with their majority, by
+        the names that evaluation uses.  The latter is missing where no triplet has a majority.
         """
         total = torch.zeros(5, dtype=torch.float64)
         for batch in batches:
@@ -68,10 +59,10 @@ class PerceptualStage:
             agrees = (torch.sign(hits - 0.5) + 1) / 2 * decided
             sums = (losses, hits, batch.valid, agrees, decided)
             total += torch.stack([x.double().sum() for x in sums]).cpu()
-        loss, hits, count, agreed, decided = self.world.total(total).tolist()
+        loss, soft, count, majority, all_decided = self.world.total(total).tolist()
         if not count:
             raise ValueError(f"{self.recipe.data.val}: no sample of it decodes; check --val")
         if not math.isfinite(loss):  # a distance that is not a number has counted as a tie
-            hits = agreed = math.nan
-        found = {"val_loss": loss / count, "val_twoafc_soft": hits / count}
-        return found | ({"val_twoafc": agreed / decided} if decided else {})
+            soft = majority = math.nan
+        scores = {"val_loss": loss / count, "val_twoafc_soft": soft / count}
+        return scores | ({"val_twoafc": majority / all_decided} if all_decided else {})

@@ -26,8 +26,9 @@ from kernels.contrastive import contrastive_loss
 from pipeline.batch import ImageText
 from pipeline.packing import Packed, pack
 from train.config import Stage2
-from train.distributed import World, micro_batches, replicate
-from train.model import Towers, fit_context
+from train.distributed import World, synchronised
+from train.model import fit_context
+from train.stages.stage import Stage, micro_batches
 
 ROW = 128  # tokens of a packed row
 
@@ -41,18 +42,13 @@ class Part(NamedTuple):
     last: bool
 
 
-class ContrastiveStage:
-    """Gradients and validation of stage 2; `measures` names what `gradients` returns."""
+class ContrastiveStage(Stage):
+    """Measures the "loss" of a step, which is the same on every rank."""
 
-    unit = "pairs"
-    images = 1  # of a sample
-    measures = ("loss",)
+    recipe: Stage2
 
     def __init__(self, recipe: Stage2, clip: nn.Module, world: World):
-        self.recipe, self.world, self.clip = recipe, world, clip
-        self.towers = Towers(clip, recipe)
-        self.replica = replicate(self.towers, world)
-        self.micro = recipe.compute.micro or recipe.rank_batch(world.size)
+        super().__init__(recipe, clip, world)
         self.group = dist.group.WORLD if world.size > 1 else None
         self.packs = recipe.compute.pack == "yes" or (
             recipe.compute.pack == "auto" and (recipe.compute.compile or world.device.type == "cuda")
@@ -63,7 +59,6 @@ class ContrastiveStage:
         parts = []
         for part, last in micro_batches(batch, self.micro):
             captions = self._captions(part.tokens.cpu())
-            captions = Packed(*map(self._sent, captions)) if self.packs else self._sent(captions)
             parts.append(Part(self._sent(part.images), captions, self._sent(part.valid), last))
         return parts
 
@@ -74,52 +69,60 @@ class ContrastiveStage:
         return x.to(self.world.device, non_blocking=True)
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
-        """Padded as they are, or in rows of one length: the same number of rows in every step if possible."""
+        """On the device, padded as they are or in rows of one length: as many rows as before if they do."""
         tokens = fit_context(tokens, self.clip.context_length)
         if not self.packs:
-            return tokens
+            return self._sent(tokens)
         if not self.rows:
             self.rows = -(-len(pack(tokens, ROW).tokens) * 17 // 16)
-        return pack(tokens, ROW, self.rows)
+        return Packed(*map(self._sent, pack(tokens, ROW, self.rows)))
 
-    def _loss(self, image: Tensor, text: Tensor, valid: Tensor) -> Tensor:
-        """The loss of all ranks' valid pairs, from features (B, D) that are not normalised."""
-        return contrastive_loss(
-            F.normalize(image, dim=-1),
-            F.normalize(text, dim=-1),
-            self.clip.logit_scale.exp(),
-            valid=valid,
-            group=self.group,
-        )
+    def _loss(
+        self, image: Tensor, text: Tensor, valid: Tensor, group: dist.ProcessGroup | None = None
+    ) -> Tensor:
+        """Equation (3), from features (B, D) that are not normalised; `valid` (B,) leaves pairs out.
 
-    def gradients(self, batch: ImageText) -> Tensor:
-        """Add this step's gradient to the parameters; returns (loss,), the same on every rank."""
+            s(I_i, T_j) = cosine of image i and text j               similarity
+            Z_ij        = s(I_i, T_j) / τ                            logits; 1/τ is the logit scale
+            L           = ½ · cross_entropy(Z,  (1, …, N))           images → texts
+                        + ½ · cross_entropy(Zᵀ, (1, …, N))           texts → images
+
+        N pairs are those of all ranks in `group`, or of this rank alone.  The cross-entropies are means over
+        i; `kernels/contrastive.py` computes them without the matrix Z, and `kernels/reference.py` plainly.
+        """
+        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)  # their products are s(I, T)
+        logit_scale = self.clip.logit_scale.exp()  # 1/τ; the parameter is its logarithm
+        return contrastive_loss(image, text, logit_scale, valid=valid, group=group)
+
+    def gradients(self, batch: ImageText) -> dict[str, Tensor]:
+        """The loss of the whole batch, or the mean over its micro-batches."""
         parts = self._parts(batch)
         if len(parts) > 1 and self.recipe.negatives == "global":
-            return self._cached_gradients(parts)
-        total = torch.zeros(1, device=self.world.device)
+            return {"loss": self._cached_gradients(parts)}
+        total = torch.zeros((), device=self.world.device)
         for part in parts:
-            with self.replica.synchronised(part.last):
-                features = self.replica.module(part.images, part.captions)
-                loss = self._loss(*features, part.valid) / len(parts)
+            with synchronised(self.replica, part.last):
+                image, text = self.replica(part.images, part.captions)
+                loss = self._loss(image, text, part.valid, self.group) / len(parts)
                 loss.backward()
             total += loss.detach()
-        return total
+        return {"loss": total}
 
     def _cached_gradients(self, parts: list[Part]) -> Tensor:
+        """Gradients of the whole batch's loss, from towers that see a part at a time; returns the loss."""
         image, text = self._features(parts)
         valid = torch.cat([part.valid for part in parts])
-        loss = self._loss(image.requires_grad_(), text.requires_grad_(), valid)
+        loss = self._loss(image.requires_grad_(), text.requires_grad_(), valid, self.group)
         d_image, d_text, d_scale = torch.autograd.grad(loss, (image, text, self.clip.logit_scale))
         slices = zip(d_image.split(self.micro), d_text.split(self.micro))
         for part, (part_image, part_text) in zip(parts, slices):
-            with self.replica.synchronised(part.last):
-                image, text = self.replica.module(part.images, part.captions)
+            with synchronised(self.replica, part.last):
+                image, text = self.replica(part.images, part.captions)
                 fed = (image * part_image).sum() + (text * part_text).sum()
                 if part.last:  # once, and in the pass whose gradients the ranks average
                     fed = fed + self.clip.logit_scale * d_scale
                 fed.backward()
-        return loss.detach().reshape(1)
+        return loss.detach()
 
     @torch.no_grad()
     def _features(self, parts: Iterable[Part]) -> tuple[Tensor, Tensor]:
@@ -134,7 +137,7 @@ class ContrastiveStage:
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """After an update: keep the logit scale between 1 and its largest value."""
+        """Keep the logit scale between 1 and its largest value."""
         self.clip.logit_scale.clamp_(0, self.recipe.scale_max)
 
     @torch.no_grad()
@@ -144,9 +147,8 @@ class ContrastiveStage:
         for batch in batches:
             tokens = fit_context(batch.tokens, self.clip.context_length)
             image, text = self.towers(batch.images.to(self.world.device), tokens.to(self.world.device))
-            image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
             valid = batch.valid.to(self.world.device)
-            loss, pairs = contrastive_loss(image, text, self.clip.logit_scale.exp(), valid=valid), valid.sum()
+            loss, pairs = self._loss(image, text, valid), valid.sum()
             total += torch.stack([loss * pairs, pairs]).double().cpu()
         loss, count = self.world.total(total).tolist()
         if not count:

@@ -1,7 +1,8 @@
 """Weights that others saved: which of a file's tensors are the model's, and by what names.
 
-Read are tensors alone (`weights_only`); nothing else is unpickled.  Taken is what fills the whole model:
-open_clip's, under the prefixes of DDP, `torch.compile` and trainers, beside optimizers, OpenAI's own.
+Only tensors are read (`weights_only`); nothing else is unpickled.  They must fill the whole model.  Their
+names are open_clip's, also with the prefixes of DDP, `torch.compile` and trainers, or OpenAI's.  What else
+is in the file, such as an optimizer's state, is passed over.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ _HINTS = {
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], Origin]:
-    """(the weights by open_clip's names, what their names tell) of a .safetensors file or torch.save's.
+    """(weights by open_clip's names, what these names say of their origin), of .safetensors or torch.save.
 
-    Raises ValueError for other contents, and where more than one set of weights is in it.
+    Raises ValueError for other contents, and for a file with more than one set of weights.
     """
     with open(file, "rb") as opened:
         if opened.read(20).startswith(b"version https://git-"):
             raise ValueError("a pointer of Git LFS in the file's place; git lfs pull fetches the file")
-    held = checkpoint.weights(file) if file.suffix == ".safetensors" else _unpickled(file)
-    found = {key: part for key, part in {"": held, **held}.items() if _is_weights(part)}
-    if len(found) > 1:
+    contents = checkpoint.weights(file) if file.suffix == ".safetensors" else _unpickled(file)
+    sets = {key: part for key, part in {"": contents, **contents}.items() if _is_weights(part)}
+    if len(sets) > 1:
         raise ValueError(
-            f"more than one set of weights is in it: {', '.join(found)}; save the one that is meant"
+            f"more than one set of weights is in it: {', '.join(sets)}; save the one that is meant"
         )
-    if not found:
+    if not sets:
         raise ValueError("no weights by name in it")
-    state = {name.replace("_orig_mod.", ""): value for name, value in next(iter(found.values())).items()}
+    state = {name.replace("_orig_mod.", ""): value for name, value in next(iter(sets.values())).items()}
     prefix = next((n.removesuffix("logit_scale") for n in state if n.endswith("logit_scale")), "")
     if all(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     if not all(name in state for name in _OPENAI):
         return state, Origin()
-    told = Origin(True, OURS, f"{file.name}, which has OpenAI's {_OPENAI[0]},")
-    return {name: value for name, value in state.items() if name not in _OPENAI}, told
+    origin = Origin(True, OURS, f"{file.name}, which has OpenAI's {_OPENAI[0]},")
+    return {name: value for name, value in state.items() if name not in _OPENAI}, origin
 
 
 def _unpickled(file: Path) -> dict:
@@ -56,20 +57,21 @@ def _unpickled(file: Path) -> dict:
             'sys, torch; torch.save(torch.jit.load(sys.argv[1], "cpu").state_dict(), sys.argv[2])\' IN OUT'
         )
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        contents = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         why = next((line for line in str(error).splitlines() if "GLOBAL" in line), "damaged").strip()
         raise ValueError(f"not tensors alone, and nothing else is unpickled ({why})") from None
     except (RuntimeError, OSError) as error:
         raise ValueError(f"not a whole file of torch.save's ({error})") from None
     except EOFError:
-        held = None
-    return held if isinstance(held, dict) else {}
+        return {}
+    return contents if isinstance(contents, dict) else {}
 
 
 def _is_weights(part: object) -> bool:
-    tensors = [isinstance(value, Tensor) for value in part.values()] if isinstance(part, dict) else []
-    return bool(tensors) and all(tensors) and all(isinstance(name, str) for name in part)
+    if not isinstance(part, dict) or not part:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in part.items())
 
 
 def fill(model: nn.Module, state: dict[str, Tensor]) -> None:

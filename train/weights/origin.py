@@ -1,8 +1,8 @@
-"""What a weights file was trained as, as far as it or a file beside it tells.
+"""What a weights file was trained as, as far as the file or one beside it tells.
 
-Weights fit a model by their shapes alone, also where its activation or its pixels' scale is another: the
-figures are then wrong and nothing fails.  So our checkpoints say it in the file, and for other weights
-the files that people keep beside them are read.
+Weights fit a model by their shapes alone.  They also load where the model's activation or the scale of its
+pixels is another: the figures are then wrong and nothing fails.  So our checkpoints record both in the file,
+and for other weights the files that people keep beside them are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.augment import CLIP_MEAN, CLIP_STD
-from train.recipes import model_files
+from train.architectures import has_quick_gelu
 
 OURS = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, in transformers' files
@@ -22,40 +22,35 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, in transformers' 
 
 @dataclass(frozen=True)
 class Origin:
-    """None: not told.  preprocess: some of open_clip's mean, std, interpolation, resize_mode."""
+    """None: unknown.  preprocess: some of open_clip's mean, std, interpolation, resize_mode."""
 
     quick_gelu: bool | None = None
     preprocess: dict | None = None
-    says: str = ""  # which file told
+    says: str = ""  # the file or files that say so
 
     def over(self, other: Origin) -> Origin:
-        """This, and from `other` what this does not tell."""
-        told = [o.says for o in (self, other) if o.says]
+        """This, and from `other` what is unknown here."""
+        files = [o.says for o in (self, other) if o.says]
         quick = other.quick_gelu if self.quick_gelu is None else self.quick_gelu
-        return Origin(quick, self.preprocess or other.preprocess, " and ".join(dict.fromkeys(told)))
-
-
-def has_quick_gelu(model: str) -> bool | None:
-    """Whether a model of this name has OpenAI's QuickGELU; None for a name that is not known."""
-    file = model_files().get(model)
-    return None if file is None else bool(json.loads(file.read_text()).get("quick_gelu", False))
+        return Origin(quick, self.preprocess or other.preprocess, " and ".join(dict.fromkeys(files)))
 
 
 def metadata(recipe: dict) -> dict[str, str]:
-    """For the header of a checkpoint's weights: what `told` reads back."""
-    quick = has_quick_gelu(recipe.get("model", ""))
-    told = {} if quick is None else {"quick_gelu": json.dumps(quick)}
-    return {"format": "pt", "model": recipe.get("model", ""), "preprocess": json.dumps(OURS), **told}
+    """For the header of a checkpoint's weights: what `of_weights` reads back."""
+    model = recipe.get("model", "")
+    quick = has_quick_gelu(model)
+    activation = {} if quick is None else {"quick_gelu": json.dumps(quick)}
+    return {"format": "pt", "model": model, "preprocess": json.dumps(OURS), **activation}
 
 
 def _in_file(file: Path) -> Origin:
     try:
         with safe_open(file, "pt") as opened:
-            found = opened.metadata() or {}
-    except (OSError, SafetensorError):  # who loads it says what is wrong with it
+            header = opened.metadata() or {}
+    except (OSError, SafetensorError):  # loading it will say what is wrong with it
         return Origin()
     try:
-        values = {name: json.loads(found[name]) for name in ("quick_gelu", "preprocess") if name in found}
+        values = {name: json.loads(header[name]) for name in ("quick_gelu", "preprocess") if name in header}
     except ValueError:  # somebody else's metadata
         return Origin()
     return Origin(**values, says=file.name) if values else Origin()
@@ -77,10 +72,13 @@ def _preprocessor(data: dict, says: str) -> Origin:
     size = data.get("size")
     both = isinstance(size, dict) and {"height", "width"} <= size.keys()
     crop = data.get("do_center_crop", False)
-    found = {"mean": data.get("image_mean"), "std": data.get("image_std")}
-    found["interpolation"] = _RESAMPLE.get(data.get("resample"))
-    found["resize_mode"] = "squash" if both and not crop else "shortest"
-    return Origin(None, {name: value for name, value in found.items() if value is not None}, says)
+    preprocess = {
+        "mean": data.get("image_mean"),
+        "std": data.get("image_std"),
+        "interpolation": _RESAMPLE.get(data.get("resample", 0)),
+        "resize_mode": "squash" if both and not crop else "shortest",
+    }
+    return Origin(None, {name: value for name, value in preprocess.items() if value is not None}, says)
 
 
 def _config(data: dict, says: str) -> Origin:
@@ -99,10 +97,10 @@ _BESIDE = {
 
 
 def _params(file: Path) -> Origin:
-    """open_clip's trainer: RUN/params.txt, lines `name: value`, over RUN/checkpoints.
+    """open_clip's trainer writes RUN/params.txt, lines `name: value`, beside RUN/checkpoints.
 
-    What was fine-tuned from OpenAI's weights had their activation, whatever the name says, in some of its
-    versions and not in others: then nothing is told of it.
+    Weights fine-tuned from OpenAI's had OpenAI's activation in some of its versions, whatever the model's
+    name, and not in others: then the activation is unknown.
     """
     if not file.is_file():
         return Origin()
@@ -114,21 +112,25 @@ def _params(file: Path) -> Origin:
     elif values.get("pretrained", "").lower() == "openai" and not quick:
         quick = None
     words = {n: values.get(f"image_{n}", "None") for n in ("mean", "std", "interpolation", "resize_mode")}
-    found = {n: word.strip("'") for n, word in words.items() if word != "None"}
-    for name in {"mean", "std"} & found.keys():
+    preprocess: dict = {n: word.strip("'") for n, word in words.items() if word != "None"}
+    for name in {"mean", "std"} & preprocess.keys():
+        word = preprocess[name]
         try:
-            found[name] = [float(x) for x in found[name].strip("[]()").split(",")]
+            preprocess[name] = [float(x) for x in word.strip("[]()").split(",")]
         except ValueError:
-            raise ValueError(f"{file}: image_{name} is {found[name]!r}, three numbers are expected") from None
-    return Origin(quick, found or None, str(file)) if found or quick is not None else Origin()
+            raise ValueError(f"{file}: image_{name} is {word!r}, three numbers are expected") from None
+    return Origin(quick, preprocess or None, str(file)) if preprocess or quick is not None else Origin()
 
 
-def told(weights: Path) -> Origin:
-    """Of a .safetensors file, else of the files beside it; raises ValueError for one that is damaged."""
-    found = _in_file(weights) if weights.suffix == ".safetensors" else Origin()
+def of_weights(weights: Path) -> Origin:
+    """Of a .safetensors file's own header, then of the files beside it.
+
+    Raises ValueError for a file beside it that is damaged.
+    """
+    origin = _in_file(weights) if weights.suffix == ".safetensors" else Origin()
     for name, read in _BESIDE.items():
         file = weights.parent / name
-        if found.quick_gelu is not None and found.preprocess is not None or not file.is_file():
+        if origin.quick_gelu is not None and origin.preprocess is not None or not file.is_file():
             continue
         try:
             data = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -137,23 +139,23 @@ def told(weights: Path) -> Origin:
                 f"{file}: not JSON ({error}), so it does not tell what {weights.name} is"
             ) from None
         if isinstance(data, dict):
-            found = found.over(read(data, str(file)))
-    if found.quick_gelu is None or found.preprocess is None:
-        places = dict.fromkeys((weights.parent, weights.absolute().parent.parent))
-        found = found.over(next((o for p in places if (o := _params(p / "params.txt")).says), Origin()))
-    _check_pixels(found)
-    return found
+            origin = origin.over(read(data, str(file)))
+    if origin.quick_gelu is None or origin.preprocess is None:
+        folders = dict.fromkeys((weights.parent, weights.absolute().parent.parent))
+        origin = origin.over(next((o for f in folders if (o := _params(f / "params.txt")).says), Origin()))
+    _check_pixels(origin)
+    return origin
 
 
-def _check_pixels(found: Origin) -> None:
+def _check_pixels(origin: Origin) -> None:
     """ValueError for a mean or a deviation that is not three numbers, or is of pixels from 0 to 255."""
     for name in ("mean", "std"):
-        value = (found.preprocess or {}).get(name, CLIP_MEAN)
+        value = (origin.preprocess or {}).get(name, CLIP_MEAN)
         if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_is_number(v) for v in value)):
-            raise ValueError(f"{found.says}: {name} of the pixels is {value!r}, three numbers are expected")
+            raise ValueError(f"{origin.says}: {name} of the pixels is {value!r}, three numbers are expected")
         if not all(0 <= v <= 1 and (v or name == "mean") for v in value):
             raise ValueError(
-                f"{found.says}: {name} of the pixels is {value!r}; of pixels from 0 to 1 is expected"
+                f"{origin.says}: {name} of the pixels is {value!r}; of pixels from 0 to 1 is expected"
             )
 
 

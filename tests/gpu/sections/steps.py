@@ -92,7 +92,7 @@ def train_step(stage, optimizer, data) -> torch.Tensor:
     """One step of the trainer; its loss."""
     from train.loop import update
 
-    return update(stage, optimizer, data, 1e-7)[0]
+    return update(stage, optimizer, data, 1e-7)["loss"]
 
 
 def trainer_step(name: str) -> dict:
