@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval.sets.prepared import BetonImages, PreparedImages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +16,6 @@ from dataprep import build_ffcv, checks
 from dataprep.convert import ImageSettings, Rejected, convert
 from eval.metrics import perceptual
 from eval.sets.evalset import FileImages, Unreadable
-from eval.sets.prepared import BetonImages, PreparedImages
 from pipeline import dali_loader, ffcv_loader
 from pipeline.beton.fields import Beton, pairs_schema
 from pipeline.beton.writer import Jpeg, writing

@@ -73,7 +73,7 @@ class EmojiTriplets:
 
     split: str
     kind = "triplets"
-    votes = CONSTRUCTED
+    votes = "constructed"
     captions = 0
 
     def rows(self) -> tuple[Row, ...]:

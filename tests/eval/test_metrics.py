@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from eval.ranks import Ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,6 @@ from PIL import Image
 from eval import encode, suite
 from eval.crops import Cache, Preprocess
 from eval.metrics import perceptual, retrieval, zeroshot
-from eval.ranks import Ranks
 from eval.sets import prompts, sources
 from eval.sets.evalset import FileImages
 from tests.kits.eval import encoded, encoders, pictures, tiny_model, write_webdataset

@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
+from eval.ranks import Ranks
 
 from eval import oracle, results, suite
 from eval.crops import Cache
-from eval.ranks import Ranks
 from eval.sets import sources
 from tests.kits.eval import TINY, encoded, encoders, pictures, tiny_model, write_webdataset
 

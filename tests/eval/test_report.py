@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from eval.ranks import Ranks
 
 from eval import encode, results, suite
 from eval.crops import Cache
 from eval.metrics import perceptual, zeroshot
 from eval.metrics.uncertainty import Interval
-from eval.ranks import Ranks
 from eval.report import command as report
 from eval.report import compare, conditions, page, paper
 from eval.report.command import Report

@@ -1,7 +1,7 @@
-"""The pictures of triplets, read as data preparation and the engines read them.
+"""The images of triplets, read as data preparation and the engines read them.
 
 Zero-shot sets are read as the field's reference reads them (`evalset.FileImages`: transparency dropped, the
-EXIF orientation ignored).  A folder of triplets and the .beton made of it are to get the same figure, so both
+EXIF orientation ignored).  A folder of triplets and the .beton made of it must get the same figure, so both
 are read as `pipeline/formats/pictures.py` says.
 """
 
