@@ -6,15 +6,14 @@ be fractions: the share of people who preferred right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from eval.sets.evalset import JoinedImages
+from eval.sets.evalset import JoinedImages, Member
 from eval.sets.triplet_images import BetonImages, PreparedImages
 from pipeline.beton.fields import Beton
 from pipeline.formats import nights
@@ -55,26 +54,17 @@ class Triplets:
     notes: tuple[str, ...] = ()
 
 
-class _Image(NamedTuple):
-    """Where an image lies, as `FileImages` has it, and (height, width) where a table tells."""
-
-    path: Path
-    offset: int
-    length: int
-    name: str
-    size: tuple[int, int] = (0, 0)
-
-
-def _unique(images: Iterable[_Image]) -> tuple[list[_Image], np.ndarray]:
-    """The images that lie at different places, and (N, 3) their numbers."""
-    first: dict[tuple, _Image] = {}
+def _unique(members: Sequence[Member]) -> tuple[list[int], np.ndarray]:
+    """(where each different image comes first in `members`, (N, 3) the images' numbers)."""
     number: dict[tuple, int] = {}
-    rows = []
-    for image in images:
-        place = (image.path, image.offset, image.length)
-        first.setdefault(place, image)
-        rows.append(number.setdefault(place, len(number)))
-    return list(first.values()), np.array(rows, np.int64).reshape(-1, 3)
+    first, rows = [], []
+    for i, member in enumerate(members):
+        bytes_of = (member.path, member.offset, member.size)
+        if bytes_of not in number:
+            number[bytes_of] = len(number)
+            first.append(i)
+        rows.append(number[bytes_of])
+    return first, np.array(rows, np.int64).reshape(-1, 3)
 
 
 def read_beton(path: Path) -> Triplets:
@@ -82,19 +72,18 @@ def read_beton(path: Path) -> Triplets:
     file = Beton(path)
     if file.kind != "triplets":
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
-    index = np.arange(len(file))
-    table = file.rows(index)
-    fields = ("ref", "left", "right")
-    spans = {name: table.spans(name) for name in fields}
-    sizes = {name: table.sizes(name).tolist() for name in fields}
-    images, rows = _unique(
-        _Image(file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}", sizes[n][i])
-        for i in index
-        for n in fields
-    )
+    table = file.rows(np.arange(len(file)))
+    members, sizes = [], []
+    for name in ("ref", "left", "right"):
+        offsets, lengths = (column.tolist() for column in table.spans(name))
+        spans = enumerate(zip(offsets, lengths))
+        members.append([Member(file.path, at, size, f"{name} of sample {i}") for i, (at, size) in spans])
+        sizes.append(table.sizes(name).tolist())
+    members, sizes = ([part for row in zip(*columns) for part in row] for columns in (members, sizes))
+    first, rows = _unique(members)
     return Triplets(
         path=file.path,
-        images=BetonImages([image[:4] for image in images], [image.size for image in images]),
+        images=BetonImages([members[i] for i in first], [sizes[i] for i in first]),
         rows=rows,
         vote=table.records["vote"].astype(np.float64),
         split=np.full(len(file), beton_split(file)),
@@ -152,11 +141,12 @@ def read_nights(folder: Path, splits: Sequence[str] = SPLITS) -> Triplets:
     for row in triplets:
         if missing := [path for path in row.paths if not (folder / path).is_file()]:
             raise ValueError(f"{table}, triplet {row.key}: {folder / missing[0]} is missing")
-    images, rows = _unique(_Image(folder / path, 0, -1, path) for row in triplets for path in row.paths)
+    members = [Member.whole(folder / path, path) for row in triplets for path in row.paths]
+    first, rows = _unique(members)
     fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(triplets)
     return Triplets(
         path=table,
-        images=PreparedImages([image[:4] for image in images]),
+        images=PreparedImages([members[i] for i in first]),
         rows=rows,
         vote=np.array([row.vote for row in triplets]),
         split=np.repeat(list(by_split), [len(part) for part in by_split.values()]),
