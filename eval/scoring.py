@@ -241,5 +241,5 @@ def _triplets_line(result: TripletResult) -> str:
     majority, soft = (metrics.get(m, float("nan")) for m in ("twoafc", "twoafc_soft"))
     both = "" if metrics["ceiling"] == 1 else f" (majority), {100 * soft:.1f} (share of people)"
     splits = " and ".join(sorted({*triplets.split.tolist()}))
-    votes = perceptual.describe_votes(triplets.votes)
+    votes = perceptual.describe_votes(triplets.voters)
     return f"triplets, {splits}: {100 * majority:.1f} 2AFC{both} of {len(triplets.vote)} ({votes})"

@@ -47,39 +47,26 @@ class Report:
 # -- what the page shows ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Votes:
+def _votes(arm: Arm) -> dict[str, object] | None:
     """Whose votes an arm's triplets have, and what a reader must know of them."""
-
-    label: str
-    constructed: bool
-    about: str
-    ceiling: float
-
-
-def _votes(arm: Arm) -> Votes | None:
     record = arm.first.data.get("triplets")
     if not record:
         return None
     voters = perceptual.voters_of(record["votes"])
-    return Votes(
-        label=perceptual.describe_votes(voters),
-        constructed=voters == perceptual.CONSTRUCTED,
-        about=catalog.about_triplets(record.get("source", "")),
-        ceiling=record["metrics"]["ceiling"],
-    )
+    return {
+        "label": perceptual.describe_votes(voters),
+        "constructed": voters == perceptual.CONSTRUCTED,
+        "about": catalog.about_triplets(record.get("source", "")),
+        "ceiling": record["metrics"]["ceiling"],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What the page shows of one comparison."""
+    """A comparison with what is drawn of it."""
 
     comparison: Comparison
-    verdict: str
-    caution: str
-    key_figures: list[tuple[str, compare.Row]]
-    family_charts: list[Figure]
-    votes: Votes | None
+    charts: list[Figure]
     trios: list[Trio]
     retrieval: list[RetrievalPanel]
 
@@ -87,11 +74,7 @@ class Section:
 def _section(comparison: Comparison) -> Section:
     return Section(
         comparison=comparison,
-        verdict=summary.verdict(comparison),
-        caution=summary.caution(comparison),
-        key_figures=summary.key_figures(comparison),
-        family_charts=_family_charts(comparison),
-        votes=_votes(comparison.a),
+        charts=_family_charts(comparison),
         trios=panels.trios(comparison) if comparison.triplets else [],
         retrieval=panels.retrieval_panels(comparison),
     )
@@ -108,9 +91,8 @@ def _family_charts(comparison: Comparison) -> list[Figure]:
         return []
     charts = []
     for measure in (TOP1, TOP5):
-        rows = [row for row in comparison.families if row.measure is measure]
-        charts.append(
-            figures.bars(
+        if rows := [row for row in comparison.families if row.measure is measure]:
+            chart = figures.bars(
                 name=_file_name(comparison, "families", measure.title),
                 title=f"Mean {measure.title}, %",
                 groups=[row.name for row in rows],
@@ -118,7 +100,7 @@ def _family_charts(comparison: Comparison) -> list[Figure]:
                 labels=[comparison.a.label, comparison.b.label],
                 deltas=[signed(row.delta.value) for row in rows],
             )
-        )
+            charts.append(chart)
     return charts
 
 
@@ -133,10 +115,10 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         arms=arms,
         sections=sections,
         single=[] if sections else summary.single_rows(arms[0]),
-        votes=_votes(arms[0]),
+        votes_of=_votes,
         scaling=scaling,
         learning=learning,
-        limit=summary.limit,
+        summary=summary,
         in_paper=[
             (row, cells)
             for row in (sections[0].comparison.rows if sections else [])
@@ -148,13 +130,14 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         not_shared=provenance.not_shared([run for arm in arms for run in arm.runs]),
         paper_sets=len(catalog.PAPER),
         settings=provenance.settings(arms),
+        checkpoint=provenance.checkpoint,
     )
     answers = [
         figures.answers(_file_name(section.comparison, "answers", panel.key, panel.way), panel)
         for section in sections
         for panel in section.retrieval
     ]
-    families = [chart for section in sections for chart in section.family_charts]
+    families = [chart for section in sections for chart in section.charts]
     return page, [*families, *(chart.figure for chart in scaling), *learning, *answers]
 
 

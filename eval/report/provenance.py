@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from eval import assumptions
 from eval.report.runs import Arm, Run
@@ -45,48 +44,27 @@ def differences(runs: Sequence[Run], part: Callable[[Run], dict]) -> dict[str, l
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunColumn:
-    """A run's column of the settings table."""
-
-    label: str
-    arm: int
-    model: str
-    checkpoint: list[str]  # which one, and how its weights were used
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """runs: columns.  differing: {setting: its value in each}.  shared, evaluated: {setting: value}."""
-
-    runs: list[RunColumn]
-    differing: dict[str, list[str]]
-    shared: dict[str, object]
-    evaluated: dict[str, object]
-
-
-def settings(arms: Sequence[Arm]) -> Settings:
-    """What differs between the runs, what they share, and how they were evaluated."""
+def settings(arms: Sequence[Arm]) -> dict[str, dict]:
+    """`differing`: {setting: its value in each run}.  `shared`, `evaluated`: {setting: value} of all runs."""
     runs = [run for arm in arms for run in arm.runs]
     in_recipe = differences(runs, lambda run: run.recipe)
     in_evaluation = differences(runs, _evaluated_with)
     recipe, evaluated = flat(runs[0].recipe), flat(_evaluated_with(runs[0]))
-    return Settings(
-        runs=[_column(run, number) for number, arm in enumerate(arms) for run in arm.runs],
-        differing=in_recipe | {f"evaluated with {name}": values for name, values in in_evaluation.items()},
-        shared={name: value for name, value in recipe.items() if name not in {*in_recipe, "run"}},
-        evaluated={name: value for name, value in evaluated.items() if name not in in_evaluation},
-    )
+    return {
+        "differing": in_recipe | {f"evaluated with {name}": v for name, v in in_evaluation.items()},
+        "shared": {name: v for name, v in recipe.items() if name not in {*in_recipe, "run"}},
+        "evaluated": {name: v for name, v in evaluated.items() if name not in in_evaluation},
+    }
 
 
 def _evaluated_with(run: Run) -> dict:
     return run.final.data["settings"] | run.final.data["versions"]
 
 
-def _column(run: Run, arm: int) -> RunColumn:
+def checkpoint(run: Run) -> list[str]:
+    """Which checkpoint it is, and how its weights were used."""
     about = run.final.data["checkpoint"]
     which = about["source"]
     if "samples" in about:
         which = f"step {about['step']:,}, {about['samples']:,} samples"
-    lines = [which, *assumptions.weights_used_as(run.final.data)]
-    return RunColumn(label=run.label, arm=arm, model=about["model"], checkpoint=lines)
+    return [which, *assumptions.weights_used_as(run.final.data)]

@@ -192,7 +192,7 @@ def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
     table = folder / "data.csv"
     table.write_text(table.read_text().replace(",8,", ",5,", 2))
     arguments = ["--checkpoint", "debug-ViT", "--triplets", folder, "--no-cache", "--out", tmp_path / "run"]
-    run.main([str(a) for a in arguments])
+    assert run.main([str(a) for a in arguments]) == 0
     note = "1 triplets of fewer than 6 votes left out"
     assert f"note: triplets: {note}" in capsys.readouterr().out
     assert Evaluation.read(tmp_path / "run").data["triplets"]["notes"] == [note]
@@ -217,7 +217,7 @@ def test_the_reports_pictures_are_of_the_split_that_was_evaluated(built, tmp_pat
 
     for what in ("out", "source"):
         arguments = ["--checkpoint", "debug-ViT", "--triplets", built / what, "--triplet-splits", "train"]
-        run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]])
+        assert run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]]) == 0
         shown = Images(Evaluation.read(tmp_path / what), "triplets")
         expected = perceptual.read(built / what, ("train",)).images
         for i in range(len(expected)):

@@ -73,7 +73,7 @@ def test_results_of_weights_with_one_name_do_not_meet(root, tensors, tmp_path, m
     files = [f"{MODEL},{place / 'open_clip_model.safetensors'}" for place in what]
     monkeypatch.chdir(tmp_path)
     for one in (*what, *files, files[0]):
-        run.main(["--checkpoint", str(one), "--data", str(root), "--no-cache"])
+        assert run.main(["--checkpoint", str(one), "--data", str(root), "--no-cache"]) == 0
     found = [Evaluation.read(p).data["checkpoint"] for p in sorted((tmp_path / "eval-results").iterdir())]
     assert len({(one["model"], one["pretrained"]) for one in found}) == len(found) == 4
     assert {one["model"] for one in found} == {"tiny", MODEL}

@@ -47,7 +47,7 @@ class _Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_wholepage(runs, tmp_path, capsys):
+def test_the_whole_page(runs, tmp_path, capsys):
     arguments = [f"PI={runs['pi']}", f"Baseline={runs['baseline']}", "--out", str(tmp_path / "report")]
     assert report.main(arguments) == 0
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
