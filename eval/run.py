@@ -45,7 +45,7 @@ def run(options: Evaluate) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     machine.settle()
-    return console.command(lambda: run(tyro.cli(Evaluate, args=arguments)))
+    return console.command(lambda: run(tyro.cli(Evaluate, prog="python -m eval.run", args=arguments)))
 
 
 if __name__ == "__main__":

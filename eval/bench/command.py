@@ -188,4 +188,4 @@ def _run(options: Bench) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return console.command(lambda: _run(tyro.cli(Bench, args=arguments)))
+    return console.command(lambda: _run(tyro.cli(Bench, prog="python -m eval.bench", args=arguments)))

@@ -153,4 +153,4 @@ def write(options: Report) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return console.command(lambda: write(tyro.cli(Report, args=arguments)))
+    return console.command(lambda: write(tyro.cli(Report, prog="python -m eval.report", args=arguments)))

@@ -103,11 +103,9 @@ class Kind:
     shown: list[int]
 
 
-def kinds(
-    a: np.ndarray, b: np.ndarray, labels: tuple[str, str], each: int = EACH, seed: int = 0
-) -> list[Kind]:
+def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str]) -> list[Kind]:
     """Split queries by whose first answer is right; a, b (Q,) bool."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     parts = (
         (f"only {labels[0]} is right", a & ~b),
         (f"only {labels[1]} is right", b & ~a),
@@ -117,7 +115,7 @@ def kinds(
     out = []
     for title, mask in parts:
         rows = np.flatnonzero(mask)
-        chosen = rng.choice(rows, min(each, len(rows)), replace=False) if len(rows) else []
+        chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else []
         out.append(Kind(title, len(rows), sorted(int(i) for i in chosen)))
     return out
 
@@ -278,7 +276,7 @@ def trios(comparison: Comparison) -> list[Trio]:
     """Triplets with the voted image marked and both arms' distances."""
     arms = (comparison.a, comparison.b)
     arrays = [arm.first.arrays("triplets") for arm in arms]
-    right = [TWOAFC.hits(one) == 1 for one in arrays]  # even votes are NaN, so false
+    right = [TWOAFC.hits(outcomes) == 1 for outcomes in arrays]  # even votes are NaN, so false
     images = Images(arms[0].first, "triplets")
     return [
         _trio(images, arrays, row, kind)
@@ -294,7 +292,7 @@ def _trio(images: Images, arrays: list[dict[str, np.ndarray]], row: int, kind: K
         Choice(
             thumbnail=images.thumbnail(image, side),
             voted=vote > 0.5 if side == "right" else vote < 0.5,
-            distances=[f"{one['dist'][row][number]:.3f}" for one in arrays],
+            distances=[f"{outcomes['dist'][row][number]:.3f}" for outcomes in arrays],
         )
         for number, (side, image) in enumerate(zip(("left", "right"), others))
     ]

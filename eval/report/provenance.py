@@ -35,10 +35,10 @@ def flat(settings: dict, prefix: str = "") -> dict:
 
 def differences(runs: Sequence[Run], part: Callable[[Run], dict]) -> dict[str, list[str]]:
     """{setting: its value in each run} of those that are not all equal; nested settings as a.b."""
-    settings = [flat(part(run)) for run in runs]
+    by_run = [flat(part(run)) for run in runs]
     out = {}
-    for name in dict.fromkeys(name for one in settings for name in one):
-        values = [json.dumps(one[name]).strip('"') if name in one else "–" for one in settings]
+    for name in dict.fromkeys(name for settings in by_run for name in settings):
+        values = [json.dumps(s[name]).strip('"') if name in s else "–" for s in by_run]
         if len(set(values)) > 1 and name != "run":
             out[name] = values
     return out

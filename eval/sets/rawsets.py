@@ -141,12 +141,12 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
 
 
 def _voc_objects(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """(class, box) of every object; their sides are found by name, since their order varies."""
+    """(class, box) of every object; sides are read by name, since their order varies."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     try:
-        things = ElementTree.parse(path).findall("object")
         return [
-            (t.findtext("name"), tuple(int(t.findtext(f"bndbox/{side}")) for side in sides)) for t in things
+            (o.findtext("name"), tuple(int(o.findtext(f"bndbox/{side}")) for side in sides))
+            for o in ElementTree.parse(path).findall("object")
         ]
     except (ElementTree.ParseError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an annotation of VOC's ({error})") from None
@@ -164,12 +164,12 @@ def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
         if not line.strip():
             continue
         name = line.split()[0]
-        for thing, box in _voc_objects(base / "Annotations" / f"{name}.xml"):
-            if thing not in number:
-                raise ValueError(f"{base}: {name}.xml has a {thing!r}, which is none of VOC's 20 classes")
+        for label, box in _voc_objects(base / "Annotations" / f"{name}.xml"):
+            if label not in number:
+                raise ValueError(f"{base}: {name}.xml has a {label!r}, which is none of VOC's 20 classes")
             paths.append(base / "JPEGImages" / f"{name}.jpg")
             boxes.append(box)
-            labels.append(number[thing])
+            labels.append(number[label])
             groups.append(group)
     loaded = prompts.load("voc2007", folder, None, profile)
     images = CroppedImages(paths, boxes)

@@ -15,7 +15,7 @@ from eval.report.command import Report
 from eval.report.runs import arms, read_run
 from eval.sets import catalog
 from tests.kits.eval import encoded, pictures, write_webdataset
-from tests.kits.eval_runs import COUNT, NAMES, evaluated, page, voted
+from tests.kits.eval_runs import COUNT, NAMES, change, evaluated, page, voted
 
 
 def test_seeds(runs, tmp_path):
@@ -63,7 +63,7 @@ def test_comparison_is_paired_and_corrected(runs):
 
 
 def test_results_of_another_version_are_named(runs, tmp_path):
-    for number, change in enumerate(
+    for number, edit in enumerate(
         (
             lambda data: data.update(schema=0),
             lambda data: data.pop("checkpoint"),
@@ -73,7 +73,7 @@ def test_results_of_another_version_are_named(runs, tmp_path):
     ):
         place = tmp_path / str(number)
         shutil.copytree(runs["pi2"] / "eval" / "step-000100", place)
-        change(place, change)
+        change(place, edit)
         with pytest.raises(ValueError, match=r"results.json: of another version of this project"):
             read_run(str(place))
 
