@@ -11,13 +11,13 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
@@ -86,10 +86,8 @@ class Figure:
             self.drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
         return text.getvalue()
 
-    def inline(self) -> Markup:
+    def inline(self) -> str:
         """An <svg> element without fixed size whose colours and font are the page's."""
-        from markupsafe import Markup, escape
-
         whole = self._svg()
         head, _, body = whole[whole.index("<svg") :].partition(">")
         head = re.sub(r' (width|height)="[^"]*"', "", head)
@@ -98,7 +96,7 @@ class Figure:
         body = _FONT.sub("font-family: inherit", body).replace("bold ", "")
         for colour, variable in _VARIABLES.items():
             body = body.replace(colour, f"var({variable})")
-        return Markup(f'{head} role="img" aria-label="{escape(self.alt)}">{body}')
+        return f'{head} role="img" aria-label="{escape(self.alt)}">{body}'
 
     def save(self, folder: Path) -> list[Path]:
         """NAME.svg and NAME.png (200 dpi, white)."""

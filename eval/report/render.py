@@ -1,6 +1,6 @@
 """The page from its templates, and how numbers become text.  Knows nothing about runs.
 
-Everything that a template prints is escaped, except the charts, which `figures.Figure.inline` marks safe.
+Everything that a template prints is escaped, except the charts (`drawing` in templates/macros.html.j2).
 """
 
 from __future__ import annotations

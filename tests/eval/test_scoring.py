@@ -72,7 +72,7 @@ def test_pictures_in_common_are_encoded_once(root, tmp_path):
 @pytest.mark.parametrize("batch_size, workers", [(1, 1), (3, 4), (64, 2)])
 def test_metrics_do_not_depend_on_batch_or_workers(root, batch_size, workers):
     options = scoring.Settings(batch_size=batch_size, text_batch_size=batch_size + 1, workers=workers)
-    expected, found = score(root), score(root, options=options)
+    expected, found = score(root), score(root, settings=options)
     assert [s.metrics for s in found.sets] == [s.metrics for s in expected.sets]
 
 

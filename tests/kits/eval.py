@@ -124,19 +124,6 @@ def classes_by_folder(evalset) -> dict[str, str]:
     }
 
 
-def emoji_folders(emoji: Path, root: Path, limit: int = 0) -> Path:
-    """The demo's four sets, built from the emoji folder of the development data."""
-    meta = json.loads((emoji / "meta.json").read_text())[: limit or None]
-    images = [(emoji / "fluent3d" / f"{m['id']}.png").read_bytes() for m in meta]
-    for field in ("name", "subcategory", "category"):
-        names = sorted({m[field] for m in meta}) if field != "name" else [m["name"] for m in meta]
-        plural = {"name": "names", "subcategory": "subcategories", "category": "categories"}[field]
-        labels = list(range(len(meta))) if field == "name" else [names.index(m[field]) for m in meta]
-        write_webdataset(root / f"wds_emoji-{plural}", images, labels, names, ["an emoji of {c}"])
-    write_webdataset(root / "wds_emoji-retrieval", images, [[m["name"]] for m in meta])
-    return root
-
-
 def three_sets(root: Path) -> Path:
     """Two sets over the same images, one with captions, one below five classes."""
     images = [encoded(p) for p in pictures(11)]

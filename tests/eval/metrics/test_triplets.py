@@ -105,6 +105,20 @@ def test_a_file_without_a_word_goes_by_its_name(tmp_path):
     assert set(perceptual.read(file).split) == {"test"}
 
 
+@pytest.mark.parametrize(
+    "votes, voters",
+    [("constructed", "constructed"), ("constructed, no human vote", "constructed"), ("human", "human")],
+)
+def test_a_file_tells_whose_votes_it_has(tmp_path, votes, voters):
+    """By a key; older files have a sentence in its place."""
+    file = kit.triplets(tmp_path / "mine.beton", 4)
+    file.with_suffix(".json").write_text(json.dumps({"votes": votes, "source": {"name": "demo"}}))
+    triplets = perceptual.read(file)
+    assert (triplets.voters, triplets.source) == (voters, "demo")
+    words = perceptual.describe_votes(triplets.voters)
+    assert words == ("human" if voters == "human" else "constructed, no human vote")
+
+
 # -- majority and share of people ---------------------------------------------------------
 
 
