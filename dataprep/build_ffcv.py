@@ -66,7 +66,7 @@ class Demo:
         state = "" if written else "up to date, "
         say(f"{self.out / 'eval'}: {state}4 evaluation sets of the held-out vendor {emoji.HELD_OUT}")
         if not self.nights:
-            say(f"The triplets are {emoji.CONSTRUCTED}; --nights DIR uses human ones.")
+            say("The triplets are constructed, no human voted; --nights DIR uses human ones.")
 
 
 @dataclass(kw_only=True)

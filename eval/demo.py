@@ -4,9 +4,9 @@
     python -m eval.demo --nights ~/nights     stage 1 on a user's own NIGHTS folder
     python -m eval.demo --short               a few steps of everything, to see that all of it works here
 
-Each step is a command of this project in a process of its own, printed before it runs; each of
-them reuses or continues what it finds, so an interrupted demo goes on where it was.  The driver
-adds one file, `summary.json` (seconds of every step, headline figures of both runs), and the closing table.
+Each step is a command of this project in a process of its own, printed before it runs.  Each reuses or
+continues what is there, so an interrupted demo goes on where it was.  The driver adds one file,
+`summary.json` (seconds of every step, headline figures of both runs), and the closing table.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.base import files
-from pipeline.base.console import command
+from eval.results import RESULTS
+from eval.sets import catalog
+from pipeline.base import console, files
 
-HEADLINES = (
-    "names_top1", "names_top5", "subcategory_top1", "category_top1",
-    "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "twoafc",
-)  # fmt: skip
+HEADLINES = (*(name for entry in catalog.DEMONSTRATION for name in entry.headline), "twoafc")
+RUNS = {"pi": "PI", "baseline": "Baseline"}  # folder → label in the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +70,18 @@ def steps(demo: Demo, out: Path) -> dict[str, list[str]]:
         "pi": [*launch, *pairs, "--init", str(out / "stage1"), "--run", str(out / "pi")],
         "baseline": [*launch, *pairs, "--run", str(out / "baseline")],
     }  # fmt: skip
-    for run in ("pi", "baseline"):
+    for run in RUNS:
         commands[f"eval {run}"] = [
             "-m", "eval.run", "--checkpoint", str(out / run), "--data", str(demo.data / "eval"),
             "--triplets", str(test),
         ]  # fmt: skip
-    commands["report"] = [
-        "-m", "eval.report", str(out / "pi"), str(out / "baseline"), "--out", str(out / "report"),
-    ]  # fmt: skip
+    labelled = [f"{label}={out / run}" for run, label in RUNS.items()]
+    commands["report"] = ["-m", "eval.report", *labelled, "--out", str(out / "report")]
     return commands
 
 
 def run_step(name: str, command: list[str]) -> float:
-    """Run one command in this Python; its wall-clock seconds.  A failed one ends the demo with its code."""
+    """Run one command in this Python; its wall-clock seconds.  If it fails, the demo ends with its code."""
     print(f"\n── {name}: python {' '.join(command)}", flush=True)
     started = time.perf_counter()
     code = subprocess.call([sys.executable, *command])
@@ -110,8 +108,8 @@ def print_table(runs: dict[str, dict]) -> None:
         print(f"{key:28}{pi:8.3f}{baseline:10.3f}{pi - baseline:+8.3f}")
 
 
-def main(demo: Demo) -> None:
-    """Run every step; raises ValueError for a NIGHTS folder that is none."""
+def run(demo: Demo) -> None:
+    """Run every step; ValueError for a --nights folder without a table."""
     if demo.nights and not (demo.nights / "data.csv").is_file():
         raise ValueError(f"--nights {demo.nights}: no data.csv there; expected NIGHTS' own layout")
     out = demo.out.with_name(demo.out.name + "-short") if demo.short else demo.out
@@ -119,8 +117,7 @@ def main(demo: Demo) -> None:
     started = time.perf_counter()
     seconds = {name: run_step(name, command) for name, command in steps(demo, out).items()}
     headlines = {
-        run: json.loads((out / run / "eval" / "results.json").read_text())["headline"]
-        for run in ("pi", "baseline")
+        folder: json.loads((out / folder / "eval" / RESULTS).read_text())["headline"] for folder in RUNS
     }
     write_summary(out, seconds, headlines)
     print_table(headlines)
@@ -130,5 +127,9 @@ def main(demo: Demo) -> None:
     print(f"\n{time.perf_counter() - started:.0f} s in all; the report: {out / 'report' / 'index.html'}")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    return console.command(lambda: run(tyro.cli(Demo, prog="python -m eval.demo", args=arguments)))
+
+
 if __name__ == "__main__":
-    sys.exit(command(lambda: main(tyro.cli(Demo, prog="python -m eval.demo"))))
+    sys.exit(main())

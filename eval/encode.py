@@ -5,7 +5,7 @@ B batch, T tokens, D width, N images, M texts.
 All texts of all sets are encoded in one pass: equal ones once, sorted by length, each batch cut
 after its longest end token (what follows an end token cannot reach it in a causal transformer).
 
-Vectors are cached in float32, not half precision: figures computed from the cache are those of the
+Vectors are cached in float32, not half precision: figures computed from the cache equal those of the
 first run to the last digit.  All 31 sets (419,108 images) take 0.9 GB a checkpoint at width 512.
 """
 
@@ -15,13 +15,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.crops import Cache, Crops, Preprocess
-from eval.ranks import Ranks
-from eval.sets.evalset import EvalSet
+from eval.cache import Cache
+from eval.crops import Crops, Images, Preprocess
+from eval.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Encoders:
 
     image: (B, 3, S, S) float32 → (B, D).  text: (B, T) int64 → (B, D); both unnormalised.
     tokenize: list of strings → (M, T) int64, zero after the end token when `cut` is true, and then
-    `text` takes any T that holds every end token.  identity names weights, layers and pixels' scale, for
+    `text` takes any T that holds every end token.  identity names weights, layers and the pixels' scale, for
     the cache.
     """
 
@@ -45,7 +46,10 @@ class Encoders:
 
 
 def _cut_text(model) -> Callable[[Tensor], Tensor]:
-    """open_clip's `CLIP.encode_text` for fewer than its full number of positions, same weights and order."""
+    """open_clip's `CLIP.encode_text` for fewer than its full number of positions, same weights and order.
+
+    `kernels/towers.py` trims texts too, and faster; this one repeats open_clip's operations, for equal bits.
+    """
     from open_clip.transformer import text_global_pool
 
     def encode(tokens: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ def _cut_text(model) -> Callable[[Tensor], Tensor]:
 
 
 def model_identity(model: torch.nn.Module, preprocess: Preprocess) -> str:
-    """Hash of every parameter and buffer by name, and of what makes other embeddings of the same weights:
+    """Hash of every parameter and buffer by name, and of what gives other embeddings from the same weights:
     the layers (QuickGELU or GELU) and the pixels' mean and deviation."""
     digest = hashlib.blake2b(f"{model} {preprocess.mean} {preprocess.std}".encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
@@ -78,7 +82,6 @@ def from_open_clip(model, tokenizer, transform, device: torch.device, precision:
 
     model = model.to(device).eval()
     cut = isinstance(model, CLIP) and model.text_pool_type == "argmax" and model.attn_mask is not None
-    text = _cut_text(model) if cut else model.encode_text
 
     def guarded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def run(x: Tensor) -> Tensor:
@@ -88,9 +91,15 @@ def from_open_clip(model, tokenizer, transform, device: torch.device, precision:
         return run
 
     preprocess = Preprocess.from_transform(transform)
-    identity = model_identity(model, preprocess)
     return Encoders(
-        guarded(model.encode_image), guarded(text), tokenizer, preprocess, identity, device, precision, cut
+        image=guarded(model.encode_image),
+        text=guarded(_cut_text(model) if cut else model.encode_text),
+        tokenize=tokenizer,
+        preprocess=preprocess,
+        identity=model_identity(model, preprocess),
+        device=device,
+        precision=precision,
+        cut=cut,
     )
 
 
@@ -105,40 +114,64 @@ def check_finite(features: Tensor, name: Callable[[int], str], what: str) -> Non
         )
 
 
+class _Rows:
+    """(count, D) float32 that each rank fills in part; D is known from the first rows."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._rows: Tensor | None = None
+
+    def put(self, where: Tensor | slice, features: Tensor) -> None:
+        if self._rows is None:
+            self._rows = torch.zeros(self._count, features.shape[1])
+        self._rows[where] = features
+
+    def combined(self, ranks: Ranks) -> Tensor:
+        """All rows, on every rank."""
+        width = max(ranks.gather(0 if self._rows is None else self._rows.shape[1]))
+        return ranks.combine(torch.zeros(self._count, width) if self._rows is None else self._rows)
+
+
+# -- images -----------------------------------------------------------------------------------------
+
+
+def crops_of(images: Images, preprocess: Preprocess, cache: Cache) -> Crops:
+    """The crops of a set's images; sets over the same images (CLEVR's two) share them by content."""
+    return Crops(images, preprocess, cache, f"{cache.identity(images)}-{preprocess.key}")
+
+
+def image_features(
+    crops: Crops, encoders: Encoders, batch_size: int, workers: int, ranks: Ranks
+) -> tuple[Tensor, dict[int, str]]:
+    """(N, D) float32 unit rows on the CPU, and {index: message} of unreadable images, whose rows are zero."""
+    key = f"image-{crops.key}-{encoders.identity}-{encoders.precision}"
+    count = len(crops.images)
+    known = crops.cache.load(key, count)
+    if all(ranks.gather(known is not None)):
+        return torch.from_numpy(known), {}
+    rows = _Rows(count)
+
+    def encode(span: range, batch: np.ndarray) -> None:
+        x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, count))
+        features = F.normalize(encoders.image(x).float(), dim=-1)[: len(span)].cpu()
+        rows.put(slice(span.start, span.stop), features)
+
+    unreadable = crops.for_each(encode, batch_size, workers, ranks)
+    features = rows.combined(ranks)
+    if unreadable:
+        features[list(unreadable)] = 0
+    check_finite(features, crops.images.name, str(crops.images.name(0)).split(", member")[0])
+    if ranks.rank == 0 and not unreadable:  # a file of features would not say which rows are unreadable
+        crops.cache.save(key, features.numpy())
+    return features, unreadable
+
+
 def _padded(x: Tensor, rows: int) -> Tensor:
     """Zero rows added: every batch of a set has one shape, so the kernels, and the digits, are the same."""
     return x if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 
-def image_features(
-    one: EvalSet | Crops, encoders: Encoders, cache: Cache, batch_size: int, workers: int, ranks: Ranks
-) -> tuple[Tensor, dict[int, str]]:
-    """(N, D) float32 unit rows on the CPU, and {index: message} of unreadable images, whose rows are zero."""
-    crops = one if isinstance(one, Crops) else crops_of(one, encoders.preprocess, cache)
-    key = f"image-{crops.key}-{encoders.identity}-{encoders.precision}"
-    count = len(crops.images)
-    if ranks.gather(cache.has(key, count))[0]:
-        return torch.from_numpy(cache.load(key, count)), crops.bad
-    out = None
-    for span, batch in crops.batches(batch_size, workers, ranks):
-        x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, count))
-        features = F.normalize(encoders.image(x).float(), dim=-1)[: len(span)].cpu()
-        if out is None:
-            out = torch.zeros(count, features.shape[1])
-        out[span.start : span.stop] = features
-    width = max(ranks.gather(0 if out is None else out.shape[1]))
-    out = ranks.combine(torch.zeros(count, width) if out is None else out)
-    if crops.bad:
-        out[list(crops.bad)] = 0
-    check_finite(out, crops.images.name, str(crops.images.name(0)).split(", member")[0])
-    if ranks.rank == 0 and not crops.bad:  # a file of features would not say which rows no decoder read
-        cache.save(key, out.numpy())
-    return out, crops.bad
-
-
-def crops_of(one: EvalSet, preprocess: Preprocess, cache: Cache) -> Crops:
-    """The set's crops; sets over the same pictures (CLEVR's two) share them by the pictures' hash."""
-    return Crops(one.images, preprocess, cache, f"{cache.identity(one.images)}-{preprocess.key}")
+# -- texts ------------------------------------------------------------------------------------------
 
 
 def text_key(texts: Sequence[str], encoders: Encoders, what: str) -> str:
@@ -157,20 +190,17 @@ def text_features(
     tokens = encoders.tokenize(unique).to(torch.int64)
     lengths = tokens.argmax(1) + 1 if encoders.cut else torch.full((len(unique),), tokens.shape[1])
     order = torch.argsort(lengths, stable=True)
-    spans = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
-    out = None
-    for number in ranks.mine(len(spans)):
-        rows = spans[number]
+    batches = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
+    out = _Rows(len(unique))
+    for number in ranks.mine(len(batches)):
+        rows = batches[number]
         batch = tokens[rows, : int(lengths[rows].max())].to(encoders.device)
         batch = _text_padded(batch, min(batch_size, len(unique)))
         features = F.normalize(encoders.text(batch).float(), dim=-1)
-        if out is None:
-            out = torch.zeros(len(unique), features.shape[1])
-        out[rows] = features[: len(rows)].cpu()
-    width = max(ranks.gather(0 if out is None else out.shape[1]))
-    out = ranks.combine(torch.zeros(len(unique), width) if out is None else out)
-    check_finite(out, lambda i: repr(unique[i]), "texts")
-    return dict(zip(unique, out))
+        out.put(rows, features[: len(rows)].cpu())
+    features = out.combined(ranks)
+    check_finite(features, lambda i: repr(unique[i]), "texts")
+    return dict(zip(unique, features))
 
 
 def _text_padded(tokens: Tensor, rows: int) -> Tensor:
@@ -179,6 +209,6 @@ def _text_padded(tokens: Tensor, rows: int) -> Tensor:
     return tokens if missing <= 0 else torch.cat([tokens, tokens[-1:].expand(missing, -1)])
 
 
-def stacked(texts: Sequence[str], known: dict[str, Tensor]) -> Tensor:
+def stacked(texts: Sequence[str], vectors: dict[str, Tensor]) -> Tensor:
     """(M, D): the vectors of these texts."""
-    return torch.stack([known[t] for t in texts])
+    return torch.stack([vectors[t] for t in texts])

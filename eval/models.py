@@ -1,30 +1,43 @@
-"""A model ready for evaluation, with its own pixels and tokens: open_clip's by tag, hub or folder.
+"""A model ready for evaluation, with its own pixels and tokens: a run's, a file's, or open_clip's.
 
-Weights from a training run or a file are `eval/run.py`'s business, which hands them over as `Loaded`.
+The only file of this room that knows a trainer's run folder.  What is taken for granted about weights that
+do not say how they were trained is `eval/assumptions.py`'s.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from eval.encode import Encoders
+import torch
+
+from eval import assumptions
+from eval.encode import Encoders, from_open_clip
+from pipeline import text
+from train import checkpoint
+from train.model import create, load_file, load_run
 
 CONFIG = "open_clip_config.json"
-NO_MODEL = (RuntimeError, OSError, ValueError, ImportError, KeyError)
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # suffixes of files of weights
+LOAD_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    ImportError,
+    KeyError,
+)  # of open_clip, for a bad name or file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model ready for `encode.from_open_clip`, and what results.json says about it."""
 
-    model: object
+    model: torch.nn.Module
     name: str
     about: dict
     recipe: dict | None = None
@@ -34,17 +47,104 @@ class Loaded:
     tokenizer: str = ""  # open_clip's name of it, where that is not the model's
 
 
-def refused(what: str, error: Exception, hint: str = "") -> ValueError:
+def load(what: str, seed: int = 0) -> Loaded:
+    """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else.
+
+    seed: of a bare name's random weights.
+    """
+    path = Path(what)
+    schema, _, address = what.partition(":")
+    if schema == "hf-hub":
+        return _from_schema(what, address.replace("/", "-"))
+    if schema == "local-dir":
+        return _from_schema(what, Path(address).resolve().name)
+    if path.is_dir():
+        folder = _open_clip_folder(path)
+        return _from_schema(f"local-dir:{folder}", path.resolve().name) if folder else _from_run(path)
+    if (path.suffix in WEIGHTS or path.is_file()) and "," not in what:
+        raise ValueError(
+            f"--checkpoint {what}: a file; say which architecture: NAME,{what}, or name the run's folder"
+        )
+    name, _, weights = what.partition(",")
+    if os.sep in name or name.startswith("."):
+        raise ValueError(f"--checkpoint {what}: no such folder{_similar_name(name)}")
+    file = Path(weights).expanduser()  # which the shell does not do after a comma
+    if weights and (file.suffix in WEIGHTS or file.exists()):
+        if not file.is_file():
+            what_it_is = "a folder; name the file in it" if file.is_dir() else "no such file"
+            raise ValueError(f"--checkpoint {what}: {what_it_is}")
+        return _from_file(name, file)
+    return _from_name(name, weights, seed)
+
+
+def _similar_name(name: str) -> str:
+    from open_clip import list_models
+
+    similar = difflib.get_close_matches(name.replace("/", "-"), list_models(), 1, 0.9)
+    return f", and open_clip's name is {similar[0]}" if similar else ""
+
+
+def _refused(what: str, error: Exception, hint: str = "") -> ValueError:
     return ValueError(f"--checkpoint {what}: {' '.join(str(error).split())[:300]}{hint}")
 
 
-def marked(name: str, place: Path) -> str:
+def _marked(name: str, path: Path) -> str:
     """A name with a mark of where the weights lie: there are others of that name elsewhere."""
-    digest = hashlib.blake2b(os.fsencode(place.resolve()), digest_size=4)
+    digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=4)
     return f"{name}-{digest.hexdigest()}"
 
 
-def from_tag(name: str, tag: str):
+# -- of a run, a file, a name ---------------------------------------------------------------------
+
+
+def _from_run(path: Path) -> Loaded:
+    notes: list[str] = []
+    folder = checkpoint.find(os.path.abspath(path), notes.append)
+    model, recipe = load_run(folder)
+    if recipe.get("stage") == 1 and not recipe.get("init"):
+        notes.append("a stage-1 checkpoint: its text tower is random, so only its 2AFC means anything")
+    state = json.loads((folder / checkpoint.STATE).read_text())
+    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder
+    about = {
+        "source": str(folder.resolve()),
+        "run": str(run.resolve()),
+        "step": state["step"],
+        "samples": state["samples"],
+        "model": recipe["model"],
+        "pretrained": f"{run.absolute().name}-{folder.name}",
+    }
+    return Loaded(
+        model=model, name=recipe["model"], about=about, recipe=recipe, run=run, assumed=tuple(notes)
+    )
+
+
+def _from_file(name: str, file: Path) -> Loaded:
+    try:
+        model, origin = load_file(name, file)
+    except LOAD_ERRORS as error:
+        raise _refused(f"{name},{file}", error) from None
+    preprocess, notes = assumptions.notes(name, model, origin.quick_gelu, origin.preprocess)
+    about = {"source": str(file), "model": name, "pretrained": _marked(file.stem, file)}
+    about |= {"told_by": origin.says} if origin.says else {}
+    return Loaded(model=model, name=name, about=about, preprocess=preprocess, assumed=tuple(notes))
+
+
+def _from_name(name: str, tag: str, seed: int) -> Loaded:
+    """open_clip's model of this name with the weights of a pretrained tag, or random ones."""
+    try:
+        if tag:
+            model = from_tag(name, tag)
+        else:
+            torch.manual_seed(seed)
+            model = create(name)
+    except LOAD_ERRORS as error:
+        what = f"{name},{tag}" if tag else f"{name}: no such folder, and no model either"
+        raise _refused(what, error) from None
+    about = {"source": tag or "random weights", "model": name, "pretrained": tag or f"random-{seed}"}
+    return Loaded(model=model, name=name, about=about)
+
+
+def from_tag(name: str, tag: str) -> torch.nn.Module:
     """open_clip's published weights, with the activation they were trained with whatever the name says."""
     from open_clip import create_model
     from open_clip.pretrained import get_pretrained_cfg
@@ -53,50 +153,83 @@ def from_tag(name: str, tag: str):
     return create_model(name, pretrained=tag, force_quick_gelu=quick)
 
 
-def from_schema(what: str, name: str) -> Loaded:
+# -- of open_clip's hub and folders ---------------------------------------------------------------
+
+
+def _from_schema(what: str, name: str) -> Loaded:
     """open_clip's `hf-hub:ORG/NAME` and `local-dir:FOLDER`: architecture, weights, preprocessing in one.
 
     name: what the results call it.
     """
     from open_clip import create_model
 
-    kind, _, place = what.partition(":")
+    schema, _, address = what.partition(":")
     try:
         model = create_model(what, require_pretrained=True)
-    except NO_MODEL as error:
-        hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if kind == "hf-hub" else ""
-        raise refused(what, error, hint) from None
-    pretrained = marked(kind, Path(place)) if kind == "local-dir" else kind
+    except LOAD_ERRORS as error:
+        hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if schema == "hf-hub" else ""
+        raise _refused(what, error, hint) from None
+    pretrained = _marked(schema, Path(address)) if schema == "local-dir" else schema
     about = {"source": what, "model": name, "pretrained": pretrained}
-    return Loaded(model, name, about, assumed=_untold(kind, place), tokenizer=what)
+    return Loaded(
+        model=model, name=name, about=about, assumed=_left_to_defaults(schema, address), tokenizer=what
+    )
 
 
-def _untold(kind: str, place: str) -> tuple[str, ...]:
-    """What the model's configuration leaves to open_clip's defaults."""
+def _left_to_defaults(schema: str, address: str) -> tuple[str, ...]:
+    """What the model's configuration leaves to open_clip's defaults, as notes."""
     from open_clip.pretrained import download_pretrained_from_hf
 
-    config = Path(place) / CONFIG
-    if kind == "hf-hub":
-        config = Path(download_pretrained_from_hf(place, filename=CONFIG))
+    config = Path(address) / CONFIG
+    if schema == "hf-hub":
+        config = Path(download_pretrained_from_hf(address, filename=CONFIG))
     if json.loads(config.read_text(encoding="utf-8")).get("preprocess_cfg"):
         return ()
     return (f"assumed, since {CONFIG} does not tell: CLIP's mean, std and resizing",)
 
 
-def open_clip_folder(path: Path) -> Path | None:
+def _open_clip_folder(path: Path) -> Path | None:
     """Where open_clip_config.json lies: the folder itself, or the snapshot of a Hugging Face cache folder."""
     head = path / "refs" / "main"
-    places = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
-    return next((p for p in places if (p / CONFIG).is_file()), None)
+    folders = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+
+
+# -- pixels and tokens ----------------------------------------------------------------------------
+
+
+def encoders_for(loaded: Loaded, device: torch.device, precision: str) -> Encoders:
+    """The model's functions with its own evaluation transform and tokenizer."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    visual = loaded.model.visual
+    config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
+    config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
+    told_by = loaded.about.get("told_by", "its config")
+    if _sides(config.size) != _sides(visual.image_size):
+        raise ValueError(
+            f"--checkpoint {loaded.about['source']}: {told_by} tells of images of {config.size} pixels, "
+            f"{loaded.name} sees {visual.image_size}; weights or config are another model's"
+        )
+    try:
+        transform = image_transform_v2(config, is_train=False)
+    except AssertionError:
+        raise ValueError(
+            f"--checkpoint {loaded.about['source']}: open_clip has no resizing {config.resize_mode!r} with "
+            f"{config.interpolation!r}, of which {told_by} tells"
+        ) from None
+    tokenizer = tokenizer_of(loaded.tokenizer or loaded.name)
+    return from_open_clip(loaded.model, tokenizer, transform, device, precision)
+
+
+def _sides(size: int | tuple[int, int] | list[int]) -> set[int]:
+    return {*size} if isinstance(size, (tuple, list)) else {size}
 
 
 def tokenizer_of(name: str) -> Callable:
     """open_clip's tokenizer of this model, or ours where it is CLIP's own (same ids, faster)."""
-    import torch
     from open_clip import get_tokenizer
     from open_clip.tokenizer import SimpleTokenizer
-
-    from pipeline import text
 
     try:
         theirs = get_tokenizer(name)
@@ -106,37 +239,8 @@ def tokenizer_of(name: str) -> Callable:
             f"--checkpoint {name}: its tokenizer needs {package}: pip install {package}"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise refused(name, error, "; its tokenizer's files must be on this machine") from None
+        raise _refused(name, error, "; its tokenizer's files must be on this machine") from None
     plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
     if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
         return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
     return theirs
-
-
-def encoders_for(loaded: Loaded, device, precision: str) -> Encoders:
-    """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-
-    from eval.encode import from_open_clip
-
-    visual = loaded.model.visual
-    config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
-    config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
-    sizes = [
-        {*size} if isinstance(size, (tuple, list)) else {size} for size in (config.size, visual.image_size)
-    ]
-    if sizes[0] != sizes[1]:
-        told = loaded.about.get("told_by", "its config")
-        raise ValueError(
-            f"--checkpoint {loaded.about['source']}: {told} tells of pictures of {config.size} pixels, "
-            f"{loaded.name} sees {visual.image_size}; weights or config are another model's"
-        )
-    try:
-        transform = image_transform_v2(config, is_train=False)
-    except AssertionError:
-        raise ValueError(
-            f"--checkpoint {loaded.about['source']}: open_clip has no resizing {config.resize_mode!r} with "
-            f"{config.interpolation!r}, of which {loaded.about.get('told_by', 'its config')} tells"
-        ) from None
-    tokenizer = tokenizer_of(loaded.tokenizer or loaded.name)
-    return from_open_clip(loaded.model, tokenizer, transform, device, precision)

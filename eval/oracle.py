@@ -1,8 +1,8 @@
-"""clip-benchmark 1.6.2, the field's reference, in a folder of its own: for parity tests and the benchmark.
+"""clip-benchmark 1.6.2, the field's reference: the oracle of the parity tests and the benchmark's peer.
 
-It cannot live beside this project's numpy (it raises TypeError with numpy ≥ 2.4), so it is
-installed without dependencies, with an older numpy, into a folder that only subprocesses see; they
-use this environment's torch and open_clip.  Nothing that evaluates imports it.
+It raises TypeError with numpy ≥ 2.4, which this project uses.  So it is installed without dependencies, with
+an older numpy, into a folder that only subprocesses see; they use this environment's torch and open_clip.
+Nothing that evaluates imports it.
 
     python -m eval.oracle        install it (about 140 MB), once
 """
@@ -15,6 +15,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import tyro
+
+from pipeline.base import console
 
 VERSION = "1.6.2"
 PACKAGES = (
@@ -45,7 +49,7 @@ def installed() -> bool:
 
 
 def install() -> Path:
-    """Install it unless it is there; raises OSError with pip's last line when that fails."""
+    """Install clip-benchmark unless it is there; OSError with pip's last line when that fails."""
     if installed():
         return folder()
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder())]
@@ -92,11 +96,9 @@ def evaluate(
     return {k: json.loads(f.read_text())["metrics"] for k, f in files.items()}
 
 
-def main() -> None:
-    print(install())
+def main(arguments: list[str] | None = None) -> int:
+    return console.command(lambda: print(tyro.cli(install, prog="python -m eval.oracle", args=arguments)))
 
 
 if __name__ == "__main__":
-    from pipeline.base.console import command
-
-    raise SystemExit(command(main))
+    raise SystemExit(main())

@@ -6,9 +6,9 @@
     OUT/eval_results.jsonl             DataComp's, one line a set
     OUT/results.csv                    open_clip's wide form, one row
 
-Written after everything is computed, each file to a temporary name first, results.json last (and
-an earlier one removed first): where it exists the evaluation is whole.  A `samples` key is the
-number of training samples seen.
+Written after everything is computed, each file to a temporary name first.  results.json is removed first
+and written last: where it exists, the evaluation is whole.  `samples` of a checkpoint counts the training
+samples seen, that of a set its images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval.sets import catalog
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
-from eval.suite import Outcome, SetResult
 from pipeline.base import files
 from pipeline.base.files import replacing
+
+if TYPE_CHECKING:  # it loads torch
+    from eval.scoring import Outcome, SetResult
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCHEMA = 1
@@ -40,40 +43,40 @@ def _file_name(key: str) -> str:
 
 
 def _set_record(result: SetResult) -> dict:
-    one = result.one
+    evalset, entry = result.evalset, result.evalset.entry
     record = {
-        "name": one.entry.name,
-        "family": one.entry.family,
-        "task": one.entry.task,
-        "near_chance": one.entry.near_chance,
+        "name": entry.name,
+        "family": entry.family,
+        "task": entry.task,
+        "near_chance": entry.near_chance,
         "samples": len(result.arrays["index"]),
-        "main_metric": one.entry.main_metric,
+        "main_metric": entry.main_metric,
         "metrics": result.metrics,
-        "source": one.source,
-        "path": str(one.path.resolve()),
-        "predictions": f"{PREDICTIONS}/{_file_name(one.entry.key)}.npz",
+        "source": evalset.source,
+        "path": str(evalset.path.resolve()),
+        "predictions": f"{PREDICTIONS}/{_file_name(entry.key)}.npz",
         "crops": result.crops,
         "seconds": round(result.seconds, 3),
     }
     if result.unreadable:
         record["unreadable"] = result.unreadable
-    if one.notes:
-        record["notes"] = list(one.notes)
-    if one.prompts is not None:
-        record["classes"] = len(one.prompts.classes)
-        record["classnames"] = list(one.prompts.classes)
-        record["templates"] = list(one.prompts.templates)
-        record["prompts"] = one.prompts.profile
+    if evalset.notes:
+        record["notes"] = list(evalset.notes)
+    if evalset.prompts is not None:
+        record["classes"] = len(evalset.prompts.classes)
+        record["classnames"] = list(evalset.prompts.classes)
+        record["templates"] = list(evalset.prompts.templates)
+        record["prompts"] = evalset.prompts.profile
     else:
-        record["captions"] = one.captions
+        record["captions"] = evalset.captions
     return record
 
 
 def headline(outcome: Outcome) -> dict[str, float]:
-    """The demo's summary figures, as far as its sets were evaluated."""
+    """The figures that the catalog names for summaries, of the sets that were evaluated."""
     out = {}
     for result in outcome.sets:
-        for name, metric in result.one.entry.headline:
+        for name, metric in result.evalset.entry.headline.items():
             if metric in result.metrics:
                 out[name] = result.metrics[metric]
     if outcome.triplets is not None and "twoafc" in outcome.triplets.metrics:
@@ -87,7 +90,8 @@ def _triplet_record(outcome: Outcome) -> dict | None:
     result = outcome.triplets
     return {
         "path": str(result.triplets.path.resolve()),
-        "votes": result.triplets.votes_are,
+        "votes": result.triplets.voters,
+        "source": result.triplets.source,
         "notes": result.triplets.notes,
         "metrics": result.metrics,
         "predictions": f"{PREDICTIONS}/triplets.npz",
@@ -96,8 +100,8 @@ def _triplet_record(outcome: Outcome) -> dict | None:
 
 
 def _missing(outcome: Outcome) -> list[str]:
-    here = {r.one.entry.key for r in outcome.sets}
-    return [e.key for e in catalog.CLASSIFICATION + catalog.CAPTIONS if e.key not in here]
+    here = {r.evalset.entry.key for r in outcome.sets}
+    return [e.key for e in catalog.PAPER if e.key not in here]
 
 
 def _json(path: Path, value: object) -> None:
@@ -115,13 +119,13 @@ def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def clip_benchmark_record(result: SetResult, model: str, pretrained: str) -> dict:
     """One set as `clip_benchmark eval` dumps it (acc5 absent where clip-benchmark writes NaN)."""
     names = ("acc1", "acc5", "mean_per_class_recall")
-    if result.one.entry.task == RETRIEVAL_TASK:
+    if result.evalset.entry.task == RETRIEVAL_TASK:
         names = tuple(m for m in result.metrics if "recall@" in m)
     return {
-        "dataset": f"wds/{result.one.entry.key}",
+        "dataset": f"wds/{result.evalset.entry.key}",
         "model": model,
         "pretrained": pretrained,
-        "task": result.one.entry.task,
+        "task": result.evalset.entry.task,
         "metrics": {n: result.metrics[n] for n in names if n in result.metrics},
         "language": "en",
     }
@@ -130,13 +134,13 @@ def clip_benchmark_record(result: SetResult, model: str, pretrained: str) -> dic
 def datacomp_record(result: SetResult) -> dict:
     """One line of DataComp's eval_results.jsonl, with its names and its main metric."""
     metrics = dict(clip_benchmark_record(result, "", "")["metrics"])
-    if result.one.entry.task == RETRIEVAL_TASK:
+    if result.evalset.entry.task == RETRIEVAL_TASK:
         recalls = [metrics["image_retrieval_recall@1"], metrics["text_retrieval_recall@1"]]
         metrics["mean_recall@1"] = sum(recalls) / 2
         metrics["main_metric"] = metrics["mean_recall@1"]
     else:
-        metrics["main_metric"] = metrics[result.one.entry.main_metric]
-    key, name = catalog.datacomp(result.one.entry)
+        metrics["main_metric"] = metrics[result.evalset.entry.main_metric]
+    key, name = catalog.datacomp(result.evalset.entry)
     return {"key": key, "dataset": name, "metrics": metrics}
 
 
@@ -147,7 +151,7 @@ def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | f
     classified = [
         record["metrics"]["main_metric"]
         for r, record in zip(outcome.sets, records)
-        if r.one.entry.task == CLASSIFICATION_TASK
+        if r.evalset.entry.task == CLASSIFICATION_TASK
     ]
     mean = {}
     if classified:
@@ -175,9 +179,9 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
         old.unlink()  # of an earlier evaluation of another selection
     for result in outcome.sets:
-        _npz(out / PREDICTIONS / f"{_file_name(result.one.entry.key)}.npz", result.arrays)
+        _npz(out / PREDICTIONS / f"{_file_name(result.evalset.entry.key)}.npz", result.arrays)
         record = clip_benchmark_record(result, model, pretrained)
-        key = result.one.entry.key.replace("/", "_")
+        key = result.evalset.entry.key.replace("/", "_")
         _json(out / "clip_benchmark" / f"{key}_{slug}_{model}_en_{record['task']}.json", record)
     if outcome.triplets is not None:
         _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
@@ -188,7 +192,7 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
         "schema": SCHEMA,
         **about,
         "headline": headline(outcome),
-        "datasets": {r.one.entry.key: _set_record(r) for r in outcome.sets},
+        "datasets": {r.evalset.entry.key: _set_record(r) for r in outcome.sets},
         "triplets": _triplet_record(outcome),
         "missing": _missing(outcome),
         "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
@@ -198,6 +202,19 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
 
 
 # -- reading back -------------------------------------------------------------------------------
+
+
+def _check(data: dict) -> None:
+    """KeyError or TypeError for a results.json that lacks what the report needs."""
+    for name in ("settings", "versions", "missing"):
+        data[name]
+    data["checkpoint"]["model"]
+    for record in data["datasets"].values():
+        for name in _NEEDED:
+            record[name]
+    if data["triplets"]:
+        for name in ("ceiling", "twoafc_soft"):
+            data["triplets"]["metrics"][name]
 
 
 @dataclass(frozen=True)
@@ -219,11 +236,7 @@ class Evaluation:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: of another version of this project; evaluate again")
         try:
-            records = [data["checkpoint"]["model"], data["settings"], data["versions"], data["missing"]]
-            records += [[record[name] for name in _NEEDED] for record in data["datasets"].values()]
-            records += [
-                data["triplets"]["metrics"][m] for m in ("ceiling", "twoafc_soft") if data["triplets"]
-            ]
+            _check(data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: of another version of this project, or damaged (no {error}); evaluate again"
@@ -239,6 +252,10 @@ class Evaluation:
         """Training samples seen by the checkpoint, where the run tells."""
         return self.data["checkpoint"].get("samples")
 
+    def record(self, key: str) -> dict:
+        """What results.json holds of a set (or of `triplets`)."""
+        return self.data["triplets"] if key == "triplets" else self.datasets[key]
+
     @cached_property
     def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
         return {}
@@ -246,8 +263,7 @@ class Evaluation:
     def arrays(self, key: str) -> dict[str, np.ndarray]:
         """Per-sample outcomes of a set (or of `triplets`)."""
         if key not in self._arrays:
-            record = self.data["triplets"] if key == "triplets" else self.datasets[key]
-            path = self.folder / record["predictions"]
+            path = self.folder / self.record(key)["predictions"]
             if not path.is_file():
                 raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
             try:

@@ -1,6 +1,6 @@
 """Evaluate a training run's checkpoints as they appear, for the learning and scaling curves.
 
-Each goes to RUN/eval/step-NNNNNN; one that has results there is not evaluated again, so the same
+Results go to RUN/eval/step-NNNNNN.  A checkpoint that has results there is not evaluated again, so the same
 command continues after an interruption.
 """
 
@@ -23,13 +23,13 @@ POLL = 5.0  # seconds between looks at the folder
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    """Whole ones (a `state.json` is in them), oldest first; a copy with another kind of name is none."""
-    found = []
+    """The whole ones (with a `state.json`), oldest first; a copy with another kind of name does not count."""
+    by_step = {}
     for path in (run / "checkpoints").glob("step-*/state.json"):
         digits = path.parent.name.removeprefix("step-")
         if digits.isdecimal() and path.parent.name == f"step-{int(digits):06d}":
-            found.append((int(digits), path.parent))
-    return [folder for _, folder in sorted(found)]
+            by_step[int(digits)] = path.parent
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def pending(run: Path) -> list[Path]:
@@ -49,9 +49,9 @@ def has_ended(run: Path) -> bool:
 def watch(run: Path, patience: float, evaluate: Callable[[str, Path], None], poll: float = POLL) -> int:
     """Call evaluate(checkpoint, folder for its results) for every checkpoint; returns how many.
 
-    Ends after the run's last step, or when nothing new has appeared for `patience` seconds.  A
-    checkpoint that the trainer removed meanwhile is passed over.  Raises ValueError when the run has no
-    checkpoints folder to begin with.
+    Ends after the run's last step, or when nothing new has appeared for `patience` seconds.  Passes over a
+    checkpoint that the trainer removed meanwhile.  Raises ValueError when the run has no checkpoints folder
+    to begin with.
     """
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"--watch: {run} is no run's folder (it has no checkpoints/)")
@@ -75,8 +75,8 @@ def submitted(
 ) -> Callable[[str, Path], None]:
     """An `evaluate` for `watch` that runs function(options, checkpoint, out) as a submitit job and waits.
 
-    cluster: `slurm` or `local`.  Raises ValueError with sbatch's words when it is refused, and with the
-    job's own message when it fails.
+    cluster: `slurm` or `local`.  Raises ValueError with sbatch's message when it refuses the job, and with
+    the job's own message when the job fails.
     """
     import submitit
 
@@ -93,8 +93,8 @@ def submitted(
         try:
             job.result()
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
-            said = re.findall(r"^[\w.]*(?:Error|Exit|Interrupt)\b: (.*)$", str(error), re.MULTILINE)
-            reason = said[-1] if said else str(error)
+            messages = re.findall(r"^[\w.]*(?:Error|Exit|Interrupt)\b: (.*)$", str(error), re.MULTILINE)
+            reason = messages[-1] if messages else str(error)
             raise ValueError(f"job {job.job_id} for {checkpoint} failed: {reason}") from None
 
     return evaluate

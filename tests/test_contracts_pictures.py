@@ -14,8 +14,8 @@ from PIL import Image
 from dataprep import build_ffcv, verify
 from dataprep.convert import ImageSettings, Rejected, convert
 from eval.metrics import perceptual
-from eval.sets.evalset import FileImages, Unreadable
-from eval.sets.prepared import BetonImages, PreparedImages
+from eval.sets.evalset import FileImages, Member, Unreadable
+from eval.sets.triplet_images import BetonImages, PreparedImages
 from pipeline.beton.fields import Beton, pairs_schema
 from pipeline.beton.writer import Jpeg, writing
 from pipeline.dali_loader import DALILoader
@@ -55,7 +55,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
         writer.add({"image": Jpeg(data, height, width), "tokens": tokens, "luma": 128.0, "key": b"x"})
     file = Beton(folder / "one.beton")
     start, size = file.spans("image", np.array([0]))
-    images = BetonImages([(file.path, int(start[0]), int(size[0]), "x")], [(height, width)])
+    images = BetonImages([Member(file.path, int(start[0]), int(size[0]), "x")], [(height, width)])
     try:
         evaluated = images[0].size == (width, height)
     except Unreadable:
@@ -194,7 +194,7 @@ def test_a_folder_of_triplets_and_the_beton_made_of_it_show_the_same_pictures(tm
             np.asarray(images[i]).astype(int) for images, i in ((there.images, a), (here.images, b))
         )
         assert theirs.shape == ours.shape
-        name = there.images.members[a][3].removeprefix("ref/")
+        name = there.images.members[a].name.removeprefix("ref/")
         if name in ("plain.jpg", "profile.jpg", "marked.jpg"):  # kept byte for byte
             assert np.array_equal(theirs, ours), name
         assert np.abs(theirs - ours).mean() < 2.5, name
@@ -206,7 +206,7 @@ def test_zero_shot_pictures_are_read_as_clip_benchmark_reads_them(tmp_path):
         if name == "marked.jpg":
             continue  # PIL does not know it for a JPEG
         (tmp_path / name).write_bytes(data)
-        member = [(tmp_path / name, 0, -1, name)]
+        member = [Member.whole(tmp_path / name)]
         picture = Image.open(io.BytesIO(data))
         if name == "deep.png":  # of which Pillow's conversion makes white: not the field's way here
             stock = np.repeat((DEEP >> 8).astype(np.uint8)[..., None], 3, -1)
@@ -224,6 +224,6 @@ def test_a_damaged_stored_picture_ends_an_evaluation(tmp_path):
     at = len(data) // 2
     broken = data[:at] + b"\xff\xd9"
     (tmp_path / "x").write_bytes(broken)
-    images = BetonImages([(tmp_path / "x", 0, -1, "left of sample 3")], [(200, 200)])
+    images = BetonImages([Member.whole(tmp_path / "x", "left of sample 3")], [(200, 200)])
     with pytest.raises(Unreadable, match="x: .*remature end"):
         images[0]

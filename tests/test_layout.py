@@ -22,7 +22,7 @@ OURS = {
     "dataprep": {"dataprep", "pipeline"},
     "train": {"train", "pipeline", "kernels"},
     "eval": {"eval", "pipeline"},
-    "eval/run.py": {"eval", "pipeline", "train.model", "train.checkpoint"},
+    "eval/models.py": {"eval", "pipeline", "train.model", "train.checkpoint"},
 }
 # engine → the only rooms that know it
 ENGINES = {

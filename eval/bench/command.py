@@ -2,13 +2,13 @@
 
     python -m eval.bench --data data/demo/eval --model demo-RN --model-configs train/model_configs
 
-Whole commands are timed, process start included, fp32 on both sides; sets that are not in
-clip-benchmark's form are first written in it, for both.  Cold: an empty cache.  Warm: the same
-command again, as for a new statistic; clip-benchmark keeps nothing, so it has no warm time.  Both
-sides must give the same figures, else the times mean nothing (`different_figures` is then not
-empty).  CPU seconds are given beside wall seconds, since other work on the machine stretches only
-the latter.  The floor of the cold run is decoding every picture and passing pictures and texts once
-through the model (`floor_s`, measured inside it); what is left is start-up.  Ends in a line of JSON.
+Whole commands are timed, process start included, fp32 on both sides.  Sets that are not in clip-benchmark's
+form are first written in it, for both.  Cold: an empty cache.  Warm: the same command again, as for a new
+statistic; clip-benchmark keeps nothing, so it has no warm time.  Both sides must give the same figures, else
+the times mean nothing (`different_figures` is then not empty).  CPU seconds stand beside wall seconds, since
+other work on the machine stretches only the latter.  The floor of the cold run is decoding every image and
+passing images and texts once through the model (`floor_s`, measured inside it); the rest is start-up.  Ends
+in a line of JSON.
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import tyro
 
@@ -34,8 +30,8 @@ from eval.results import Evaluation
 from eval.sets import prompts, sources
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.sets.evalset import EvalSet
-
-T = TypeVar("T")
+from pipeline.base import console, files
+from pipeline.base.measure import stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,56 +67,41 @@ def _weights(options: Bench, folder: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Wall-clock and CPU seconds of child processes."""
-
-    wall: float
-    cpu: float
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.wall + other.wall, self.cpu + other.cpu)
-
-
-def _timed(call: Callable[[], T]) -> tuple[Spent, T]:
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    value = call()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Spent(time.perf_counter() - started, cpu), value
-
-
-def export(one: EvalSet, folder: Path) -> None:
-    """Write a set as clip-benchmark's webdataset folder, pictures losslessly as PNG."""
+def export(evalset: EvalSet, folder: Path) -> None:
+    """Write a set as clip-benchmark's webdataset folder, images losslessly as PNG."""
     (folder / "test").mkdir(parents=True)
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
-        for i in range(len(one.images)):
-            picture = io.BytesIO()
-            one.images[i].save(picture, "png", compress_level=1)
-            end, text = (
-                ("cls", str(one.labels[i])) if one.captions is None else ("txt", "\n".join(one.captions[i]))
-            )
-            for name, data in ((f"{i:07d}.png", picture.getvalue()), (f"{i:07d}.{end}", text.encode())):
-                member = tarfile.TarInfo(name)
+        for i in range(len(evalset.images)):
+            image = io.BytesIO()
+            evalset.images[i].save(image, "png", compress_level=1)
+            for ending, data in (("png", image.getvalue()), _target(evalset, i)):
+                member = tarfile.TarInfo(f"{i:07d}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     (folder / "test" / "nshards.txt").write_text("1")
-    if one.prompts is None:
+    if evalset.prompts is None:
         (folder / "dataset_type.txt").write_text("retrieval")
     else:
-        (folder / prompts.CLASSNAMES_FILE).write_text("\n".join(one.prompts.classes) + "\n")
-        (folder / prompts.TEMPLATES_FILE).write_text("\n".join(one.prompts.templates) + "\n")
+        (folder / prompts.CLASSNAMES_FILE).write_text("\n".join(evalset.prompts.classes) + "\n")
+        (folder / prompts.TEMPLATES_FILE).write_text("\n".join(evalset.prompts.templates) + "\n")
+
+
+def _target(evalset: EvalSet, i: int) -> tuple[str, bytes]:
+    """(ending, contents) of the member that has image i's label or captions."""
+    if evalset.captions is None:
+        return "cls", str(evalset.labels[i]).encode()
+    return "txt", "\n".join(evalset.captions[i]).encode()
 
 
 def _in_their_form(root: Path, folder: Path) -> Path:
     """A folder of wds_KEY folders: links to those that are, exports of the others."""
     folder.mkdir()
-    for one in sources.discover(root):
-        place = folder / f"wds_{one.entry.folder}"
-        if one.source == "webdataset":
-            place.symlink_to(one.path.resolve(), target_is_directory=True)
+    for evalset in sources.discover(root):
+        place = folder / f"wds_{evalset.entry.folder}"
+        if evalset.source == "webdataset":
+            place.symlink_to(evalset.path.resolve(), target_is_directory=True)
         else:
-            export(one, place)
+            export(evalset, place)
     return folder
 
 
@@ -136,28 +117,26 @@ def _ours(options: Bench, root: Path, weights: Path, cache: Path, out: Path) -> 
     return Evaluation.read(out)
 
 
-def _theirs(
-    options: Bench, root: Path, weights: Path, keys: dict[str, list[str]], out: Path
-) -> tuple[Spent, dict]:
-    spent, metrics = Spent(0, 0), {}
+def _theirs(options: Bench, root: Path, weights: Path, keys: dict[str, list[str]], out: Path) -> dict:
+    """clip-benchmark's metrics by set; keys: by task."""
+    metrics = {}
     for task, names in keys.items():
         if names:
-            more, found = _timed(
-                lambda task=task, names=names: oracle.evaluate(
-                    root, names, options.model, weights, out, task, options.batch_size,
-                    options.model_configs, options.threads,
-                )
+            metrics |= oracle.evaluate(
+                root, names, options.model, weights, out, task, options.batch_size, options.model_configs,
+                options.threads,
             )  # fmt: skip
-            spent, metrics = spent + more, metrics | found
-    return spent, metrics
+    return metrics
 
 
-def _differences(found: Evaluation, theirs: dict) -> list[str]:
+def _differences(ours: Evaluation, theirs: dict) -> list[str]:
     out = []
     for key, expected in theirs.items():
-        ours = found.datasets[key]["metrics"]
+        metrics = ours.datasets[key]["metrics"]
         out += [
-            f"{key} {n}: {ours.get(n)} and {v}" for n, v in expected.items() if v == v and ours.get(n) != v
+            f"{key} {name}: {metrics.get(name)} and {value}"
+            for name, value in expected.items()
+            if value == value and metrics.get(name) != value
         ]
     return out
 
@@ -168,20 +147,23 @@ def run(options: Bench) -> dict:
         raise ValueError("clip-benchmark is not installed: python -m eval.oracle installs it")
     if options.model_configs and not options.model_configs.is_dir():
         raise ValueError(f"--model-configs {options.model_configs}: no such folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
         weights, root = _weights(options, scratch), _in_their_form(options.data, scratch / "sets")
-        cold, first = _timed(lambda: _ours(options, root, weights, scratch / "cache", scratch / "cold"))
-        warm, found = _timed(lambda: _ours(options, root, weights, scratch / "cache", scratch / "warm"))
+        with stopwatch() as cold:
+            first = _ours(options, root, weights, scratch / "cache", scratch / "cold")
+        with stopwatch() as warm:
+            again = _ours(options, root, weights, scratch / "cache", scratch / "warm")
         keys = {
-            task: [k for k, r in found.datasets.items() if r["task"] == task]
+            task: [k for k, r in again.datasets.items() if r["task"] == task]
             for task in (CLASSIFICATION_TASK, RETRIEVAL_TASK)
         }
-        theirs, metrics = _theirs(options, root, weights, keys, scratch / "theirs")
+        with stopwatch() as theirs:
+            metrics = _theirs(options, root, weights, keys, scratch / "theirs")
     floor = sum(s for name, s in first.data["seconds"].items() if name != "all")
     return {
         "model": options.model,
-        "sets": {k: r["samples"] for k, r in found.datasets.items()},
+        "sets": {k: r["samples"] for k, r in again.datasets.items()},
         "threads": options.threads,
         "clip_benchmark_s": round(theirs.wall, 2),
         "cold_s": round(cold.wall, 2),
@@ -194,14 +176,16 @@ def run(options: Bench) -> dict:
         "warm_vs_clip_benchmark": round(warm.wall / theirs.wall, 4),
         "cold_vs_clip_benchmark_cpu": round(cold.cpu / theirs.cpu, 4),
         "warm_vs_clip_benchmark_cpu": round(warm.cpu / theirs.cpu, 4),
-        "different_figures": _differences(found, metrics),
+        "different_figures": _differences(again, metrics),
     }
 
 
-def main() -> None:
-    options = tyro.cli(Bench)
-    found = run(options)
-    line = json.dumps(found)
+def _run(options: Bench) -> None:
+    line = json.dumps(run(options))
     if options.out:
-        options.out.write_text(line + "\n")
+        files.write(options.out, line + "\n")
     print(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return console.command(lambda: _run(tyro.cli(Bench, prog="python -m eval.bench", args=arguments)))

@@ -1,4 +1,4 @@
-"""Two-alternative forced choice: does the image tower see two pictures as alike as people do?
+"""Two-alternative forced choice: does the image tower find the same image closer as people do?
 
 N triplets (reference, left, right), D width.  Distance is 1 − cosine (paper, equation 1).  Votes may
 be fractions: the share of people who preferred right.
@@ -13,21 +13,35 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.sets.evalset import JoinedImages
-from eval.sets.prepared import BetonImages, PreparedImages
+from eval.sets.evalset import JoinedImages, Member
+from eval.sets.triplet_images import BetonImages, PreparedImages
 from pipeline.beton.fields import Beton
 from pipeline.formats import nights
 
 SPLITS = ("val", "test")
+CONSTRUCTED = "constructed"  # of `Triplets.voters`: nobody was asked
+_IN_WORDS = {CONSTRUCTED: "constructed, no human vote"}
+_OLD_SENTENCES = {words: key for key, words in _IN_WORDS.items()}  # as files had it instead of the key
 
 
-@dataclass(frozen=True, eq=False)
+def voters_of(votes: str) -> str:
+    """`Triplets.voters` for what a file's `votes` says; older files have a sentence in place of the key."""
+    return _OLD_SENTENCES.get(votes, votes)
+
+
+def describe_votes(voters: str) -> str:
+    """Whose votes these are, for people to read."""
+    return _IN_WORDS.get(voters, voters)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Triplets:
     """N triplets over U different images.
 
     images: the U images.  rows (N, 3) int64: reference, left, right in `images`.  vote (N,) float64:
-    share that preferred right.  split (N,) of str.  votes_are: whose votes these are, in words.  notes: what
-    was left out, for the user to read.
+    share that preferred right.  split (N,) of str.  voters: `human`, CONSTRUCTED, or another source in words.
+    source: the name of the data set it was built from, where a file tells.  notes: what was left out, for
+    the user to read.
     """
 
     path: Path
@@ -35,16 +49,22 @@ class Triplets:
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
-    votes_are: str
+    voters: str
+    source: str = ""
     notes: tuple[str, ...] = ()
 
 
-def _unique(members: list[tuple]) -> tuple[list[tuple], np.ndarray]:
-    """The members that differ in their first three fields, and (N, 3) their numbers."""
+def _unique(members: Sequence[Member]) -> tuple[list[int], np.ndarray]:
+    """(where each different image comes first in `members`, (N, 3) the images' numbers)."""
     number: dict[tuple, int] = {}
-    rows = np.array([number.setdefault(m[:3], len(number)) for m in members], np.int64).reshape(-1, 3)
-    found = {m[:3]: m for m in members}
-    return [found[key] for key in number], rows
+    first, rows = [], []
+    for i, member in enumerate(members):
+        bytes_of = (member.path, member.offset, member.size)
+        if bytes_of not in number:
+            number[bytes_of] = len(number)
+            first.append(i)
+        rows.append(number[bytes_of])
+    return first, np.array(rows, np.int64).reshape(-1, 3)
 
 
 def read_beton(path: Path) -> Triplets:
@@ -52,28 +72,32 @@ def read_beton(path: Path) -> Triplets:
     file = Beton(path)
     if file.kind != "triplets":
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
-    index = np.arange(len(file))
-    table = file.rows(index)
-    spans = {name: table.spans(name) for name in ("ref", "left", "right")}
-    sizes = {name: table.sizes(name).tolist() for name in spans}
-    members = [
-        (file.path, int(spans[n][0][i]), int(spans[n][1][i]), f"{n} of sample {i}", sizes[n][i])
-        for i in index
-        for n in ("ref", "left", "right")
-    ]
-    found, rows = _unique(members)
-    images = BetonImages([m[:4] for m in found], [m[4] for m in found])
-    vote = table.records["vote"].astype(np.float64)
-    split = np.full(len(file), beton_split(file))
-    votes_are = str(file.info.get("votes", "votes as given in the file"))
-    return Triplets(file.path, images, rows, vote, split, votes_are, _left_out(file))
+    table = file.rows(np.arange(len(file)))
+    members, sizes = [], []
+    for name in ("ref", "left", "right"):
+        offsets, lengths = (column.tolist() for column in table.spans(name))
+        spans = enumerate(zip(offsets, lengths))
+        members.append([Member(file.path, at, size, f"{name} of sample {i}") for i, (at, size) in spans])
+        sizes.append(table.sizes(name).tolist())
+    members, sizes = ([part for row in zip(*columns) for part in row] for columns in (members, sizes))
+    first, rows = _unique(members)
+    return Triplets(
+        path=file.path,
+        images=BetonImages([members[i] for i in first], [sizes[i] for i in first]),
+        rows=rows,
+        vote=table.records["vote"].astype(np.float64),
+        split=np.full(len(file), beton_split(file)),
+        voters=voters_of(str(file.info.get("votes", "votes as given in the file"))),
+        source=str(file.info.get("source", {}).get("name", "")),
+        notes=_left_out(file),
+    )
 
 
 def _left_out(file: Beton) -> tuple[str, ...]:
     """What dataprep counted as not taken into the file."""
     counts = file.info.get("passed_over", {}) | file.info.get("rejected", {})
-    told = ", ".join(f"{count} {what}" for what, count in counts.items())
-    return (f"left out when {file.path.name} was built: {told}",) if told else ()
+    listing = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return (f"left out when {file.path.name} was built: {listing}",) if listing else ()
 
 
 def beton_split(file: Beton) -> str:
@@ -84,40 +108,51 @@ def beton_split(file: Beton) -> str:
 
 def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS) -> Triplets:
     """The splits asked for of a folder of triplets-*.beton, one after the other; ValueError when none is."""
-    found = [(path, beton_split(Beton(path))) for path in files]
-    parts = [read_beton(path) for asked in dict.fromkeys(splits) for path, split in found if split == asked]
+    held = [(path, beton_split(Beton(path))) for path in files]
+    parts = [read_beton(path) for wanted in dict.fromkeys(splits) for path, split in held if split == wanted]
     if not parts:
-        here = ", ".join(f"{path.name} ({split})" for path, split in found)
+        here = ", ".join(f"{path.name} ({split})" for path, split in held)
         raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
     images = JoinedImages([p.images for p in parts])
-    rows = np.concatenate([p.rows + start for p, start in zip(parts, images.starts)])
-    vote, split = (np.concatenate([getattr(p, name) for p in parts]) for name in ("vote", "split"))
-    votes_are = "; ".join(dict.fromkeys(p.votes_are for p in parts))
-    return Triplets(folder, images, rows, vote, split, votes_are, tuple(n for p in parts for n in p.notes))
+    sources = dict.fromkeys(p.source for p in parts)
+    return Triplets(
+        path=folder,
+        images=images,
+        rows=np.concatenate([p.rows + start for p, start in zip(parts, images.starts)]),
+        vote=np.concatenate([p.vote for p in parts]),
+        split=np.concatenate([p.split for p in parts]),
+        voters="; ".join(dict.fromkeys(p.voters for p in parts)),
+        source=sources.popitem()[0] if len(sources) == 1 else "",
+        notes=tuple(note for p in parts for note in p.notes),
+    )
 
 
 def read_nights(folder: Path, splits: Sequence[str] = SPLITS) -> Triplets:
     """A folder laid out as NIGHTS, its table read as dataprep reads it (`pipeline.formats.nights.read`).
 
     A table without a column `split` is taken as a test set.
-    Raises ValueError naming the row whose picture is missing or whose votes are no numbers.
+    Raises ValueError naming the row whose image is missing or whose votes are no numbers.
     """
     table = nights.table_of(folder)
     by_split = {split: nights.read(table, (split,), unsplit="test") for split in splits}
-    found = [row for part in by_split.values() for row in part]
-    if not found:
+    triplets = [row for part in by_split.values() for row in part]
+    if not triplets:
         raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}")
-    members = [(folder / path, 0, -1, path) for row in found for path in row.paths]
-    for number, (picture, *_) in enumerate(members):
-        if not picture.is_file():
-            raise ValueError(f"{table}, triplet {found[number // 3].key}: {picture} is missing")
-    pictures, rows = _unique(members)
-    vote = np.array([row.vote for row in found])
-    split = np.repeat(list(by_split), [len(part) for part in by_split.values()])
-    fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(found)
-    notes = (f"{fewer} triplets of fewer than {nights.MIN_VOTES} votes left out",) if fewer else ()
-    votes_are = f"votes as given in {table.name}"
-    return Triplets(table, PreparedImages(pictures), rows, vote, split, votes_are, notes)
+    for row in triplets:
+        if missing := [path for path in row.paths if not (folder / path).is_file()]:
+            raise ValueError(f"{table}, triplet {row.key}: {folder / missing[0]} is missing")
+    members = [Member.whole(folder / path, path) for row in triplets for path in row.paths]
+    first, rows = _unique(members)
+    fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(triplets)
+    return Triplets(
+        path=table,
+        images=PreparedImages([members[i] for i in first]),
+        rows=rows,
+        vote=np.array([row.vote for row in triplets]),
+        split=np.repeat(list(by_split), [len(part) for part in by_split.values()]),
+        voters=f"votes as given in {table.name}",
+        notes=(f"{fewer} triplets of fewer than {nights.MIN_VOTES} votes left out",) if fewer else (),
+    )
 
 
 def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
@@ -127,7 +162,7 @@ def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
         return read_beton(path)
     if files := sorted(path.glob("triplets-*.beton")):
         return read_betons(path, files, splits)
-    if next((found for form in ("p0", "*/p0", "*/*/p0") for found in path.glob(form)), None):
+    if any(True for form in ("p0", "*/p0", "*/*/p0") for _ in path.glob(form)):
         raise ValueError(
             f"--triplets {path}: BAPPS; dataprep/build_ffcv.py bapps makes the .beton to evaluate"
         )
@@ -170,7 +205,7 @@ def metrics(choices: Choices) -> dict[str, float]:
     """twoafc and twoafc_soft, ceiling (the best possible twoafc_soft), triplets; by split too.
 
     twoafc: agreement with the majority, over the triplets that have one; a tie of distances counts half.
-    twoafc_soft: the share of people who are agreed with, what training logs under the same name.
+    twoafc_soft: the share of people who are agreed with, which training logs under the same name.
     """
     credit, soft = choices.credit(), choices.soft_credit()
     ceiling = np.maximum(choices.vote, 1 - choices.vote)

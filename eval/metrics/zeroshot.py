@@ -59,11 +59,11 @@ def predict(features: Tensor, weights: Tensor, labels: np.ndarray, batch_size: i
 
 
 def mean_per_class_recall(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the classes that occur of the share found (scikit-learn's balanced_accuracy_score)."""
+    """Mean recall of the classes that occur (scikit-learn's balanced_accuracy_score)."""
     counts = np.bincount(labels)
-    found = np.bincount(labels[predicted == labels], minlength=len(counts))
+    right = np.bincount(labels[predicted == labels], minlength=len(counts))
     present = counts > 0
-    return float(np.mean(found[present] / counts[present]))
+    return float(np.mean(right[present] / counts[present]))
 
 
 def metrics(predictions: Predictions, classes: int) -> dict[str, float]:

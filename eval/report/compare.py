@@ -1,152 +1,63 @@
-"""Runs gathered into arms, and every figure of one arm set against the baseline's.
+"""Every figure of one arm set against the baseline's.
 
-An arm is one way of training (perceptual initialization, baseline, …) and holds one run a seed.
-Computing only: `eval/report.py` shows it.
+Computing only: what the page says of it is in `eval/report/summary.py` and the templates.
 """
 
 from __future__ import annotations
 
-import json
-import statistics as basic
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eval.metrics import uncertainty
 from eval.metrics.perceptual import Choices
 from eval.metrics.uncertainty import Interval, Outcomes, Seeds
-from eval.results import RESULTS, Evaluation
+from eval.report.runs import Arm, Run
+from eval.results import Evaluation
 from eval.sets import catalog
 from eval.sets.catalog import CLASSIFICATION_TASK
 
-
-@dataclass(frozen=True)
-class Run:
-    """One training run and its evaluations, oldest checkpoint first; the last one is what tables show."""
-
-    label: str
-    folder: Path  # of the training run if it is there, else of the evaluation
-    evaluations: list[Evaluation]
-
-    @property
-    def final(self) -> Evaluation:
-        return self.evaluations[-1]
-
-    @property
-    def recipe(self) -> dict | None:
-        return self.final.data.get("recipe")
-
-    @cached_property
-    def log(self) -> list[dict]:
-        """The lines of metrics.jsonl that have `samples`; empty when the run's folder is not here."""
-        return read_log(self.folder)
-
-
-def read_log(folder: Path) -> list[dict]:
-    """A training run's metrics.jsonl; ValueError names a line that is not JSON."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}, line {number}: not JSON") from None
-    return [r for r in rows if "samples" in r or "step" in r]
-
-
-_LABELS = {"pi": "PI", "baseline": "Baseline"}  # the demo's folders
-
-
-def read_run(spec: str) -> Run:
-    """`[LABEL=]FOLDER`: a training run that was evaluated, or an evaluation's folder.  Raises ValueError."""
-    label, mark, rest = spec.partition("=")
-    if not mark or Path(spec).is_dir():  # a folder's own name may have the mark in it
-        label, rest = "", spec
-    folder = Path(rest)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    steps = [p for form in ("step-*", "eval/step-*") for p in sorted(folder.glob(form))]
-    places = [p for p in steps if p.name.removeprefix("step-").isdecimal()] + [folder / "eval", folder]
-    found = [Evaluation.read(p) for p in places if (p / RESULTS).is_file()]
-    if not found:
-        raise ValueError(
-            f"{folder}: no {RESULTS} in it or in its eval/; python -m eval.run --checkpoint {folder}"
-        )
-    by_step: dict[int, Evaluation] = {}
-    for one in found:  # the same checkpoint may have been evaluated twice: the later place wins
-        by_step[one.data["checkpoint"].get("step", -1)] = one
-    home = Path(found[0].data["checkpoint"].get("run", folder))
-    home = folder if (folder / "metrics.jsonl").is_file() or not home.is_dir() else home
-    label = label or _LABELS.get(folder.name, folder.name)
-    return Run(label, home, [by_step[s] for s in sorted(by_step)])
-
-
-@dataclass(frozen=True)
-class Arm:
-    label: str
-    runs: list[Run]
-
-    def mean(self, value: Callable[[Evaluation], float]) -> float:
-        return basic.fmean(value(r.final) for r in self.runs)
-
-
-def arms(specs: Sequence[str]) -> list[Arm]:
-    """Runs with the same label are seeds of one arm, by seed; arms in order of first appearance.
-
-    Raises ValueError for one checkpoint given as two seeds.
-    """
-    out: dict[str, list[Run]] = {}
-    for spec in specs:
-        run = read_run(spec)
-        for other in out.setdefault(run.label, []):
-            weights = [r.final.data["checkpoint"].get("weights") for r in (run, other)]
-            if weights[0] is not None and weights[0] == weights[1]:
-                raise ValueError(
-                    f"{other.final.folder} and {run.final.folder} are one checkpoint, not two seeds of "
-                    f"{run.label}; name each once, or label them apart: LABEL=FOLDER"
-                )
-        out[run.label].append(run)
-    return [Arm(label, sorted(runs, key=_seed)) for label, runs in out.items()]
-
-
-def _seed(run: Run) -> int:
-    return (run.recipe or {}).get("seed", 0)
+Arrays = dict[str, np.ndarray]
 
 
 # -- figures -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One figure of a set: its name in `metrics`, its title, and its per-query outcomes."""
+    """One figure of a set, and its per-query outcomes.
 
-    metric: str
+    key: its name in `metrics`.  title: for people.  tested: whether Holm's correction counts its test; the
+    other figures of a set tell the same story again.
+    """
+
+    key: str
     title: str
-    hits: Callable[[dict[str, np.ndarray]], np.ndarray]
-    groups: Callable[[dict[str, np.ndarray]], np.ndarray | None]
+    tested: bool
+    hits: Callable[[Arrays], np.ndarray]
+    groups: Callable[[Arrays], np.ndarray | None] = lambda arrays: None
 
 
 def _classification(k: int) -> Measure:
     return Measure(
-        f"acc{k}",
-        f"top-{k}",
-        lambda arrays: (arrays["top"][:, :k] == arrays["labels"][:, None]).any(1),
-        lambda arrays: arrays.get("groups"),
+        key=f"acc{k}",
+        title=f"top-{k}",
+        tested=k == 1,
+        hits=lambda arrays: (arrays["top"][:, :k] == arrays["labels"][:, None]).any(1),
+        groups=lambda arrays: arrays.get("groups"),
     )
 
 
 def _recall(way: str, metric: str, title: str, k: int) -> Measure:
     grouped = way == "t2i"  # captions of one image are not independent
     return Measure(
-        f"{metric}@{k}",
-        f"{title} R@{k}",
-        lambda arrays: arrays[f"{way}_first"] < k,
-        lambda arrays: arrays["owner"] if grouped else None,
+        key=f"{metric}@{k}",
+        title=f"{title} R@{k}",
+        tested=k == 1,
+        hits=lambda arrays: arrays[f"{way}_first"] < k,
+        groups=lambda arrays: arrays["owner"] if grouped else None,
     )
 
 
@@ -161,26 +72,40 @@ RECALLS = tuple(
 )
 
 
+def _choices(arrays: Arrays) -> Choices:
+    return Choices(**{name: arrays[name] for name in ("dist", "vote", "split")})
+
+
+TWOAFC = Measure(key="twoafc", title="2AFC", tested=False, hits=lambda a: _choices(a).credit())
+TWOAFC_SOFT = Measure(key="twoafc_soft", title="2AFC", tested=False, hits=lambda a: _choices(a).soft_credit())
+
+
 def measures(record: dict) -> tuple[Measure, ...]:
     """A set's figures in the order tables show them; top-5 only where it exists."""
     every = (TOP1, TOP5) if record["task"] == CLASSIFICATION_TASK else RECALLS
-    return tuple(m for m in every if m.metric in record["metrics"])
+    return tuple(m for m in every if m.key in record["metrics"])
 
 
-@dataclass(frozen=True)
+def twoafc_names(metrics: dict[str, float]) -> dict[Measure, str]:
+    """{measure: its name}: majority and share of people where they differ, else one."""
+    if metrics["ceiling"] == 1:
+        return {TWOAFC: "2AFC"}
+    return {TWOAFC: "2AFC (majority)", TWOAFC_SOFT: "2AFC (share of people)"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure of both arms; fractions.  p: McNemar's, None where it does not apply."""
+    """One figure of both arms; fractions.
 
-    key: str
+    p: McNemar's, None where it does not apply.  adjusted: p after Holm's correction.
+    """
+
     name: str
-    family: str
-    measure: str
-    samples: int
+    measure: Measure
     a: float
     b: float
     delta: Interval
-    p: float | None
-    near_chance: bool = False
+    p: float | None = None
     adjusted: float | None = None
     seeds: Seeds | None = None
 
@@ -190,180 +115,209 @@ class Row:
         return self.delta.low is not None and (self.delta.low > 0 or self.delta.high < 0)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class SetRow(Row):
+    """Of one set, or of the triplets of a split; samples: queries that count."""
+
+    key: str
+    samples: int
+    family: str = ""
+    near_chance: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyRow(Row):
+    """The mean of a family's sets; `sets`: how many they are."""
+
+    sets: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Arm `a` against arm `b` (the baseline)."""
 
     a: Arm
     b: Arm
-    rows: list[Row] = field(default_factory=list)
-    families: list[Row] = field(default_factory=list)
-    primary: Row | None = None
-    triplets: list[Row] = field(default_factory=list)
+    rows: list[SetRow]
+    families: list[FamilyRow]
+    primary: FamilyRow | None
+    triplets: list[SetRow]
 
-    def of(self, key: str) -> list[Row]:
-        return [r for r in self.rows if r.key == key]
-
-
-def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
-    """Per-query outcome, averaged over the arm's seeds."""
-    parts = [measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs]
-    return np.mean(parts, 0)
+    @property
+    def by_set(self) -> list[list[SetRow]]:
+        """The rows of each set together."""
+        keys = dict.fromkeys(row.key for row in self.rows)
+        return [[row for row in self.rows if row.key == key] for key in keys]
 
 
-def _check_same(key: str, every: Sequence[Run]) -> None:
+# -- comparing -----------------------------------------------------------------------------------
+
+
+def compare(a: Arm, b: Arm) -> Comparison:
+    """Every figure both arms have.  Raises ValueError when their data differ or nothing is shared."""
+    runs = [*a.runs, *b.runs]
+    keys = shared_keys(runs)
+    for key in keys:
+        _check_same(key, runs)
+    triplets = _triplet_rows(a, b)
+    if not keys and not triplets:
+        raise ValueError(f"{a.label} and {b.label} share no evaluated set")
+    by_family = families_of(a.runs[0], keys)
+    scored = [k for f, members in by_family.items() if f in catalog.FAMILIES for k in members]
+    scored = scored or [k for members in by_family.values() for k in members]
+    return Comparison(
+        a=a,
+        b=b,
+        rows=_with_holm([_set_row(a, b, key, m) for key in keys for m in measures(a.first.datasets[key])]),
+        families=_family_rows(a, b, by_family),
+        primary=_family_row(a, b, "Mean of the sets", scored, TOP1) if scored else None,
+        triplets=triplets,
+    )
+
+
+def shared_keys(runs: Sequence[Run]) -> list[str]:
+    """Sets that all runs were evaluated on, in the catalog's order."""
+    common = set.intersection(*(set(r.final.datasets) for r in runs))
+    return [k for k in runs[0].final.datasets if k in common]
+
+
+def families_of(run: Run, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Family → its classification sets among `keys`, in the paper's order, then the others."""
+    members: dict[str, list[str]] = {family: [] for family in catalog.FAMILIES}
+    for key in keys:
+        record = run.final.datasets[key]
+        if record["task"] == CLASSIFICATION_TASK:
+            members.setdefault(record["family"], []).append(key)
+    return {family: sets for family, sets in members.items() if sets}
+
+
+def _check_same(key: str, runs: Sequence[Run]) -> None:
     """ValueError unless all runs were evaluated on the same queries, in the same order, with one wording."""
-    first = every[0].final.arrays(key)
-    for run in every[1:]:
-        other = run.final.arrays(key)
+    first = runs[0].final
+    for run in runs[1:]:
+        other = run.final
+        ours, theirs = first.arrays(key), other.arrays(key)
         for name in ("index", "labels", "owner", "rows", "vote"):
-            if name in first and (name not in other or not np.array_equal(first[name], other[name])):
-                raise ValueError(
-                    f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated on different data"
-                )
-        records = [r.final.datasets.get(key, {}) for r in (every[0], run)]
+            if name in ours and (name not in theirs or not np.array_equal(ours[name], theirs[name])):
+                raise ValueError(f"{key}: {first.folder} and {other.folder} were evaluated on different data")
         for name in ("classnames", "templates"):
-            if records[0].get(name) != records[1].get(name):
+            if first.record(key).get(name) != other.record(key).get(name):
                 raise ValueError(
-                    f"{key}: {every[0].final.folder} and {run.final.folder} were evaluated with different "
+                    f"{key}: {first.folder} and {other.folder} were evaluated with different "
                     f"{name}; evaluate both with the same --prompts"
                 )
 
 
-def _paired_seeds(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> Seeds | None:
-    if len(a.runs) < 2 or len(a.runs) != len(b.runs):
-        return None
-    return uncertainty.paired_seeds([value(r.final) for r in a.runs], [value(r.final) for r in b.runs])
+def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
+    """Per-query outcome, averaged over the arm's seeds."""
+    return np.mean([measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs], 0)
 
 
-def _row(a: Arm, b: Arm, key: str, measure: Measure) -> Row:
-    record = a.runs[0].final.datasets[key]
-    arrays = a.runs[0].final.arrays(key)
-    hits_a, hits_b, groups = _hits(a, key, measure), _hits(b, key, measure), measure.groups(arrays)
-    single = len(a.runs) == len(b.runs) == 1
-
-    def value(one: Evaluation) -> float:
-        return one.datasets[key]["metrics"][measure.metric]
-
-    return Row(
-        key, record["name"], record["family"], measure.title, len(hits_a), a.mean(value), b.mean(value),
-        uncertainty.paired_bootstrap(hits_a, hits_b, groups),
-        uncertainty.mcnemar(hits_a, hits_b, groups) if single else None,
-        record["near_chance"], None, _paired_seeds(a, b, value),
-    )  # fmt: skip
+def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
+    """The fields of a Row that come from each run's own figure."""
+    of_a, of_b = a.values(value), b.values(value)
+    paired = len(of_a) == len(of_b) > 1
+    return {
+        "a": statistics.fmean(of_a),
+        "b": statistics.fmean(of_b),
+        "seeds": uncertainty.paired_seeds(of_a, of_b) if paired else None,
+    }
 
 
-def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) -> Row:
-    sets = []
-    for key in keys:
-        arrays = a.runs[0].final.arrays(key)
-        pictures = a.runs[0].final.datasets[key].get("crops")
-        sets.append(
-            Outcomes(_hits(a, key, measure), _hits(b, key, measure), measure.groups(arrays), pictures)
+def _single(a: Arm, b: Arm) -> bool:
+    """One run each: their queries are hits or misses, as McNemar's test needs."""
+    return len(a.runs) == len(b.runs) == 1
+
+
+def _set_row(a: Arm, b: Arm, key: str, measure: Measure) -> SetRow:
+    record = a.first.datasets[key]
+    hits_a, hits_b = _hits(a, key, measure), _hits(b, key, measure)
+    groups = measure.groups(a.first.arrays(key))
+    return SetRow(
+        key=key,
+        name=record["name"],
+        family=record["family"],
+        measure=measure,
+        samples=len(hits_a),
+        near_chance=record["near_chance"],
+        delta=uncertainty.paired_bootstrap(hits_a, hits_b, groups),
+        p=uncertainty.mcnemar(hits_a, hits_b, groups) if _single(a, b) else None,
+        **_both(a, b, lambda evaluation: evaluation.datasets[key]["metrics"][measure.key]),
+    )
+
+
+def _with_holm(rows: list[SetRow]) -> list[SetRow]:
+    """The rows with Holm's correction over the tests that count."""
+    tested = [i for i, row in enumerate(rows) if row.p is not None and row.measure.tested]
+    if not tested:
+        return rows
+    adjusted = dict(zip(tested, uncertainty.holm([rows[i].p for i in tested])))
+    return [replace(row, adjusted=float(adjusted[i])) if i in adjusted else row for i, row in enumerate(rows)]
+
+
+def _family_rows(a: Arm, b: Arm, by_family: dict[str, list[str]]) -> list[FamilyRow]:
+    """Top-1 of every family, top-5 of those that have it."""
+    rows = []
+    for family, keys in by_family.items():
+        for measure in (TOP1, TOP5):
+            having = [k for k in keys if measure.key in a.first.datasets[k]["metrics"]]
+            if having:
+                rows.append(_family_row(a, b, family, having, measure))
+    return rows
+
+
+def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) -> FamilyRow:
+    outcomes = [
+        Outcomes(
+            _hits(a, key, measure),
+            _hits(b, key, measure),
+            groups=measure.groups(a.first.arrays(key)),
+            images=a.first.datasets[key].get("crops"),
         )
-
-    def value(one: Evaluation) -> float:
-        return basic.fmean(one.datasets[k]["metrics"][measure.metric] for k in keys)
-
-    return Row(
-        "", family, family, measure.title, len(keys), a.mean(value), b.mean(value),
-        uncertainty.mean_of_sets(sets), None, False, None, _paired_seeds(a, b, value),
-    )  # fmt: skip
-
-
-def _adjusted(rows: list[Row]) -> list[Row]:
-    """Holm over the top-1 (or R@1) tests; the other figures of a set tell the same story again."""
-    tested = [i for i, r in enumerate(rows) if r.p is not None and r.measure.endswith("1")]
-    out = list(rows)
-    if tested:
-        for i, p in zip(tested, uncertainty.holm([rows[i].p for i in tested])):
-            out[i] = Row(**{**vars(rows[i]), "adjusted": float(p)})
-    return out
+        for key in keys
+    ]
+    return FamilyRow(
+        name=family,
+        measure=measure,
+        sets=len(keys),
+        delta=uncertainty.mean_of_sets(outcomes),
+        **_both(a, b, lambda e: statistics.fmean(e.datasets[k]["metrics"][measure.key] for k in keys)),
+    )
 
 
-def shared_keys(every: Sequence[Run]) -> list[str]:
-    """Sets that all runs were evaluated on, in the catalog's order."""
-    common = set.intersection(*(set(r.final.datasets) for r in every))
-    return [k for k in every[0].final.datasets if k in common]
+# -- triplets ------------------------------------------------------------------------------------
 
 
-def twoafc_names(metrics: dict[str, float]) -> dict[str, str]:
-    """{metric: its name for people}: majority and share of people where they differ, else one."""
-    if metrics["ceiling"] == 1:
-        return {"twoafc": "2AFC"}
-    return {"twoafc": "2AFC (majority)", "twoafc_soft": "2AFC (share of people)"}
-
-
-def _triplet_row(a: Arm, b: Arm, split: str, metric: str, name: str) -> Row | None:
-    """One of `twoafc_names` for one split ("" for all); None where no triplet of it has a majority."""
-    end, soft = f"@{split}" if split else "", metric == "twoafc_soft"
-
-    def credit(arm: Arm) -> np.ndarray:
-        every = [
-            Choices(**{n: r.final.arrays("triplets")[n] for n in ("dist", "vote", "split")}) for r in arm.runs
-        ]
-        chosen = (every[0].split == split) if split else np.ones(len(every[0].split), bool)
-        if soft:
-            return np.mean([c.soft_credit()[chosen] for c in every], 0)
-        return np.mean([c.credit()[chosen & (c.vote != 0.5)] for c in every], 0)
-
-    def value(one: Evaluation) -> float:
-        return one.data["triplets"]["metrics"][f"{metric}{end}"]
-
-    credit_a, credit_b = credit(a), credit(b)
-    if not len(credit_a):
-        return None
-    single = len(a.runs) == len(b.runs) == 1
-    return Row(
-        "triplets", f"{name} {split}".strip(), "2AFC", "2AFC", len(credit_a), a.mean(value), b.mean(value),
-        uncertainty.paired_bootstrap(credit_a, credit_b),
-        uncertainty.mcnemar(credit_a, credit_b) if single and not soft else None,
-        seeds=_paired_seeds(a, b, value),
-    )  # fmt: skip
-
-
-def _triplet_rows(a: Arm, b: Arm, every: Sequence[Run]) -> list[Row]:
-    if any(r.final.data.get("triplets") is None for r in every):
+def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
+    """Each of `twoafc_names`, by split if there are several; a split without any majority has no row."""
+    runs = [*a.runs, *b.runs]
+    if any(run.final.data.get("triplets") is None for run in runs):
         return []
-    _check_same("triplets", every)
-    splits = sorted(set(every[0].final.arrays("triplets")["split"].tolist()))
-    names = twoafc_names(every[0].final.data["triplets"]["metrics"])
+    _check_same("triplets", runs)
+    splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
+    names = twoafc_names(a.first.record("triplets")["metrics"])
     where = splits if len(splits) > 1 else [""]
     rows = [_triplet_row(a, b, split, m, name) for m, name in names.items() for split in where]
     return [row for row in rows if row is not None]
 
 
-def families_of(run: Run, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Family → its classification sets among `keys`, in the paper's order, then the others."""
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        record = run.final.datasets[key]
-        if record["task"] == CLASSIFICATION_TASK:
-            found.setdefault(record["family"], []).append(key)
-    order = [f for f in catalog.FAMILIES if f in found] + [f for f in found if f not in catalog.FAMILIES]
-    return {f: found[f] for f in order}
-
-
-def compare(a: Arm, b: Arm) -> Comparison:
-    """Every figure both arms have.  Raises ValueError when their data differ or nothing is shared."""
-    every = [*a.runs, *b.runs]
-    keys = shared_keys(every)
-    out = Comparison(a, b)
-    for key in keys:
-        _check_same(key, every)
-        out.rows += [_row(a, b, key, m) for m in measures(a.runs[0].final.datasets[key])]
-    out.rows = _adjusted(out.rows)
-    groups = families_of(a.runs[0], keys)
-    for family, members in groups.items():
-        out.families.append(_family_row(a, b, family, members, TOP1))
-        with_five = [k for k in members if TOP5.metric in a.runs[0].final.datasets[k]["metrics"]]
-        if with_five:
-            out.families.append(_family_row(a, b, family, with_five, TOP5))
-    scored = [k for f, members in groups.items() if f in catalog.FAMILIES for k in members]
-    scored = scored or [k for members in groups.values() for k in members]
-    if scored:
-        out.primary = _family_row(a, b, "Mean of the sets", scored, TOP1)
-    out.triplets = _triplet_rows(a, b, every)
-    if not keys and not out.triplets:
-        raise ValueError(f"{a.label} and {b.label} share no evaluated set")
-    return out
+def _triplet_row(a: Arm, b: Arm, split: str, measure: Measure, name: str) -> SetRow | None:
+    """One figure of one split ("" for all)."""
+    arrays = a.first.arrays("triplets")
+    counted = np.full(len(arrays["split"]), True) if not split else arrays["split"] == split
+    if measure is TWOAFC:
+        counted &= arrays["vote"] != 0.5
+    if not counted.any():
+        return None
+    hits_a, hits_b = (_hits(arm, "triplets", measure)[counted] for arm in (a, b))
+    key = f"{measure.key}@{split}" if split else measure.key
+    hit_or_miss = _single(a, b) and measure is TWOAFC
+    return SetRow(
+        key="triplets",
+        name=f"{name} {split}".strip(),
+        measure=measure,
+        samples=int(counted.sum()),
+        delta=uncertainty.paired_bootstrap(hits_a, hits_b),
+        p=uncertainty.mcnemar(hits_a, hits_b) if hit_or_miss else None,
+        **_both(a, b, lambda evaluation: evaluation.record("triplets")["metrics"][key]),
+    )

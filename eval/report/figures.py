@@ -1,7 +1,7 @@
 """The report's charts: one drawing, three uses (inline SVG that follows the page's theme, SVG file, PNG).
 
-Colours are the page's light ones; inline, each becomes the CSS variable of the same role, so a
-chart turns dark with the page.  Every panel is its own small figure, so a phone can stack them.
+Colours are the page's light ones.  Inline, each becomes the CSS variable of the same role, so a chart turns
+dark with the page.  Every panel is its own small figure, so a phone can stack them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from eval.report.panels import Answer, Pictures, Query, RetrievalPanel
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+    from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
@@ -25,6 +29,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
 }
 _FONT = re.compile(r"font-family: [^;\"]*")
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -70,37 +75,28 @@ class Figure:
     """A finished drawing; `name` is its file name and the salt of its SVG ids."""
 
     name: str
-    drawing: object
-    title: str
-    alt: str = field(default="")
+    drawing: Drawing
+    alt: str
 
     def _svg(self) -> str:
         import matplotlib
 
         text = io.StringIO()
         with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
-            self.drawing.savefig(
-                text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-            )
+            self.drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
         return text.getvalue()
 
     def inline(self) -> str:
         """An <svg> element without fixed size whose colours and font are the page's."""
-        text = self._svg()
-        text = text[text.index("<svg") :]
-        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-        for colour, variable in _VARIABLES.items():
-            text = text.replace(colour, f"var({variable})")
-        text = _FONT.sub("font-family: inherit", text)
-        text = text.replace("bold ", "").replace(
-            "<svg ", f'<svg role="img" aria-label="{self.alt or self.title}" ', 1
-        )
+        whole = self._svg()
+        head, _, body = whole[whole.index("<svg") :].partition(">")
+        head = re.sub(r' (width|height)="[^"]*"', "", head)
         # ids are unique only within one matplotlib figure
-        text = re.sub(r'id="([^"]+)"', rf'id="{self.name}-\1"', text)
-        text = re.sub(r'(xlink:href="#|url\(#)([^")]+)', rf"\1{self.name}-\2", text)
-        return text
+        body = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{self.name}-", body)
+        body = _FONT.sub("font-family: inherit", body).replace("bold ", "")
+        for colour, variable in _VARIABLES.items():
+            body = body.replace(colour, f"var({variable})")
+        return f'{head} role="img" aria-label="{escape(self.alt)}">{body}'
 
     def save(self, folder: Path) -> list[Path]:
         """NAME.svg and NAME.png (200 dpi, white)."""
@@ -174,8 +170,8 @@ def lines(
     axes.margins(x=0.02)
     if len(series) > 1:
         axes.legend(loc="best", handlelength=1.4)
-    described = "; ".join(f"{s.label} ends at {s.y[-1] * scale:.3g}" for s in series if len(s.y))
-    return Figure(name, drawing, title, f"{title}: {described}")
+    ends = "; ".join(f"{s.label} ends at {s.y[-1] * scale:.3g}" for s in series if len(s.y))
+    return Figure(name, drawing, f"{title}: {ends}")
 
 
 @_styled
@@ -203,70 +199,64 @@ def bars(
     axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
     axes.set_title(title)
     axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
-    return Figure(name, drawing, title, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
+    return Figure(name, drawing, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
 
 
 @_styled
-def answers(name: str, title: str, panel: RetrievalPanel, way: str) -> Figure:
+def answers(name: str, panel: RetrievalPanel) -> Figure:
     """Figure 5: a row for each query, beside it both arms' first answers with scores."""
     from matplotlib.figure import Figure as Drawing
 
-    queries, pictures = panel.queries(way), panel.pictures()
-    drawing = Drawing(figsize=(13, 1.35 * len(queries) + 0.6), layout="constrained")
+    drawing = Drawing(figsize=(13, 1.35 * len(panel.queries) + 0.6), layout="constrained")
     drawing.set_layout_engine("none")  # without this detour, saving would arrange it all anew
     drawing.suptitle(
-        title, x=0.01, y=1 - 0.1 / drawing.get_figheight(), ha="left", va="top", fontweight="bold"
+        panel.title, x=0.01, y=1 - 0.1 / drawing.get_figheight(), ha="left", va="top", fontweight="bold"
     )
-    rows = drawing.add_gridspec(
-        len(queries), 3, width_ratios=(3, 5, 5), left=0.01, right=0.99, bottom=0.01, hspace=0.28, wspace=0.04,
-        top=1 - 0.65 / drawing.get_figheight(),
+    grid = drawing.add_gridspec(
+        len(panel.queries), 3, width_ratios=(3, 5, 5), left=0.01, right=0.99, bottom=0.01, hspace=0.28,
+        wspace=0.04, top=1 - 0.65 / drawing.get_figheight(),
     )  # fmt: skip
-    for row, query in enumerate(queries):
-        places = [drawing.add_subplot(rows[row, column]) for column in range(3)]
-        for axes in places:
-            axes.set_axis_off()
-        _query(places[0], query, pictures)
-        for number in (0, 1):
-            heading = f"{panel.labels[number]}: {query.standings[number]}"
-            colour = ARM_COLOURS[number]
-            places[1 + number].text(
-                0, 1.03, heading, color=colour, fontsize=8.5, transform=places[1 + number].transAxes
-            )
-            _answer_list(places[1 + number], query.answers[number], pictures)
-    described = f"{title}: {panel.labels[0]} and {panel.labels[1]} on {len(queries)} queries"
-    return Figure(name, drawing, title, described)
+    for row, query in enumerate(panel.queries):
+        query_axes, *arm_axes = (drawing.add_subplot(grid[row, column]) for column in range(3))
+        _draw_query(query_axes, query)
+        for axes, arm, colour in zip(arm_axes, query.arms, ARM_COLOURS):
+            _draw_answers(axes, arm, colour)
+    labels = " and ".join(arm.label for arm in panel.queries[0].arms)
+    return Figure(name, drawing, f"{panel.title}: {labels} on {len(panel.queries)} queries")
 
 
-def _query(axes, query: Query, pictures: Pictures) -> None:
-    """The caption, or the picture with its true captions."""
+def _draw_query(axes: Axes, query: Query) -> None:
+    """The caption, or the image with its true captions."""
+    axes.set_axis_off()
     axes.text(0, 1.03, query.outcome, fontsize=8.5, fontweight="bold", transform=axes.transAxes)
-    at, width = 0.0, 44
-    if query.image is not None:
-        _picture(axes.inset_axes((0, 0, 0.36, 0.96)), pictures.thumbnail(query.image))
-        at, width = 0.39, 27
+    x, width = 0.0, 44
+    if query.thumbnail is not None:
+        _draw_image(axes.inset_axes((0, 0, 0.36, 0.96)), query.thumbnail)
+        x, width = 0.39, 27
     text = "\n".join(line for t in query.texts[:3] for line in textwrap.wrap(t, width)[:2])
-    axes.text(at, 0.94, text, fontsize=8, va="top", transform=axes.transAxes)
+    axes.text(x, 0.94, text, fontsize=8, va="top", transform=axes.transAxes)
 
 
-def _answer_list(axes, found: Sequence[Answer], pictures: Pictures) -> None:
-    for place, answer in enumerate(found):
-        said, colour = f"{answer.said()}{' ✓' if answer.right else ''}", INK if answer.right else MUTED
-        weight = "bold" if answer.right else "normal"
-        if answer.image is None:
-            text = f"{said}  {textwrap.shorten(answer.text, 62, placeholder=' …')}"
-            axes.text(0, 0.86 - 0.2 * place, text, fontsize=8, color=colour, fontweight=weight,
-                      transform=axes.transAxes)  # fmt: skip
+def _draw_answers(axes: Axes, arm: ArmAnswers, colour: str) -> None:
+    axes.set_axis_off()
+    heading = f"{arm.label}: {arm.standing}"
+    axes.text(0, 1.03, heading, color=colour, fontsize=8.5, transform=axes.transAxes)
+    for number, answer in enumerate(arm.answers):
+        score = f"{answer.score}{' ✓' if answer.right else ''}"
+        style = {"fontsize": 8, "transform": axes.transAxes}
+        style |= {"color": INK, "fontweight": "bold"} if answer.right else {"color": MUTED}
+        if answer.thumbnail is None:
+            text = f"{score}  {textwrap.shorten(answer.text, 62, placeholder=' …')}"
+            axes.text(0, 0.86 - 0.2 * number, text, **style)
         else:
-            _picture(axes.inset_axes((0.2 * place, 0.14, 0.19, 0.82)), pictures.thumbnail(answer.image))
-            axes.text(0.2 * place + 0.095, 0, said, fontsize=8, color=colour, fontweight=weight, ha="center",
-                      transform=axes.transAxes)  # fmt: skip
+            _draw_image(axes.inset_axes((0.2 * number, 0.14, 0.19, 0.82)), answer.thumbnail)
+            axes.text(0.2 * number + 0.095, 0, score, ha="center", **style)
 
 
-def _picture(axes, image) -> None:
+def _draw_image(axes: Axes, thumbnail: Thumbnail) -> None:
     """An image, or an empty frame where there is none any more."""
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    if image is None:
-        return
-    axes.set_axis_off()
-    axes.imshow(np.asarray(image.convert("RGB")))
+    if thumbnail.image is not None:
+        axes.set_axis_off()
+        axes.imshow(np.asarray(thumbnail.image.convert("RGB")))

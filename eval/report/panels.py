@@ -1,10 +1,8 @@
-"""Pictures for the report: retrieval answers of both arms side by side, and triplets.
-
-Retrieval (Figure 5) is drawn twice from the same queries: in the page, and as a file by `figures.answers`.
+"""Images for the report: retrieval answers of both arms side by side (Figure 5), and triplets.
 
 Which queries are shown is drawn at random with a fixed seed within each kind of outcome (only one
 arm right, both, neither), and the number of queries of each kind is shown beside: nothing is picked
-by eye.
+by eye.  The page's templates and `figures.answers` draw the same values.
 """
 
 from __future__ import annotations
@@ -13,53 +11,60 @@ import base64
 import io
 from contextlib import suppress
 from dataclasses import dataclass, field
-from html import escape
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from eval.crops import mapped
+from eval.cache import mapped
 from eval.metrics import perceptual
-from eval.report import page
-from eval.report.compare import Arm
+from eval.report.compare import TWOAFC, Comparison
+from eval.report.render import minus
 from eval.results import Evaluation
 from eval.sets import sources
+from eval.sets.catalog import RETRIEVAL_TASK
 
 SHOWN = 5  # answers a query
+EACH = 2  # queries of each kind of outcome
 SIDE = 112  # pixels of a thumbnail's longer side
+WAYS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image of an evaluated set; `image` None where it is not there any more."""
+
+    image: Image.Image | None
+    alt: str
+
+    @cached_property
+    def uri(self) -> str | None:
+        """A data: URI."""
+        if self.image is None:
+            return None
+        data = io.BytesIO()
+        self.image.save(data, "webp", quality=82)
+        return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 @dataclass
-class Pictures:
+class Images:
     """Images of an evaluated set: the originals where they still lie, else the cached crops, else none."""
 
     evaluation: Evaluation
     key: str
-    _images: object | None = field(default=None, init=False)
-    _opened: bool = field(default=False, init=False)
+    _made: dict[int, Image.Image | None] = field(default_factory=dict, init=False)
 
-    def _originals(self, path: Path) -> object | None:
-        if self.key == "triplets":
-            splits = dict.fromkeys(self.evaluation.arrays("triplets")["split"].tolist())
-            return perceptual.read(path.parent if path.suffix == ".csv" else path, tuple(splits)).images
-        found = sources.read_folder(path)
-        return None if found is None else found.images
+    def thumbnail(self, index: int, alt: str = "") -> Thumbnail:
+        if index not in self._made:
+            self._made[index] = self._shrunk(index)
+        return Thumbnail(self._made[index], alt)
 
-    def _open(self) -> object | None:
-        data = self.evaluation.data
-        record = data["triplets"] if self.key == "triplets" else self.evaluation.datasets[self.key]
-        images, crops = None, Path(record["crops"] or "")
-        with suppress(ValueError, OSError):  # moved or changed since
-            images = self._originals(Path(record["path"]))
-        if images is None and crops.is_file():  # what was evaluated
-            images = mapped(crops)
-        return images
-
-    def thumbnail(self, index: int) -> Image.Image | None:
-        """None where there is no picture any more."""
-        if not self._opened:
-            self._images, self._opened = self._open(), True
+    def _shrunk(self, index: int) -> Image.Image | None:
         if self._images is None or index >= len(self._images):
             return None
         image = self._images[index]
@@ -68,20 +73,25 @@ class Pictures:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         return image
 
-    def uri(self, index: int) -> str | None:
-        """A data: URI of a thumbnail, or None where there is no picture any more."""
-        image = self.thumbnail(index)
-        if image is None:
-            return None
-        data = io.BytesIO()
-        image.save(data, "webp", quality=82)
-        return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+    @cached_property
+    def _images(self) -> object | None:
+        record = self.evaluation.record(self.key)
+        images, crops = None, Path(record["crops"] or "")
+        with suppress(ValueError, OSError):  # moved or changed since
+            images = self._originals(Path(record["path"]))
+        if images is None and crops.is_file():  # what was evaluated
+            images = mapped(crops)
+        return images
 
-    def tag(self, index: int, alt: str) -> str:
-        uri = self.uri(index)
-        if uri is None:
-            return '<div class="blank" role="img" aria-label="picture not here any more"></div>'
-        return f'<img src="{uri}" alt="{escape(alt, quote=True)}" loading="lazy">'
+    def _originals(self, path: Path) -> object | None:
+        if self.key == "triplets":
+            splits = dict.fromkeys(self.evaluation.arrays("triplets")["split"].tolist())
+            return perceptual.read(path.parent if path.suffix == ".csv" else path, tuple(splits)).images
+        evalset = sources.read_folder(path)
+        return None if evalset is None else evalset.images
+
+
+# -- what is shown --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,9 @@ class Kind:
     shown: list[int]
 
 
-def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], each: int, seed: int = 0) -> list[Kind]:
+def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str]) -> list[Kind]:
     """Split queries by whose first answer is right; a, b (Q,) bool."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     parts = (
         (f"only {labels[0]} is right", a & ~b),
         (f"only {labels[1]} is right", b & ~a),
@@ -105,167 +115,186 @@ def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], each: int, seed
     out = []
     for title, mask in parts:
         rows = np.flatnonzero(mask)
-        chosen = rng.choice(rows, min(each, len(rows)), replace=False) if len(rows) else []
+        chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else []
         out.append(Kind(title, len(rows), sorted(int(i) for i in chosen)))
     return out
+
+
+# -- retrieval ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One of an arm's first answers: a caption, or (with `thumbnail`) an image of the set."""
+
+    text: str
+    thumbnail: Thumbnail | None
+    score: str
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmAnswers:
+    """What one arm answered to a query; `standing`: where it has the right answer."""
+
+    label: str
+    standing: str
+    answers: list[Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One query with what both arms answered.
+
+    thumbnail: the query, where it is an image.  texts: the caption, or the image's true captions.
+    """
+
+    outcome: str  # whose first answer is right
+    thumbnail: Thumbnail | None
+    texts: list[str]
+    arms: list[ArmAnswers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalPanel:
+    """Figure 5 for one retrieval set and one direction, of both arms' first seeds."""
+
+    key: str
+    way: str
+    title: str
+    kinds: list[Kind]
+    queries: list[Query]
+
+
+def retrieval_panels(comparison: Comparison) -> list[RetrievalPanel]:
+    """Both directions of every retrieval set that the arms share."""
+    datasets = comparison.a.first.datasets
+    keys = dict.fromkeys(row.key for row in comparison.rows)
+    readers = [_Retrieval(comparison, key) for key in keys if datasets[key]["task"] == RETRIEVAL_TASK]
+    return [reader.panel(way) for reader in readers for way in WAYS]
+
+
+class _Retrieval:
+    """The captions, images and both arms' arrays of one retrieval set."""
+
+    def __init__(self, comparison: Comparison, key: str):
+        arms = (comparison.a, comparison.b)
+        self.key = key
+        self.labels = (arms[0].label, arms[1].label)
+        self.arrays = [arm.first.arrays(key) for arm in arms]
+        self.record = arms[0].first.datasets[key]
+        self.images = Images(arms[0].first, key)
+        self.index, self.owner = (self.arrays[0][name] for name in ("index", "owner"))
+        self.captions = [caption for i in self.index for caption in self.record["captions"][i]]
+
+    def panel(self, way: str) -> RetrievalPanel:
+        hits = [arrays[f"{way}_first"] == 0 for arrays in self.arrays]
+        groups = kinds(hits[0], hits[1], self.labels)
+        return RetrievalPanel(
+            key=self.key,
+            way=way,
+            title=f"{self.record['name']}: {WAYS[way]}",
+            kinds=groups,
+            queries=[self._query(way, query, kind.title) for kind in groups for query in kind.shown],
+        )
+
+    def _query(self, way: str, query: int, outcome: str) -> Query:
+        by_image = way == "i2t"
+        image = query if by_image else int(self.owner[query])
+        own = np.flatnonzero(self.owner == image).tolist()
+        texts = [self.captions[i] for i in (own if by_image else [query])]
+        right = set(own) if by_image else {image}
+        return Query(
+            outcome=outcome,
+            thumbnail=self.images.thumbnail(int(self.index[image]), texts[0]) if by_image else None,
+            texts=texts,
+            arms=[
+                ArmAnswers(
+                    label=label,
+                    standing=_standing(arrays, way, query, right),
+                    answers=self._answers(arrays, way, query, right),
+                )
+                for label, arrays in zip(self.labels, self.arrays)
+            ],
+        )
+
+    def _answers(self, arrays: dict[str, np.ndarray], way: str, query: int, right: set[int]) -> list[Answer]:
+        answers = []
+        top, scores = arrays[f"{way}_top"][query][:SHOWN], arrays[f"{way}_scores"][query][:SHOWN]
+        for candidate, score in zip(top.tolist(), scores.tolist()):
+            image = int(self.index[candidate]) if way == "t2i" else None
+            text = self.captions[candidate] if image is None else self._alt(image)
+            answers.append(
+                Answer(
+                    text=text,
+                    thumbnail=None if image is None else self.images.thumbnail(image, text),
+                    score=minus(f"{score:.3f}"),
+                    right=candidate in right,
+                )
+            )
+        return answers
+
+    def _alt(self, image: int) -> str:
+        captions = self.record["captions"]
+        return captions[image][0] if image < len(captions) and captions[image] else f"image {image}"
 
 
 def _standing(arrays: dict[str, np.ndarray], way: str, query: int, right: set[int]) -> str:
     """Where the right answer stands, and its margin over the best wrong one (or behind the first)."""
     top, scores = arrays[f"{way}_top"][query], arrays[f"{way}_scores"][query]
-    place = int(arrays[f"{way}_rank"][query]) + 1
-    found = [i for i, t in enumerate(top) if int(t) in right]
-    wrong = [i for i, t in enumerate(top) if int(t) not in right]
-    if not found or not wrong:
-        return f"right answer at rank {place}"
-    margin = float(scores[found[0]] - scores[wrong[0]])
-    return f"right answer at rank {place}, margin {margin:+.3f}".replace("-", "−")
+    rank = int(arrays[f"{way}_rank"][query]) + 1
+    hits = [i for i, t in enumerate(top) if int(t) in right]
+    misses = [i for i, t in enumerate(top) if int(t) not in right]
+    if not hits or not misses:
+        return f"right answer at rank {rank}"
+    return minus(f"right answer at rank {rank}, margin {float(scores[hits[0]] - scores[misses[0]]):+.3f}")
 
 
-def _alt(record: dict, image: int) -> str:
-    captions = record["captions"]
-    return captions[image][0] if image < len(captions) and captions[image] else f"image {image}"
+# -- triplets -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One of an arm's first answers: a caption, or an image of the set."""
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Left or right of a triplet: its distance to the reference in each arm."""
 
-    text: str  # the caption, or one of the image's
-    image: int | None  # its number in the set
-    score: float
-    right: bool
-
-    def said(self) -> str:
-        return f"{self.score:.3f}".replace("-", "−")
+    thumbnail: Thumbnail
+    voted: bool
+    distances: list[str]
 
 
-@dataclass(frozen=True)
-class Query:
-    """One query with what both arms answered."""
+@dataclass(frozen=True, kw_only=True)
+class Trio:
+    """A triplet; `outcome` says who is right, `count` how many triplets have that outcome."""
 
-    outcome: str  # whose first answer is right
-    image: int | None  # the query, where it is a picture: its number in the set
-    texts: list[str]  # the caption, or the picture's true captions
-    standings: tuple[str, str]
-    answers: tuple[list[Answer], list[Answer]]
+    reference: Thumbnail
+    choices: list[Choice]
+    outcome: str
+    count: int
 
 
-@dataclass(frozen=True)
-class RetrievalPanel:
-    """Figure 5 for one retrieval set and two arms (their first seeds); way: `i2t` or `t2i`."""
+def trios(comparison: Comparison) -> list[Trio]:
+    """Triplets with the voted image marked and both arms' distances."""
+    arms = (comparison.a, comparison.b)
+    arrays = [arm.first.arrays("triplets") for arm in arms]
+    right = [TWOAFC.hits(outcomes) == 1 for outcomes in arrays]  # even votes are NaN, so false
+    images = Images(arms[0].first, "triplets")
+    return [
+        _trio(images, arrays, row, kind)
+        for kind in kinds(right[0], right[1], (arms[0].label, arms[1].label))
+        for row in kind.shown
+    ]
 
-    key: str
-    arms: tuple[Arm, Arm]
-    each: int = 2
 
-    @property
-    def labels(self) -> tuple[str, str]:
-        return self.arms[0].label, self.arms[1].label
-
-    def _evaluations(self) -> list[Evaluation]:
-        return [arm.runs[0].final for arm in self.arms]
-
-    def pictures(self) -> Pictures:
-        return Pictures(self._evaluations()[0], self.key)
-
-    def _kinds(self, way: str) -> list[Kind]:
-        hits = [e.arrays(self.key)[f"{way}_first"] == 0 for e in self._evaluations()]
-        return kinds(hits[0], hits[1], self.labels, self.each)
-
-    def queries(self, way: str) -> list[Query]:
-        """Those that are shown."""
-        one = self._evaluations()[0]
-        record, arrays = one.datasets[self.key], one.arrays(self.key)
-        index, owner = arrays["index"], arrays["owner"]
-        captions = [c for i in index for c in record["captions"][i]]
-        out = []
-        for kind in self._kinds(way):
-            for query in kind.shown:
-                image = query if way == "i2t" else int(owner[query])
-                own = np.flatnonzero(owner == image).tolist()
-                right = set(own) if way == "i2t" else {image}
-                found = [
-                    self._answers(e.arrays(self.key), way, query, right, captions, record, index)
-                    for e in self._evaluations()
-                ]
-                shown, texts = (int(index[image]), own) if way == "i2t" else (None, [query])
-                standings, answers = zip(*found)
-                out.append(Query(kind.title, shown, [captions[i] for i in texts], standings, answers))
-        return out
-
-    def _answers(
-        self, arrays: dict, way: str, query: int, right: set[int], captions: list[str], record: dict,
-        index: np.ndarray,
-    ) -> tuple[str, list[Answer]]:  # fmt: skip
-        """Where the right answer stands with one arm, and its first answers."""
-        answers = []
-        for found, score in zip(arrays[f"{way}_top"][query][:SHOWN], arrays[f"{way}_scores"][query][:SHOWN]):
-            number = int(index[found]) if way == "t2i" else None
-            text = captions[int(found)] if number is None else _alt(record, number)
-            answers.append(Answer(text, number, float(score), int(found) in right))
-        return _standing(arrays, way, query, right), answers
-
-    def html(self, way: str) -> str:
-        pictures, groups = self.pictures(), self._kinds(way)
-        counts = ", ".join(f"{k.title} in {k.count:,}" for k in groups)
-        total = sum(k.count for k in groups)
-        out = [f'<p class="note">First answers to all {total:,} queries: {escape(counts)}.</p>']
-        for query in self.queries(way):
-            bodies = "".join(self._list(pictures, query, number) for number in (0, 1))
-            out.append(f'<div class="query">{self._side(pictures, query)}{bodies}</div>')
-        return "\n".join(out)
-
-    def _side(self, pictures: Pictures, query: Query) -> str:
-        lines = "".join(f"<li>{escape(t)}</li>" for t in query.texts)
-        picture = pictures.tag(query.image, query.texts[0]) if query.image is not None else ""
-        what = "Ground truth" if query.image is not None else "Caption"
-        head = f"{query.outcome[0].upper()}{query.outcome[1:]}"
-        return (
-            f'<div class="side">{picture}<div><h4>{escape(head)}</h4><span class="quiet">{what}</span>'
-            f'<ul class="truth">{lines}</ul></div></div>'
+def _trio(images: Images, arrays: list[dict[str, np.ndarray]], row: int, kind: Kind) -> Trio:
+    reference, *others = arrays[0]["rows"][row].tolist()
+    vote = float(arrays[0]["vote"][row])
+    choices = [
+        Choice(
+            thumbnail=images.thumbnail(image, side),
+            voted=vote > 0.5 if side == "right" else vote < 0.5,
+            distances=[f"{outcomes['dist'][row][number]:.3f}" for outcomes in arrays],
         )
-
-    def _list(self, pictures: Pictures, query: Query, number: int) -> str:
-        items = []
-        for answer in query.answers[number]:
-            mark = ' class="right"' if answer.right else ""
-            if answer.image is None:
-                text = escape(answer.text) + (' <span class="up">✓</span>' if answer.right else "")
-                items.append(f'<li{mark}><span>{text}</span><span class="score">{answer.said()}</span></li>')
-            else:
-                tick = " ✓" if answer.right else ""
-                picture = pictures.tag(answer.image, answer.text)
-                items.append(f"<li{mark}>{picture}{answer.said()}{tick}</li>")
-        kind = "answers" if query.image is not None else "hits"
-        name = page.arm_name(self.arms[number].label, number, dot=True)
-        title = f"<h4>{name} {page.span(query.standings[number], 'quiet')}</h4>"
-        return f'<div>{title}<ol class="{kind}">{"".join(items)}</ol></div>'
-
-
-def triplet_panel(arms: tuple[Arm, Arm], each: int = 2) -> str:
-    """Triplets with the voted picture framed and both arms' distances beneath."""
-    evaluations = [arm.runs[0].final for arm in arms]
-    arrays = [e.arrays("triplets") for e in evaluations]
-    credit = [
-        perceptual.Choices(a["dist"], a["vote"], a["split"]).credit() == 1 for a in arrays
-    ]  # even votes are NaN, so false
-    pictures = Pictures(evaluations[0], "triplets")
-    out = []
-    for kind in kinds(credit[0], credit[1], (arms[0].label, arms[1].label), each):
-        for row in kind.shown:
-            out.append(_trio(pictures, arrays, row, kind))
-    return f'<div class="trio">{"".join(out)}</div>'
-
-
-def _trio(pictures: Pictures, arrays: list[dict], row: int, kind: Kind) -> str:
-    images, vote = arrays[0]["rows"][row], float(arrays[0]["vote"][row])
-    cells = []
-    for place, title in enumerate(("reference", "left", "right")):
-        voted = (place == 2 and vote > 0.5) or (place == 1 and vote < 0.5)
-        below = [page.span(f"{a['dist'][row][place - 1]:.3f}", f"arm{n}") for n, a in enumerate(arrays)]
-        small = "<br>".join(below) if place else title
-        picture = pictures.tag(int(images[place]), title)
-        cells.append(f"<div{' class=vote' if voted else ''}>{picture}<small>{small}</small></div>")
-    caption = page.span(f"{escape(kind.title)} ({kind.count:,})", "quiet")
-    return f'<div><div class="pics">{"".join(cells)}</div><p>{caption}</p></div>'
+        for number, (side, image) in enumerate(zip(("left", "right"), others))
+    ]
+    thumbnail = images.thumbnail(reference, "reference")
+    return Trio(reference=thumbnail, choices=choices, outcome=kind.title, count=kind.count)

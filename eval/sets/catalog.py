@@ -1,32 +1,27 @@
-"""The evaluation suite as data: the paper's 29 zero-shot sets, two retrieval sets, and the demo's own.
+"""The evaluation suite as data: the paper's 29 zero-shot sets, two retrieval sets, and those of `demo.json`.
 
 A set's key is the one clip-benchmark and DataComp use; counts are DataComp's
-(mlfoundations/datacomp `tasklist.yml`).  Reading the sets is `eval/sets/sources.py`'s business,
-their class names and prompts are `eval/sets/prompts.py`'s.
+(mlfoundations/datacomp `tasklist.yml`).  `eval/sets/sources.py` reads the sets, `eval/sets/prompts.py`
+has their class names and prompts.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 IMAGENET, OOD, VTAB = "ImageNet", "ImageNet OOD", "VTAB"
-FINE, MISC, RETRIEVAL, DEMO, OTHER = (
-    "Fine-grained & Specialty",
-    "Misc. / Domain & Small",
-    "Retrieval",
-    "Demo",
-    "Other",
-)
+FINE, MISC, RETRIEVAL, OTHER = "Fine-grained & Specialty", "Misc. / Domain & Small", "Retrieval", "Other"
 FAMILIES = (IMAGENET, OOD, VTAB, FINE, MISC)  # the paper's five, in the order of its Table 1
 CLASSIFICATION_TASK, RETRIEVAL_TASK = "zeroshot_classification", "zeroshot_retrieval"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One set.  `samples` and `classes` None: not fixed, nothing to assert."""
+    """One set.  `samples` and `classes` None: not fixed, nothing to check."""
 
     name: str  # the row of the paper's table
     key: str
@@ -36,7 +31,8 @@ class Entry:
     main_metric: str = "acc1"  # what DataComp reports for it
     near_chance: bool = False  # scores at or near chance: its slopes and small differences mean little
     task: str = CLASSIFICATION_TASK
-    headline: tuple[tuple[str, str], ...] = ()  # (headline key, metric), the demo's summary
+    headline: dict[str, str] = field(default_factory=dict, hash=False)  # name in summaries → metric
+    caution: str = ""  # what a reader of a comparison on this set must know
 
     @property
     def prompts(self) -> str:
@@ -86,26 +82,14 @@ CAPTIONS = (
     Entry("Flickr30k (1K test)", "flickr30k", RETRIEVAL, 1000, None, _T2I, task=RETRIEVAL_TASK),
     Entry("MS-COCO 2014 (5K test)", "mscoco_captions", RETRIEVAL, 5000, None, _T2I, task=RETRIEVAL_TASK),
 )
-DEMONSTRATION = (
-    Entry("Emoji, names", "emoji-names", DEMO, headline=(("names_top1", "acc1"), ("names_top5", "acc5"))),
-    Entry("Emoji, subcategories", "emoji-subcategories", DEMO, headline=(("subcategory_top1", "acc1"),)),
-    Entry("Emoji, categories", "emoji-categories", DEMO, headline=(("category_top1", "acc1"),)),
-    Entry(
-        "Emoji, names as captions",
-        "emoji-retrieval",
-        DEMO,
-        main_metric=_T2I,
-        task=RETRIEVAL_TASK,
-        headline=(
-            ("i2t_r1", "text_retrieval_recall@1"),
-            ("i2t_r5", "text_retrieval_recall@5"),
-            ("t2i_r1", "image_retrieval_recall@1"),
-            ("t2i_r5", "image_retrieval_recall@5"),
-        ),
-    ),
+PAPER = CLASSIFICATION + CAPTIONS  # the 31 sets of its tables
+_DEMO = json.loads((Path(__file__).parent / "demo.json").read_text(encoding="utf-8"))
+DEMO = _DEMO["family"]
+DEMONSTRATION = tuple(
+    Entry(**described, family=DEMO, caution=_DEMO["caution"]) for described in _DEMO["sets"]
 )
 OTHERS = (Entry("Fashion-MNIST", "fashion-mnist", OTHER, 10000, 10),)
-ENTRIES = CLASSIFICATION + CAPTIONS + DEMONSTRATION + OTHERS
+ENTRIES = PAPER + DEMONSTRATION + OTHERS
 _BY_KEY = {e.key: e for e in ENTRIES}
 # DataComp's names (its tasklist.yml) where they are not the paper's: its aggregate looks sets up by name,
 # and open_clip's tables have them as columns.
@@ -147,6 +131,11 @@ _ALIASES = {
 }  # fmt: skip
 
 
+def about_triplets(source: str) -> str:
+    """What a reader must know of the triplets built from a data set of this name; mostly nothing."""
+    return _DEMO["triplets"]["about"] if source == _DEMO["triplets"]["source"] else ""
+
+
 def datacomp(entry: Entry) -> tuple[str, str]:
     """(key, name) of a set in DataComp's results."""
     return _DATACOMP_KEYS.get(entry.key, entry.key), _DATACOMP_NAMES.get(entry.key, entry.name)
@@ -165,18 +154,18 @@ _BY_NAME = (
 
 
 def _bare(name: str) -> str:
-    """Without what clip-benchmark puts around a set's name: `wds_vtab-dtd_test`, `wds/vtab/dtd`."""
+    """The name without what clip-benchmark puts around it: `wds_vtab-dtd_test`, `wds/vtab/dtd`."""
     return name.removeprefix("wds_").removeprefix("wds/").removesuffix("_test")
 
 
 def snapshot(folder: Path) -> Path:
-    """Of a set in Hugging Face's cache (`datasets--ORG--NAME`) the folder with its files; else itself."""
+    """The folder with the files of a set in Hugging Face's cache (`datasets--ORG--NAME`); else itself."""
     head = folder / "refs" / "main"
     return folder / "snapshots" / head.read_text().strip() if head.is_file() else folder
 
 
 def name_of(folder: Path) -> str:
-    """What a set's folder is called; a snapshot in Hugging Face's cache by its repository."""
+    """The name of a set's folder; of a snapshot in Hugging Face's cache, its repository's."""
     if folder.parent.name == "snapshots":
         return folder.parents[1].name.rpartition("--")[2]
     return folder.name
@@ -215,10 +204,9 @@ def check_counts(entry: Entry, samples: int, classes: int | None, where: object)
 
 
 def select(datasets: Iterable[str] = (), families: Iterable[str] = ()) -> set[str] | None:
-    """Keys asked for by name or family; None when nothing was asked for (then everything counts).
+    """Keys asked for by name or family; None when nothing was asked for: then every set counts.
 
     `OTHER` among them stands for every set that the catalog does not know.
-
     Raises ValueError for an unknown family.
     """
     datasets, families = list(datasets), list(families)
@@ -239,19 +227,21 @@ def is_wanted(entry: Entry, wanted: set[str] | None) -> bool:
 
 
 def near(name: str, root: Path) -> str:
-    """In words, the catalog's sets and the folders under `root` whose names are like this one; or nothing."""
+    """In words, the catalog's sets and the folders under `root` with names like this one; or nothing."""
     here = {_bare(d.name) for d in root.iterdir() if d.is_dir()}
-    found = difflib.get_close_matches(_key(name), sorted({*_BY_KEY, *here} - {_key(name)}), 3)
-    return f" (near it: {', '.join(found)})" if found else ""
+    similar = difflib.get_close_matches(_key(name), sorted({*_BY_KEY, *here} - {_key(name)}), 3)
+    return f" (near it: {', '.join(similar)})" if similar else ""
 
 
-def check_found(datasets: Iterable[str], families: Iterable[str], found: Iterable[Entry], root: Path) -> None:
-    """ValueError for the first name or family asked for that no set found under `root` has."""
-    found = list(found)
-    here = ", ".join(sorted(e.key for e in found))
+def check_found(
+    datasets: Iterable[str], families: Iterable[str], entries: Iterable[Entry], root: Path
+) -> None:
+    """ValueError for the first name or family asked for that none of the `entries` under `root` has."""
+    entries = list(entries)
+    here = ", ".join(sorted(e.key for e in entries))
     for name in datasets:
-        if all(e.key != _key(name) for e in found):
+        if all(e.key != _key(name) for e in entries):
             raise ValueError(f"--datasets {name}: no such set under {root}{near(name, root)}; found: {here}")
     for family in families:
-        if all(_plain(e.family) != _plain(family) for e in found):
+        if all(_plain(e.family) != _plain(family) for e in entries):
             raise ValueError(f"--families {family}: no set of it under {root}; found: {here}")

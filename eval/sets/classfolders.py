@@ -1,4 +1,4 @@
-"""A folder a class, and ILSVRC's flat validation folder: which picture has which label, what is not read.
+"""A folder a class, and ILSVRC's flat validation folder: which image has which label, what is not read.
 
 A label is settled by names, never by counts alone: `eval/sets/imagenet.py` for WordNet ids, here for
 the others.
@@ -18,9 +18,9 @@ import numpy as np
 
 from eval.sets import catalog, imagenet, prompts
 from eval.sets.catalog import CLASSIFICATION_TASK, Entry
-from eval.sets.evalset import HIDDEN, EvalSet, FileImages, is_foreign, is_picture, shown
+from eval.sets.evalset import HIDDEN, EvalSet, FileImages, Member, is_foreign, is_image, shown
 
-# Where a set's held-out pictures lie; the later ones are Kaggle's and tiny-imagenet's.
+# Where a set's held-out images lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val",
           "images/val", "val/images", "val.X")  # fmt: skip
 _DIGITS = re.compile("([0-9]+)")
@@ -30,20 +30,20 @@ _COUNTED = re.compile(r"(\d+)[-_. ]+(\D.*)")
 _NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id|n|s)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "dev"}
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# Parts of sets for other tasks (segmentation, captions, triplets), where pictures of all kinds lie together.
+# Parts of sets for other tasks (segmentation, captions, triplets), where images of all kinds lie together.
 _PARTS = {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "annotations",
           "segmentationclass", "segmentationobject", "thumbnails", "ref", "p0", "p1", "distort"}  # fmt: skip
 
 
 @dataclass
 class Listing:
-    """What lies in one folder: pictures by name, sub-folders, and what is not read."""
+    """What lies in one folder: images by name, sub-folders, and what is not read."""
 
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     hidden: int = 0
-    broken: list[Path] = field(default_factory=list)  # links to nowhere that are not called as pictures
-    other: Counter[str] = field(default_factory=Counter)  # suffix → files that are no pictures
+    broken: list[Path] = field(default_factory=list)  # links to nowhere that are not called as images
+    other: Counter[str] = field(default_factory=Counter)  # suffix → files that are no images
 
     @classmethod
     def of(cls, folder: Path) -> Listing:
@@ -54,22 +54,22 @@ class Listing:
                     out.hidden += not entry.is_dir()
                 elif entry.is_dir():
                     out.folders.append(Path(entry.path))
-                elif is_picture(entry.name):
-                    out.pictures.append(Path(entry.path))
+                elif is_image(entry.name):
+                    out.images.append(Path(entry.path))
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     out.broken.append(Path(entry.path))
                 else:
                     out.other[Path(entry.name).suffix or entry.name] += 1
-        out.pictures.sort()
+        out.images.sort()
         out.folders.sort()
         return out
 
 
 def _class_listing(folder: Path) -> Listing:
-    """A class folder's pictures; tiny-imagenet's lie one folder down, in `images`."""
+    """A class folder's images; tiny-imagenet's lie one folder down, in `images`."""
     out = Listing.of(folder)
     inner = next((f for f in out.folders if f.name == "images"), None)
-    if out.pictures or inner is None:
+    if out.images or inner is None:
         return out
     deeper = Listing.of(inner)
     deeper.hidden += out.hidden
@@ -80,20 +80,20 @@ def _class_listing(folder: Path) -> Listing:
 def _classes_in(place: Path) -> dict[Path, Listing] | None:
     """The class folders of `place` in the order of their names, numbers by value; None if it has none.
 
-    Two of them hold pictures, and none of them holds folders only or is a split: those are other sets.
+    Two of them hold images, and none of them holds folders only or is a split: those are other sets.
     """
-    found = {f: _class_listing(f) for f in Listing.of(place).folders}
-    full = [f for f, inside in found.items() if inside.pictures]
-    splits = [f for f in found if f.name.lower() in _NO_CLASSES]
+    classes = {f: _class_listing(f) for f in Listing.of(place).folders}
+    full = [f for f, inside in classes.items() if inside.images]
+    splits = [f for f in classes if f.name.lower() in _NO_CLASSES]
     if splits and (len(splits) > 1 or splits[0] not in full or len(full) < 3):
-        return None  # one alone that holds pictures is a class: cars, ships, trains
-    if len(full) < 2 or any(inside.folders and not inside.pictures for inside in found.values()):
+        return None  # one alone that holds images is a class: cars, ships, trains
+    if len(full) < 2 or any(inside.folders and not inside.images for inside in classes.values()):
         return None
     if _are_parts([f.name for f in full]):
         return None
-    if all(f.name.isdecimal() for f in found):
-        return {f: found[f] for f in sorted(found, key=lambda f: int(f.name))}
-    return found
+    if all(f.name.isdecimal() for f in classes):
+        return {f: classes[f] for f in sorted(classes, key=lambda f: int(f.name))}
+    return classes
 
 
 def _are_parts(names: Sequence[str]) -> bool:
@@ -138,11 +138,12 @@ def _as_people_sort(name: str) -> list[str | int]:
 
 def _check_order(names: Sequence[str], where: Path) -> None:
     """ValueError for folders whose order, which is to settle the labels, is not the same to everyone."""
-    for one, other in zip(sorted(names), sorted(names, key=_as_people_sort)):
-        if one != other:
+    for by_spelling, by_value in zip(sorted(names), sorted(names, key=_as_people_sort)):
+        if by_spelling != by_value:
             raise ValueError(
                 f"{where}: class folders are not called as their classes, and their order can be taken in "
-                f"two ways ({one} or {other} first); call them as the classes, or 000 … {len(names) - 1:03d}"
+                f"two ways ({by_spelling} or {by_value} first); call them as the classes, or 000 … "
+                f"{len(names) - 1:03d}"
             )
 
 
@@ -232,15 +233,15 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _not_read(found: Sequence[Listing]) -> list[str]:
-    """What lies beside the pictures, counted and named."""
+def _not_read(listings: Sequence[Listing]) -> list[str]:
+    """What lies beside the images, counted and named."""
     out, other, folders = [], Counter[str](), []
-    for inside in found:
+    for inside in listings:
         other += inside.other
         if inside.broken:
             other["links to nowhere"] += len(inside.broken)
         folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
-    hidden = sum(inside.hidden for inside in found)
+    hidden = sum(inside.hidden for inside in listings)
     if hidden:
         out.append(f"{hidden} {HIDDEN}")
     if other:
@@ -251,9 +252,9 @@ def _not_read(found: Sequence[Listing]) -> list[str]:
     return out
 
 
-def _only_in_train(folder: Path, place: Path, found: dict[Path, Listing]) -> list[str]:
+def _only_in_train(folder: Path, place: Path, classes: dict[Path, Listing]) -> list[str]:
     """Classes that lie beside a split that lacks them: they are not among the answers."""
-    train, here = folder / "train", {f.name for f in found}
+    train, here = folder / "train", {f.name for f in classes}
     if place == folder or not train.is_dir():
         return []
     there = [f.name for f in Listing.of(train).folders]
@@ -271,21 +272,21 @@ def entry_of(folder: Path) -> Entry:
     return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
 
 
-def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile: str | None) -> EvalSet:
+def _read_classes(folder: Path, place: Path, classes: dict[Path, Listing], profile: str | None) -> EvalSet:
     entry = entry_of(folder)
-    foreign = [f.name for f in found if any("\udc80" <= c <= "\udcff" for c in f.name)]
+    foreign = [f.name for f in classes if any("\udc80" <= c <= "\udcff" for c in f.name)]
     if foreign:
         raise ValueError(f"{place}: the name of class folder {ascii(foreign[0])} is not UTF-8; rename it")
-    loaded, labels, notes = _labelled(entry, [f.name for f in found], folder, profile)
-    members = [(p, 0, -1, p.name) for inside in found.values() for p in inside.pictures]
-    counts = [len(inside.pictures) for inside in found.values()]
+    loaded, labels, notes = _labelled(entry, [f.name for f in classes], folder, profile)
+    members = [Member.whole(p) for inside in classes.values() for p in inside.images]
+    counts = [len(inside.images) for inside in classes.values()]
     around = Listing.of(place)
     if around.broken:
         raise ValueError(f"{around.broken[0]}: a link to nowhere; a class may be missing; mend or remove it")
     beside = Listing(hidden=around.hidden)
-    if around.pictures:
-        beside.other["pictures outside class folders"] = len(around.pictures)
-    notes = [*notes, *_not_read([beside, *found.values()]), *_only_in_train(folder, place, found)]
+    if around.images:
+        beside.other["images outside class folders"] = len(around.images)
+    notes = [*notes, *_not_read([beside, *classes.values()]), *_only_in_train(folder, place, classes)]
     splits = [f.name for f in _places(folder) if f.name.lower() in _SPLITS]
     others = [name for name in splits if place.name in splits and name != place.name]
     if others:
@@ -295,7 +296,7 @@ def _read_classes(folder: Path, place: Path, found: dict[Path, Listing], profile
 
 
 def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None) -> EvalSet:
-    """ILSVRC's or tiny-imagenet's validation pictures in one folder, labelled by the file that names them."""
+    """ILSVRC's or tiny-imagenet's validation images in one folder, labelled by the file that names them."""
     entry = entry_of(folder)
     ids, source = imagenet.flat_labels(place, files, folder)
     classes = imagenet.wnids(entry.key) or tuple(sorted({*ids}))
@@ -308,10 +309,10 @@ def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None
         raise ValueError(
             f"{folder}: {len(classes)} classes in {source.name} but {len(loaded.classes)} class names"
         )
-    images = FileImages([(p, 0, -1, p.name) for p in files])
+    images = FileImages([Member.whole(p) for p in files])
     label = np.array([number[i] for i in ids], np.int64)
-    told = source if source != place else f"the pictures' names in {place}"
-    notes = (f"labels from {told}", *_not_read([Listing.of(place)]))
+    origin = source if source != place else f"the images' names in {place}"
+    notes = (f"labels from {origin}", *_not_read([Listing.of(place)]))
     return EvalSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
 
 
@@ -328,9 +329,9 @@ def read(folder: Path, profile: str | None = None) -> EvalSet | None:
     Raises ValueError where a class's label is not settled by names.
     """
     for place in _places(folder):
-        if (found := _classes_in(place)) is not None:
-            return _read_classes(folder, place, found, profile)
-        files = Listing.of(place).pictures
+        if (classes := _classes_in(place)) is not None:
+            return _read_classes(folder, place, classes, profile)
+        files = Listing.of(place).images
         if files and all(imagenet.is_flat_name(f.name) for f in files):
             return _read_flat(folder, place, files, profile)
     return None

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,16 +26,16 @@ from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
 
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
-# What Pillow decodes by itself and people keep pictures in; EPS (Ghostscript) and documents are left out.
-_PICTURES = {
+# What Pillow decodes by itself and people keep images in; EPS (Ghostscript) and documents are left out.
+_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
     ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
 }  # fmt: skip
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of that name is read as a picture; hidden ones (macOS's `._x.jpg`) are not."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _PICTURES
+def is_image(name: str) -> bool:
+    """Whether a file of that name is read as an image; hidden ones (macOS's `._x.jpg`) are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
 # Folders that systems put among the user's: from Macs' archives, a NAS, a formatted disk, Windows.
@@ -48,18 +49,18 @@ def is_foreign(name: str) -> bool:
     return name.startswith(".") or name in _FOREIGN
 
 
-# Without the picture's name they help nobody; what matters ends as Unreadable, which has it.
+# Pillow's warnings do not name the image; what matters becomes Unreadable, which does.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def pictures(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The image files of a folder, by name."""
-    return sorted(p for p in folder.iterdir() if is_picture(p.name))
+    return sorted(p for p in folder.iterdir() if is_image(p.name))
 
 
 def touched(path: Path) -> tuple[str, int, int, int]:
-    """Name, size and times of a file; −1 for one that is not there (its image is unreadable, no more).
+    """Name, size and times of a file; −1 for one that is not there (its image is unreadable).
 
     Both times: `cp -p` and `rsync -t` put another file there with an earlier st_mtime, not st_ctime.
     """
@@ -84,25 +85,38 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class Member(NamedTuple):
+    """Where an image's bytes lie; size -1: the whole file."""
+
+    path: Path
+    offset: int
+    size: int
+    name: str
+
+    @classmethod
+    def whole(cls, path: Path, name: str = "") -> Member:
+        """A file that is an image."""
+        return cls(path, 0, -1, name or path.name)
+
+
 class FileImages:
     """Images that are byte ranges of files (tar members, or whole files); safe to read from threads."""
 
-    def __init__(self, members: Sequence[tuple[Path, int, int, str]]):
-        """members: (file, offset, size, name) each; size -1 means the whole file."""
+    def __init__(self, members: Sequence[Member]):
         self.members = list(members)
 
     def __len__(self) -> int:
         return len(self.members)
 
     def name(self, i: int) -> str:
-        path, _, size, name = self.members[i]
-        return str(path) if size < 0 else f"{path}, member {name}"
+        member = self.members[i]
+        return str(member.path) if member.size < 0 else f"{member.path}, member {member.name}"
 
     def read(self, i: int) -> bytes:
-        path, offset, size, _ = self.members[i]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        member = self.members[i]
+        with open(member.path, "rb") as file:
+            file.seek(member.offset)
+            return file.read(member.size)
 
     def _bytes(self, i: int) -> bytes:
         """As `read`; nothing for a file that is not there, such as a link to nowhere."""
@@ -122,12 +136,12 @@ class FileImages:
 
     def stamp(self) -> str:
         """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
-        rows = sorted(touched(p) for p in {m[0] for m in self.members})
-        spans = [(str(p), o, s) for p, o, s, _ in self.members]
+        rows = sorted(touched(path) for path in {m.path for m in self.members})
+        spans = [(str(m.path), m.offset, m.size) for m in self.members]
         return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
 
     def identity(self) -> str:
-        """Hash of the images' bytes in order: two sets over the same pictures have the same one."""
+        """Hash of the images' bytes in order: two sets over the same images have the same one."""
         digest = hashlib.blake2b(digest_size=16)
         for i in range(len(self)):
             data = self._bytes(i)
@@ -183,7 +197,7 @@ class CroppedImages(FileImages):
     """Boxes (left, top, right, bottom) cut out of files, as PASCAL VOC's single objects are."""
 
     def __init__(self, paths: Sequence[Path], boxes: Sequence[tuple[int, int, int, int]]):
-        super().__init__([(p, 0, -1, p.name) for p in paths])
+        super().__init__([Member.whole(path) for path in paths])
         self.boxes = list(boxes)
 
     def __getitem__(self, i: int) -> Image.Image:
@@ -259,26 +273,29 @@ class EvalSet:
         classes = None if self.prompts is None else len(self.prompts.classes)
         catalog.check_counts(self.entry, len(self.images), classes, self.path)
         if self.labels is not None:
-            assert len(self.labels) == len(self.images)
-            bad = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
-            if bad.size:
-                i = int(bad[0])
-                raise ValueError(
-                    f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
-                )
-            if not self.prompts.classes[-1] and self.labels.max() < classes - 1:
-                raise ValueError(
-                    f"{self.path}: the class names end in a blank line, one more class, which no image has; "
-                    f"remove it from {CLASSNAMES_FILE}"
-                )
+            self._check_labels(classes)
             object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
+
+    def _check_labels(self, classes: int) -> None:
+        assert len(self.labels) == len(self.images)
+        bad = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
+        if bad.size:
+            i = int(bad[0])
+            raise ValueError(
+                f"{self.images.name(i)}: label {self.labels[i]} is out of range for {classes} class names"
+            )
+        if not self.prompts.classes[-1] and self.labels.max() < classes - 1:
+            raise ValueError(
+                f"{self.path}: the class names end in a blank line, one more class, which no image has; "
+                f"remove it from {CLASSNAMES_FILE}"
+            )
 
     def _about_classes(self) -> list[str]:
         """Classes that no image has, and (but for the field's own lists) those that share a name."""
         names, out = self.prompts.classes, []
         empty = [names[i] or "''" for i in sorted({*range(len(names))} - {*self.labels.tolist()})]
         if empty:
-            out.append(f"{len(empty)} classes without a picture, still among the answers: {shown(empty)}")
+            out.append(f"{len(empty)} classes without an image, still among the answers: {shown(empty)}")
         if "" in names and names != known_classnames(self.entry.prompts):
             out.append(f"{names.count('')} classes without a name (blank lines among the class names)")
         twice = [n for n, count in Counter(map(str.lower, names)).items() if count > 1]  # one to a tokenizer

@@ -1,7 +1,7 @@
 """ImageNet's classes by WordNet id: whose label is whose in the sets that share its 1,000 classes.
 
-No order is trusted: a label comes from the name of a picture's folder, or from a file that names every
-picture.  Numbers alone say nothing, since ILSVRC's own (1 … 1000) and the sorted ones (0 … 999) differ.
+No order is trusted: a label comes from the name of an image's folder, or from a file that names every
+image.  Numbers alone say nothing, since ILSVRC's own (1 … 1000) and the sorted ones (0 … 999) differ.
 """
 
 from __future__ import annotations
@@ -97,23 +97,23 @@ def class_names(names: Sequence[str], folder: Path) -> tuple[str, ...]:
 
     Raises ValueError naming the first that neither knows.
     """
-    found = translated(names)
-    if any(map(is_wnid, found)):
+    classes = translated(names)
+    if any(map(is_wnid, classes)):
         beside = _names_beside(folder)
-        found = [beside.get(n, n) for n in found]
-    unknown = [n for n in found if is_wnid(n)]
+        classes = [beside.get(n, n) for n in classes]
+    unknown = [n for n in classes if is_wnid(n)]
     if unknown:
         raise ValueError(
             f"{folder}: {len(unknown)} of {len(names)} classes are WordNet ids that are none of ImageNet's "
             f"1,000 (first: {unknown[0]}); put {prompts.CLASSNAMES_FILE} there, one name a line in the order "
             f"of the ids, or {_NAMES_FILES[0]}, lines of an id and its names"
         )
-    return tuple(found)
+    return tuple(classes)
 
 
 def named(loaded: prompts.Prompts, folder: Path) -> prompts.Prompts:
-    """`class_names` for a list beside the data that holds WordNet ids, alone or before names as in
-    synset_words.txt; other names are left as they are."""
+    """The prompts with `class_names` in place of WordNet ids, which a list beside the data may hold, alone or
+    before names as in synset_words.txt; other names are left as they are."""
     ids = [(name.split() or [""])[0] for name in loaded.classes]
     classes = ids if all(map(is_wnid, ids)) else loaded.classes
     return replace(loaded, classes=class_names(classes, folder))
@@ -125,7 +125,7 @@ _FLAT = re.compile(r"(ILSVRC2012_val_\d{8}|val_\d+)(?:_(n\d{8}))?\.jpe?g", re.IG
 
 
 def is_flat_name(name: str) -> bool:
-    """A picture's name in ILSVRC's or tiny-imagenet's validation folder, which holds no class folders."""
+    """An image's name in ILSVRC's or tiny-imagenet's validation folder, which holds no class folders."""
     return _FLAT.fullmatch(name) is not None
 
 
@@ -146,12 +146,12 @@ def _in_order(ids: Sequence[str]) -> dict[str, str]:
 
 
 def _synset_labels(path: Path) -> dict[str, str]:
-    """TensorFlow's: a WordNet id a line, by the pictures' numbers."""
+    """TensorFlow's: a WordNet id a line, by the images' numbers."""
     return _in_order(prompts.read_text(path).split())
 
 
 def _ground_truth(path: Path) -> dict[str, str]:
-    """The development kit's: ILSVRC2012_ID a line, by the pictures' numbers; meta.mat beside says whose."""
+    """The development kit's: ILSVRC2012_ID a line, by the images' numbers; meta.mat beside says whose."""
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise ValueError(f"{path}: its numbers are ILSVRC2012_IDs; the kit's meta.mat must lie beside it")
@@ -175,11 +175,11 @@ LABEL_FILES: dict[str, Callable[[Path], dict[str, str]]] = {
 
 
 def flat_labels(place: Path, files: Sequence[Path], folder: Path) -> tuple[list[str], Path]:
-    """(the WordNet id of each picture, the file that says so) of the flat validation folder `place`.
+    """(the WordNet id of each image, the file that says so) of the flat validation folder `place`.
 
     The file is looked for in `place`, `folder` and above them, also in the development kit's folders;
-    pictures that have the id in their names, as Hugging Face's, need none: then it is `place` that says so.
-    Raises ValueError when there is none, or it leaves a picture out.
+    images that have the id in their names, as Hugging Face's, need none: then it is `place` that says so.
+    Raises ValueError when there is none, or it leaves an image out.
     """
     named = [_FLAT.fullmatch(f.name)[2] for f in files]
     if all(named):
@@ -189,13 +189,13 @@ def flat_labels(place: Path, files: Sequence[Path], folder: Path) -> tuple[list[
     path = next((kit / name for name in LABEL_FILES for kit in kits if (kit / name).is_file()), None)
     if path is None:
         raise ValueError(
-            f"{place}: {len(files)} pictures of a validation set, in no class folders; sort them into "
+            f"{place}: {len(files)} images of a validation set, in no class folders; sort them into "
             f"folders named by WordNet id, or put their labels there: {', '.join(LABEL_FILES)}"
         )
     known = LABEL_FILES[path.name](path)
     unknown = [f.name for f in files if not is_wnid(known.get(f.stem, ""))]
     if unknown:
         raise ValueError(
-            f"{path}: no WordNet id for {len(unknown)} of {place}'s pictures (first: {unknown[0]})"
+            f"{path}: no WordNet id for {len(unknown)} of {place}'s images (first: {unknown[0]})"
         )
     return [known[f.stem] for f in files], path

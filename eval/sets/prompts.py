@@ -63,8 +63,8 @@ def known_templates(name: str, profile: str = PROFILES[0]) -> tuple[str, ...]:
 
     if name == "svhn" and profile == "datacomp":
         name = "mnist"
-    found = packaged()["templates"].get(name)
-    return tuple(found) if found else tuple(t("{c}") for t in OPENAI_IMAGENET_TEMPLATES)
+    templates = packaged()["templates"].get(name)
+    return tuple(templates) if templates else tuple(t("{c}") for t in OPENAI_IMAGENET_TEMPLATES)
 
 
 def read_text(path: Path) -> str:
@@ -154,16 +154,16 @@ def load(
     prompts = Prompts(tuple(classes), templates, label)
     if profile is not None or (listed is None and beside_templates is None):
         return prompts
-    told = _recognised(name, prompts)
+    profile = _recognised(name, prompts)
     if beside_templates is None and label == NO_TEMPLATES:
-        told = f"class names {told}, {label}"
-    return Prompts(prompts.classes, templates, told)
+        profile = f"class names {profile}, {label}"
+    return Prompts(prompts.classes, templates, profile)
 
 
 def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folder: Path) -> None:
     """ValueError when the names beside the data are the field's in another order: so are the labels.
 
-    Also where some are spelt otherwise, and most of those that both have stand elsewhere.
+    Also where some are spelt otherwise, and most of the names that both lists have stand elsewhere.
     """
     ours, theirs = ([name.lower() for name in names or ()] for names in (listed, known))
     if len(ours) != len(theirs):

@@ -16,7 +16,15 @@ import numpy as np
 
 from eval.sets import catalog, prompts
 from eval.sets.catalog import CLASSIFICATION_TASK
-from eval.sets.evalset import ArrayImages, CroppedImages, EvalSet, FileImages, StoredImages, pictures
+from eval.sets.evalset import (
+    ArrayImages,
+    CroppedImages,
+    EvalSet,
+    FileImages,
+    Member,
+    StoredImages,
+    image_files,
+)
 
 # catalog key → (torchvision class, its arguments for the test split, the folder it makes under its root)
 TORCHVISION: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -66,7 +74,7 @@ def _read_torchvision(key: str, folder: Path, profile: str | None) -> EvalSet | 
         raise ValueError(f"{root / inside}: torchvision cannot read it as {cls} ({error})") from None
     contents, labels = _contents(dataset)
     images = (
-        FileImages([(f, 0, -1, f.name) for f in contents])
+        FileImages([Member.whole(f) for f in contents])
         if isinstance(contents, list)
         else ArrayImages(contents, root / inside)
     )
@@ -123,8 +131,8 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
         ) from None
     members, labels = [], []
     for label, sub in enumerate(used):
-        files = pictures(place / sub)
-        members += [(p, 0, -1, p.name) for p in files]
+        files = image_files(place / sub)
+        members += map(Member.whole, files)
         labels += [label] * len(files)
     own = [names[sub].lower() for sub in used]
     loaded = prompts.load("objectnet", folder, own, profile)
@@ -133,12 +141,12 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
 
 
 def _voc_objects(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """(class, box) of every object; their sides are found by name, since their order varies."""
+    """(class, box) of every object; sides are read by name, since their order varies."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     try:
-        things = ElementTree.parse(path).findall("object")
         return [
-            (t.findtext("name"), tuple(int(t.findtext(f"bndbox/{side}")) for side in sides)) for t in things
+            (o.findtext("name"), tuple(int(o.findtext(f"bndbox/{side}")) for side in sides))
+            for o in ElementTree.parse(path).findall("object")
         ]
     except (ElementTree.ParseError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an annotation of VOC's ({error})") from None
@@ -156,12 +164,12 @@ def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
         if not line.strip():
             continue
         name = line.split()[0]
-        for thing, box in _voc_objects(base / "Annotations" / f"{name}.xml"):
-            if thing not in number:
-                raise ValueError(f"{base}: {name}.xml has a {thing!r}, which is none of VOC's 20 classes")
+        for label, box in _voc_objects(base / "Annotations" / f"{name}.xml"):
+            if label not in number:
+                raise ValueError(f"{base}: {name}.xml has a {label!r}, which is none of VOC's 20 classes")
             paths.append(base / "JPEGImages" / f"{name}.jpg")
             boxes.append(box)
-            labels.append(number[thing])
+            labels.append(number[label])
             groups.append(group)
     loaded = prompts.load("voc2007", folder, None, profile)
     images = CroppedImages(paths, boxes)
@@ -179,8 +187,7 @@ def read(folder: Path, profile: str | None = None) -> EvalSet | None:
     key = entry.key if entry is not None else None
     if key is None:
         key = next((k for k, (_, _, inside) in TORCHVISION.items() if folder.name == inside), None)
-    found = _read_torchvision(key, folder, profile) if key in TORCHVISION else None
-    if found is not None:
-        return found
-    others = (_read_pcam, _read_objectnet, _read_voc2007)
-    return next((found for read_one in others if (found := read_one(folder, profile)) is not None), None)
+    evalset = _read_torchvision(key, folder, profile) if key in TORCHVISION else None
+    for reader in (_read_pcam, _read_objectnet, _read_voc2007):
+        evalset = evalset or reader(folder, profile)
+    return evalset

@@ -1,12 +1,12 @@
 """Reading evaluation sets from disk, whatever form a user holds them in; nothing is downloaded.
 
-Under a root, each sub-folder (or the root itself) may be
+Each sub-folder of a root (or the root itself) may be
   - a clip-benchmark webdataset folder: `test/{nshards.txt, 0.tar, …}` with image and `.cls` or `.txt`;
   - MNIST-format files: `t10k-images-idx3-ubyte(.gz)` and labels;
   - one of torchvision's raw sets (`eval/sets/rawsets.py`);
   - captions: Karpathy's files of COCO and Flickr30k, or `captions.json`;
-  - one folder a class, holding pictures.
-`discover` reads all of them.  A folder in none of these forms is named and passed over; a set that is
+  - one folder a class, holding images.
+`discover` reads all of them.  A folder in none of these forms is named and passed over.  A set that is
 damaged, or whose labels its names do not settle, is an error (ValueError naming file and member).
 """
 
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.crops import Cache
+from eval.cache import Cache
 from eval.sets import catalog, classfolders, imagenet, prompts, rawsets
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
-from eval.sets.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, is_foreign, touched
+from eval.sets.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, Member, is_foreign, touched
 from pipeline.formats import captions as caption_files
 from pipeline.formats import nights, tars, utf8
 
@@ -55,7 +55,7 @@ def _shards(folder: Path) -> list[Path]:
 def _read_shard(shard: Path, extension: str) -> dict:
     """samples: (offset, size, name, text of its `.cls` or `.txt`) of every image in the tar.
 
-    hidden, more: how many hidden members, and how many further pictures of a sample, were passed over.
+    hidden, more: how many hidden members, and how many further images of a sample, were passed over.
     """
     samples, more = [], 0
     with tars.Tar(shard) as tar:
@@ -67,19 +67,19 @@ def _read_shard(shard: Path, extension: str) -> dict:
             whole = isinstance(item, tars.Sample) and item.pictures and extension in item.parts
             if not whole:
                 raise ValueError(f"{shard}, {_what_is_wrong(tar, item, next(items, None), extension)}")
-            picture = item.parts[item.pictures[0]]
+            image = item.parts[item.pictures[0]]
             where = f"{shard}, member {item.key}.{extension}"
             target = utf8.text(item.parts[extension].data, where)
-            samples.append((picture.offset, picture.size, picture.name, target))
+            samples.append((image.offset, image.size, image.name, target))
             more += len(item.pictures) - 1
         return {"samples": samples, "hidden": tar.hidden, "more": more}
 
 
 def _what_is_wrong(tar: tars.Tar, item, following, extension: str) -> str:
     """Why this item of a tar is no whole sample: damage, here or right after it, comes before all else."""
-    for one in (item, following):
-        if isinstance(one, tars.Fault):
-            return f"member {one.name}: not a whole tar file ({one.detail})"
+    for fault in (item, following):
+        if isinstance(fault, tars.Fault):
+            return f"member {fault.name}: not a whole tar file ({fault.detail})"
     if item.key in tar.scattered:
         return f"sample {item.key}: {tars.UNSORTED}"
     missing = f".{extension}" if item.pictures else "an image"
@@ -110,7 +110,7 @@ def _captions(text: str, name: str) -> list[str]:
 def _passed_over(shards: Sequence[dict], blank: int) -> tuple[str, ...]:
     """What was left out, for the user to read."""
     hidden, more = (sum(shard[what] for shard in shards) for what in ("hidden", "more"))
-    counted = ((hidden, HIDDEN), (more, "further pictures of a sample not read"), (blank, BLANK))
+    counted = ((hidden, HIDDEN), (more, "further images of a sample not read"), (blank, BLANK))
     return tuple(f"{number} {what}" for number, what in counted if number)
 
 
@@ -127,7 +127,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     for shard in _shards(folder):
         indices.append(_indexed(shard, extension, cache))
         for offset, size, name, target in indices[-1]["samples"]:
-            images.append((shard, offset, size, name))
+            images.append(Member(shard, offset, size, name))
             targets.append(target)
     files = FileImages(images)
     if kind == "retrieval":
@@ -225,11 +225,11 @@ def _caption_files(folder: Path) -> list[Path]:
 
 
 def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
-    """A picture's captions together, also where each has a row of its own."""
+    """An image's captions together, also where each has a row of its own."""
     rows: dict[str, list[str]] = {}
     for name, texts in _caption_rows(file):
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{file}: {name!r:.60} is no picture's name")
+            raise ValueError(f"{file}: {name!r:.60} is no image's name")
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise ValueError(f"{file}: the captions of {name} are {texts!r:.60}, a list of texts is expected")
         rows.setdefault(name, []).extend(texts)
@@ -237,24 +237,24 @@ def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
 
 
 def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> EvalSet:
-    """Pictures with captions from one annotation file.  Raises ValueError for a picture that is missing."""
+    """Images with captions from one annotation file.  Raises ValueError for an image that is missing."""
     rows = _joined_rows(file)
     if not rows:
-        raise ValueError(f"{file}: no picture with captions in it (of Karpathy's splits, test is read)")
+        raise ValueError(f"{file}: no image with captions in it (of Karpathy's splits, test is read)")
     places = [folder, *(d for d in sorted(folder.iterdir()) if d.is_dir())]
     members, captions, blank = [], [], 0
     for name, texts in rows:
-        # lexists: a link to nowhere is an unreadable picture, which is counted as such
-        found = [p / name for p in places if os.path.lexists(p / name)]
-        if not found:
+        # lexists: a link to nowhere is an unreadable image, and counted as such
+        paths = [p / name for p in places if os.path.lexists(p / name)]
+        if not paths:
             raise ValueError(f"{file}: {name} is in no folder under {folder}")
-        if len({*map(os.path.realpath, found)}) > 1:
-            raise ValueError(f"{file}: {name} is both {found[0]} and {found[1]}; keep one of them there")
+        if len({*map(os.path.realpath, paths)}) > 1:
+            raise ValueError(f"{file}: {name} is both {paths[0]} and {paths[1]}; keep one of them there")
         if any("\ud800" <= c <= "\udfff" for t in texts for c in t):
             raise ValueError(f"{file}: a caption of {name} has half a character in it ({ascii(texts)[:60]})")
         if not any(t.strip() for t in texts):
             raise ValueError(f"{file}: {name} has no caption")
-        members.append((found[0], 0, -1, name))
+        members.append(Member.whole(paths[0], name))
         captions.append([t for t in texts if t.strip()])
         blank += len(texts) - len(captions[-1])
     entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
@@ -274,8 +274,8 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
     for place in (folder, folder / "raw"):
         if any((place / f"{_IDX_IMAGES}{end}").is_file() for end in ("", ".gz")):
             return read_idx(place, profile)
-    if (found := rawsets.read(folder, profile)) is not None:
-        return found
+    if (evalset := rawsets.read(folder, profile)) is not None:
+        return evalset
     if files := _caption_files(folder):
         return read_captions(folder, files[0], files[1:])
     return None if _holds_triplets(folder) else classfolders.read(folder, profile)
@@ -304,34 +304,34 @@ def discover(
     root = catalog.snapshot(
         Path(os.path.abspath(root))
     )  # a set is known by its folder's name, which . has not
-    found: dict[str, EvalSet] = {}
+    by_key: dict[str, EvalSet] = {}
     passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
     if not _caption_files(root) and any(map(_caption_files, folders[1:])):
-        del folders[0]  # its folders hold pictures, but as sets with captions, not as classes
+        del folders[0]  # its folders hold images, but as sets with captions, not as classes
     for folder in map(catalog.snapshot, folders):
         if wanted is not None and not _may_be(folder, wanted):
             continue
         try:
-            one = read_folder(folder, profile, cache)
+            evalset = read_folder(folder, profile, cache)
         except ValueError:
             if catalog.is_wanted(
                 catalog.find(catalog.name_of(folder)) or classfolders.entry_of(folder), wanted
             ):
                 raise
-            one = None  # damaged, and not what is asked for
-        if one is None:
+            evalset = None  # damaged, and not what is asked for
+        if evalset is None:
             passed += [catalog.name_of(folder)] if folder != root else []
             continue
-        if not catalog.is_wanted(one.entry, wanted):
+        key = evalset.entry.key
+        if not catalog.is_wanted(evalset.entry, wanted):
             continue
-        if one.entry.key in found:
-            other = found[one.entry.key].path
-            raise ValueError(f"{folder} and {other} both hold {one.entry.key}; keep one under the root")
-        found[one.entry.key] = one
+        if key in by_key:
+            raise ValueError(f"{folder} and {by_key[key].path} both hold {key}; keep one under the root")
+        by_key[key] = evalset
         if folder == root:
             break  # the root itself is the set: its sub-folders are its parts
-    if not found:
+    if not by_key:
         raise ValueError(
             f"--data {root}: no evaluation set in it"
             + (f" among {', '.join(k + catalog.near(k, root) for k in sorted(wanted))}" if wanted else "")
@@ -342,7 +342,7 @@ def discover(
     if passed:
         say(f"no evaluation set that is known here, passed over: {', '.join(passed)}")
     order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
-    return sorted(found.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))
+    return sorted(by_key.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))
 
 
 def _may_be(folder: Path, wanted: set[str]) -> bool:

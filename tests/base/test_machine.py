@@ -301,7 +301,7 @@ def test_ranks_of_one_machine_do_not_ask_for_its_name(monkeypatch, room, nodes, 
     import torch
     import torch.distributed as dist
 
-    from eval import ranks
+    from eval import distributed as eval_distributed
     from train import distributed
 
     world = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4 // nodes}
@@ -320,7 +320,7 @@ def test_ranks_of_one_machine_do_not_ask_for_its_name(monkeypatch, room, nodes, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InterruptedError):
         if room == "eval":
-            ranks.start(torch.device("cpu"))
+            eval_distributed.start(torch.device("cpu"))
         else:
             with distributed.join(1):
                 pass

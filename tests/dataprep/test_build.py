@@ -104,7 +104,7 @@ def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
         and len(triplets) == 1738
         and len(Beton(tmp_path / "a/triplets-test.beton")) == 405
     )
-    assert triplets.info["votes"] == "constructed, no human vote"
+    assert triplets.info["votes"] == "constructed"
     assert main(["verify", str(pairs.path), "--workers", "1"]) == 0
 
 

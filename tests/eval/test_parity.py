@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from eval import oracle, results, suite
-from eval.crops import Cache
-from eval.ranks import Ranks
+from eval import oracle, results, scoring
+from eval.cache import Cache
+from eval.distributed import Ranks
 from eval.sets import sources
 from tests.kits.eval import TINY, encoded, encoders, pictures, tiny_model, write_webdataset
 
@@ -64,13 +64,13 @@ def theirs(root):
 @pytest.fixture(scope="module")
 def ours(root):
     sets = sources.discover(root)
-    settings = suite.Settings(batch_size=64, workers=2)
-    return suite.evaluate(encoders(), sets, None, Cache(None), settings, Ranks())
+    settings = scoring.Settings(batch_size=64, workers=2)
+    return scoring.score(encoders(), sets, None, Cache(None), settings, Ranks())
 
 
 @pytest.mark.parametrize("key", ["seven", "three", "words"])
 def test_equal_to_the_last_digit(ours, theirs, key):
-    found = next(r.metrics for r in ours.sets if r.one.entry.key == key)
+    found = next(r.metrics for r in ours.sets if r.evalset.entry.key == key)
     expected = {k: v for k, v in theirs[key].items() if v == v}  # their acc5 below five classes is NaN
     assert {k: v for k, v in found.items() if "median" not in k} == expected
     assert ("acc5" in found) == (key == "seven")
@@ -85,7 +85,7 @@ def test_their_builder_reads_our_files(ours, tmp_path):
         rows = {r["dataset"]: r for r in csv.DictReader(file)}
     assert set(rows) == {"wds/seven", "wds/three", "wds/words"}
     for one in ours.sets:
-        row = rows[f"wds/{one.one.entry.key}"]
+        row = rows[f"wds/{one.evalset.entry.key}"]
         assert row["model_fullname"] == "tiny some/where" and row["language"] == "en"
         for name, value in one.metrics.items():
             assert "median" in name or float(row[name]) == value

@@ -56,7 +56,7 @@ def save_step(folder, step: int, seed: int, steps: int = 0) -> None:
 
 
 def go(*arguments: object) -> int:
-    return command(lambda: run.main([str(a) for a in arguments]))
+    return run.main([str(a) for a in arguments])
 
 
 def test_a_run_folder(root, tmp_path, capsys):
@@ -177,12 +177,12 @@ def test_interrupted():
 
 
 def test_a_failed_set_leaves_no_results(root, tmp_path, monkeypatch):
-    from eval import suite
+    from eval import scoring
 
     def full(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(suite, "retrieve", full)
+    monkeypatch.setattr(scoring, "retrieve", full)
     out = tmp_path / "out"
     assert go("--checkpoint", MODEL, "--data", root, "--out", out, "--cache", tmp_path / "cache") == 2
     assert not out.exists()

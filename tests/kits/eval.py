@@ -18,6 +18,11 @@ TINY = {  # an open_clip model of 0.1 M parameters
 }
 
 
+CLASSES = ["cat", "dog", "", "fish"]  # one has no name, as CLEVR's has
+MODEL = "debug-ViT"
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}  # SigLIP's pixels
+
+
 def tiny_model(seed: int = 0):
     """(open_clip model with random weights, its tokenizer, its evaluation transform)."""
     import open_clip
@@ -102,14 +107,71 @@ def write_webdataset(
     return folder
 
 
-def emoji_folders(emoji: Path, root: Path, limit: int = 0) -> Path:
-    """The demo's four sets, built from the emoji folder of the development data."""
-    meta = json.loads((emoji / "meta.json").read_text())[: limit or None]
-    images = [(emoji / "fluent3d" / f"{m['id']}.png").read_bytes() for m in meta]
-    for field in ("name", "subcategory", "category"):
-        names = sorted({m[field] for m in meta}) if field != "name" else [m["name"] for m in meta]
-        plural = {"name": "names", "subcategory": "subcategories", "category": "categories"}[field]
-        labels = list(range(len(meta))) if field == "name" else [names.index(m[field]) for m in meta]
-        write_webdataset(root / f"wds_emoji-{plural}", images, labels, names, ["an emoji of {c}"])
-    write_webdataset(root / "wds_emoji-retrieval", images, [[m["name"]] for m in meta])
+def class_folders(place: Path, names: Sequence[str], image: bytes, count: int = 1) -> Path:
+    """`count` images in each class folder."""
+    for name in names:
+        (place / name).mkdir(parents=True)
+        for i in range(count):
+            (place / name / f"{i}.jpg").write_bytes(image)
+    return place
+
+
+def classes_by_folder(evalset) -> dict[str, str]:
+    """{class folder: the class name that its images are labelled with}."""
+    return {
+        member.path.parent.name: evalset.prompts.classes[label]
+        for member, label in zip(evalset.images.members, evalset.labels.tolist())
+    }
+
+
+def three_sets(root: Path) -> Path:
+    """Two sets over the same images, one with captions, one below five classes."""
+    images = [encoded(p) for p in pictures(11)]
+    names = [f"thing {i}" for i in range(7)]
+    write_webdataset(root / "wds_a", images, [i % 7 for i in range(11)], names)
+    write_webdataset(root / "wds_b", images, [i % 2 for i in range(11)], names[:2], shards=2)
+    captions = [[f"picture {i} {j}" for j in range(1 + i % 3)] for i in range(11)]
+    write_webdataset(root / "wds_c", images, captions)
     return root
+
+
+def score(root: Path, cache=None, settings=None, ranks=None, made=None):
+    """The tiny model's outcome on every set under `root`; cache: a folder or a Cache."""
+    from eval import scoring
+    from eval.cache import Cache
+    from eval.distributed import Ranks
+    from eval.sets import sources
+
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
+    settings = settings or scoring.Settings(batch_size=4, text_batch_size=8, workers=2)
+    sets = sources.discover(root, cache=cache)
+    return scoring.score(made or encoders(), sets, None, cache, settings, ranks or Ranks())
+
+
+# -- the command ------------------------------------------------------------------------------------
+
+
+def evaluate(what: object, root: Path, out: Path) -> dict:
+    """results.json of `eval.run --checkpoint WHAT`."""
+    from eval import run
+    from eval.results import Evaluation
+
+    arguments = ["--checkpoint", what, "--data", root, "--out", out, "--no-cache"]
+    assert run.main([str(a) for a in arguments]) == 0
+    return Evaluation.read(out).data
+
+
+def refused(what: object, root: Path, capsys) -> str:
+    """The one line by which `eval.run --checkpoint WHAT` ends."""
+    from eval import run
+
+    arguments = ["--checkpoint", what, "--data", root, "--no-cache"]
+    assert run.main([str(a) for a in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message
+
+
+def beside(weights: Path, name: str, content: dict) -> None:
+    """A file that tells of the weights."""
+    (weights.parent / name).write_text(json.dumps(content))

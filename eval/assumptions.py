@@ -1,7 +1,7 @@
-"""What is taken for granted about weights that do not say how they were trained, in words for the results.
+"""What is assumed about weights that do not say how they were trained, in words for the results.
 
-Weights load wherever their shapes fit; with another activation or other pixel values the figures are
-wrong and nothing fails.  So whatever neither the weights nor a file beside them tells is said.
+Weights load wherever their shapes fit.  With another activation or other pixel values the figures are wrong
+and nothing fails.  So the results name whatever neither the weights nor a file beside them tells.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ def published(name: str) -> dict[str, dict]:
     """{pretrained tag: its preprocessing} of open_clip's weights for a model of this name."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    every = {tag: get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)}
-    return {tag: {k: cfg[k] for k in FIELDS if cfg.get(k) is not None} for tag, cfg in every.items()}
+    configs = {tag: get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)}
+    return {tag: {k: cfg[k] for k in FIELDS if cfg.get(k) is not None} for tag, cfg in configs.items()}
 
 
 def preprocessing(name: str) -> tuple[dict, str]:
     """(what to lay over open_clip's default, a note) for weights that do not tell their preprocessing."""
-    found = published(name)
-    kinds = [kind for i, kind in enumerate(found.values()) if kind not in list(found.values())[:i]]
-    if len(kinds) == 1:
-        return kinds[0], f"preprocessing as all published weights of {name} have it: {_shown(kinds[0])}"
-    if not kinds:
+    first: dict[str, dict] = {}  # each different preprocessing under the first tag that has it
+    for tag, config in published(name).items():
+        if config not in first.values():
+            first[tag] = config
+    if len(first) == 1:
+        config = next(iter(first.values()))
+        return config, f"preprocessing as all published weights of {name} have it: {_shown(config)}"
+    if not first:
         return {}, "preprocessing: CLIP's mean, std and resizing"
-    others = "; ".join(f"{next(t for t, k in found.items() if k == kind)}: {_shown(kind)}" for kind in kinds)
+    others = "; ".join(f"{tag}: {_shown(config)}" for tag, config in first.items())
     return {}, f"preprocessing: CLIP's mean, std and resizing (published weights of {name} have {others})"
 
 
-def _shown(kind: dict) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in kind.items())
+def _shown(config: dict) -> str:
+    return ", ".join(f"{name} {_number(value)}" for name, value in config.items())
 
 
 def _number(value: object) -> str:
@@ -51,26 +54,26 @@ def notes(
 ) -> tuple[dict, list[str]]:
     """(preprocessing to lay over open_clip's default, what is assumed) for weights from a file.
 
-    quick_gelu, preprocess: what is told of them, None where nothing is.
+    quick_gelu, preprocess: what a file tells of them; None where none does.
     """
     from open_clip import list_models
 
-    laid, out = preprocess, []
+    out = []
     if quick_gelu is None:
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
         doubt = f" ({other} has the same shapes and another activation)" if other in list_models() else ""
         out.append(f"activation {activation(model)}, as {name} has it{doubt}")
-    if laid is None:
-        laid, note = preprocessing(name)
+    if preprocess is None:
+        preprocess, note = preprocessing(name)
         out.append(note)
-    return laid, [f"assumed, since no file tells: {line}" for line in out]
+    return preprocess, [f"assumed, since no file tells: {line}" for line in out]
 
 
-def taken_as(data: dict) -> list[str]:
-    """From a results.json: how the weights were used, and what of that nobody told."""
+def weights_used_as(data: dict) -> list[str]:
+    """From a results.json: how the weights were used, and what of that was assumed."""
     about, pixels = data["checkpoint"], data["settings"].get("preprocess")
     used = [about["activation"]] if "activation" in about else []
     if pixels:
         used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
-    told = [f"as {about['told_by']} tells"] if "told_by" in about else []
-    return [*(["; ".join(used)] if used else []), *told, *about.get("assumed", ())]
+    told_by = [f"as {about['told_by']} tells"] if "told_by" in about else []
+    return [*(["; ".join(used)] if used else []), *told_by, *about.get("assumed", ())]

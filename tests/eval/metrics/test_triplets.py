@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.build_ffcv import main as build
-from eval import run
+from eval import evaluate, run
 from eval.metrics import perceptual
 from eval.report import compare
 from tests.kits import train as kit
@@ -81,9 +81,9 @@ def test_splits_asked_for_must_be_there(built, what, splits, absent):
     )
     if absent:
         with pytest.raises(ValueError, match=f"--triplet-splits {absent}: .* has no such split, but train"):
-            run.prepare(options)
+            evaluate.read_data(options)
     else:
-        assert {*run.prepare(options).triplets.split} == {*(splits or ("val", "test"))}
+        assert {*evaluate.read_data(options).triplets.split} == {*(splits or ("val", "test"))}
 
 
 def test_the_table_itself_halves_of_the_test_set_and_bapps(built, tmp_path):
@@ -105,6 +105,20 @@ def test_a_file_without_a_word_goes_by_its_name(tmp_path):
     assert set(perceptual.read(file).split) == {"test"}
 
 
+@pytest.mark.parametrize(
+    "votes, voters",
+    [("constructed", "constructed"), ("constructed, no human vote", "constructed"), ("human", "human")],
+)
+def test_a_file_tells_whose_votes_it_has(tmp_path, votes, voters):
+    """By a key; older files have a sentence in its place."""
+    file = kit.triplets(tmp_path / "mine.beton", 4)
+    file.with_suffix(".json").write_text(json.dumps({"votes": votes, "source": {"name": "demo"}}))
+    triplets = perceptual.read(file)
+    assert (triplets.voters, triplets.source) == (voters, "demo")
+    words = perceptual.describe_votes(triplets.voters)
+    assert words == ("human" if voters == "human" else "constructed, no human vote")
+
+
 # -- majority and share of people ---------------------------------------------------------
 
 
@@ -119,7 +133,10 @@ def test_the_two_scores(rows):
     assert crisp["twoafc"] == pytest.approx(crisp["twoafc_soft"]) and crisp["ceiling"] == 1
     assert ("twoafc" in found) == bool((vote != 0.5).any())
     names = compare.twoafc_names(found)
-    assert len(names) == (1 if found["ceiling"] == 1 else 2) and set(names) <= {"twoafc", "twoafc_soft"}
+    assert len(names) == (1 if found["ceiling"] == 1 else 2) and {m.key for m in names} <= {
+        "twoafc",
+        "twoafc_soft",
+    }
 
 
 def test_training_and_evaluation_call_them_alike(tmp_path):
@@ -162,7 +179,7 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
     assert "val_twoafc" not in stage.validate([batch])  # nobody has a majority
 
 
-def test_triplets_left_out_for_few_votes_are_said(tmp_path):
+def test_triplets_left_out_for_few_voters_said(tmp_path):
     folder = nights(tmp_path / "source")
     table = folder / "data.csv"
     assert perceptual.read(folder).notes == ()
@@ -171,7 +188,7 @@ def test_triplets_left_out_for_few_votes_are_said(tmp_path):
            for line in lines]  # fmt: skip
     table.write_text("\n".join(few))
     found = perceptual.read(folder)
-    assert len(found.vote) == 4 and found.votes_are == "votes as given in data.csv"
+    assert len(found.vote) == 4 and found.voters == "votes as given in data.csv"
     assert found.notes == ("2 triplets of fewer than 6 votes left out",)
     _same(found, _built(folder, tmp_path / "out", "val", "test"))
     told = _built(folder, tmp_path / "out", "val", "test").notes
@@ -185,18 +202,19 @@ def _built(folder: Path, out: Path, *splits: str) -> perceptual.Triplets:
 
 
 def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
-    from eval.report import conditions
+    from eval.report.command import Report, build
     from eval.results import Evaluation
 
     folder = nights(tmp_path / "source")
     table = folder / "data.csv"
     table.write_text(table.read_text().replace(",8,", ",5,", 2))
     arguments = ["--checkpoint", "debug-ViT", "--triplets", folder, "--no-cache", "--out", tmp_path / "run"]
-    run.main([str(a) for a in arguments])
+    assert run.main([str(a) for a in arguments]) == 0
     note = "1 triplets of fewer than 6 votes left out"
     assert f"note: triplets: {note}" in capsys.readouterr().out
     assert Evaluation.read(tmp_path / "run").data["triplets"]["notes"] == [note]
-    assert note in conditions.data(compare.arms([str(tmp_path / "run")]))
+    page, _ = build(Report(runs=(str(tmp_path / "run"),), out=tmp_path))
+    assert note in page
 
 
 def test_a_split_of_the_test_set(tmp_path):
@@ -211,15 +229,15 @@ def test_a_split_of_the_test_set(tmp_path):
 
 
 def test_the_reports_pictures_are_of_the_split_that_was_evaluated(built, tmp_path):
-    from eval.report.panels import Pictures
+    from eval.report.panels import Images
     from eval.results import Evaluation
 
     for what in ("out", "source"):
         arguments = ["--checkpoint", "debug-ViT", "--triplets", built / what, "--triplet-splits", "train"]
-        run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]])
-        shown = Pictures(Evaluation.read(tmp_path / what), "triplets")
+        assert run.main([str(a) for a in [*arguments, "--no-cache", "--out", tmp_path / what]]) == 0
+        shown = Images(Evaluation.read(tmp_path / what), "triplets")
         expected = perceptual.read(built / what, ("train",)).images
         for i in range(len(expected)):
             picture = expected[i]
             picture.thumbnail((112, 112))
-            assert shown.thumbnail(i).tobytes() == picture.tobytes()
+            assert shown.thumbnail(i).image.tobytes() == picture.tobytes()

@@ -107,8 +107,8 @@ def test_mean_of_sets_over_the_same_pictures():
     a, b = rng.random(400) < 0.6, rng.random(400) < 0.5
     c, d = rng.random(400) < 0.6, rng.random(400) < 0.5
     one = uncertainty.paired_bootstrap(a, b)
-    twice = uncertainty.mean_of_sets([Outcomes(a, b, pictures="x"), Outcomes(a, b, pictures="x")])
-    two = uncertainty.mean_of_sets([Outcomes(a, b, pictures="x"), Outcomes(c, d, pictures="y")])
+    twice = uncertainty.mean_of_sets([Outcomes(a, b, images="x"), Outcomes(a, b, images="x")])
+    two = uncertainty.mean_of_sets([Outcomes(a, b, images="x"), Outcomes(c, d, images="y")])
 
     def width(interval):
         return interval.high - interval.low

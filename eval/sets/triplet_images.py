@@ -1,19 +1,18 @@
-"""The pictures of triplets, read as data preparation and the engines read them.
+"""The images of triplets, read as data preparation and the engines read them.
 
 Zero-shot sets are read as the field's reference reads them (`evalset.FileImages`: transparency dropped, the
-EXIF orientation ignored).  A folder of triplets and the .beton made of it are to get the same figure, so both
+EXIF orientation ignored).  A folder of triplets and the .beton made of it must get the same figure, so both
 are read as `pipeline/formats/pictures.py` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from eval.sets.evalset import FileImages, Unreadable
+from eval.sets.evalset import FileImages, Member, Unreadable
 from pipeline.formats import pictures
 
 
@@ -43,8 +42,8 @@ class BetonImages(PreparedImages):
 
     _how = "stored"
 
-    def __init__(self, members: Sequence[tuple[Path, int, int, str]], sizes: Sequence[tuple[int, int]]):
-        """members: as of FileImages.  sizes: (height, width) of each, as the file's table has them."""
+    def __init__(self, members: Sequence[Member], sizes: Sequence[tuple[int, int]]):
+        """sizes: (height, width) of each, as the file's table has them."""
         super().__init__(members)
         self._sizes = list(sizes)
 

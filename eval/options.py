@@ -1,0 +1,83 @@
+"""What `python -m eval.run` takes.  Imports nothing heavy: `--help` shows it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from eval.jobs import Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a checkpoint on every set found under a folder."""
+
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|NAME[,WEIGHTS]")]
+    """A run's folder (its newest checkpoint), one of its checkpoints/step-*, an open_clip model name with a
+    pretrained tag or a .safetensors file after a comma, open_clip's hf-hub:ORG/NAME or local-dir:FOLDER; a
+    name alone has random weights."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
+    triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
+    """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the results go; RUN/eval for a run, else ./eval-results/NAME-WEIGHTS (weights from a file or a
+    folder: with a mark of where it lies)."""
+    triplet_splits: tuple[str, ...] = ("val", "test")
+    """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
+    datasets: tuple[str, ...] = ()
+    """Only these sets; one that is not there is an error."""
+    families: tuple[str, ...] = ()
+    """Only these families of the catalog (ImageNet, "ImageNet OOD", VTAB, …, Retrieval, Demo)."""
+    prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
+    """auto: class names and templates beside the data where they are, else datacomp's."""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where crops and embeddings are kept; ROOT/.cache if not given."""
+    no_cache: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Keep nothing."""
+    batch_size: int = 256
+    """Images a forward pass."""
+    workers: int = field(default_factory=lambda: min(16, len(os.sched_getaffinity(0))))
+    """Threads that decode."""
+    device: str = "auto"
+    """auto: CUDA where there is one."""
+    precision: Literal["fp32", "amp"] = "fp32"
+    """amp: autocast, as clip-benchmark does by default."""
+    max_unreadable: float = 0.0
+    """Share of a set's images that may be unreadable and left out; 0 refuses such a set."""
+    seed: int = 0
+    """Of the random weights of a bare model name."""
+    watch: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """Evaluate every checkpoint of the run, each into RUN/eval/step-*, and new ones as they appear; stop
+    after the run's last step, or when none has appeared for this long (0: only those that are there)."""
+    submit: Literal["here", "slurm", "local"] = "here"
+    """With --watch: evaluate in this process, or each checkpoint in a job of its own."""
+    where: tyro.conf.OmitArgPrefixes[Where] = field(default_factory=Where)
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.triplets is None:
+            raise ValueError("--data or --triplets: one is needed, else there is nothing to evaluate")
+        if self.batch_size < 1 or self.workers < 1:
+            raise ValueError("--batch-size and --workers: at least 1")
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")
+        if self.submit != "slurm" and self.where != Where():
+            raise ValueError("--partition and the other flags for SLURM: only with --submit slurm")
+        if self.submit != "here" and self.watch is None:
+            raise ValueError("--submit: only with --watch")
+        if self.watch is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "--watch: not under torchrun, whose processes would not see the same checkpoints"
+            )
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """--cache, else beside the data; None with --no-cache."""
+        if self.no_cache or self.cache is not None:
+            return None if self.no_cache else self.cache
+        base = self.data if self.data is not None else self.triplets
+        return (base if base.is_dir() else base.parent) / ".cache"
