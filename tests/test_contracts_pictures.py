@@ -70,6 +70,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("judged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data, sound",
     [

@@ -65,6 +65,7 @@ def help_of(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_flags_of_commands_exist():
     """Of all pages at once: a command's help takes seconds."""
     asked: dict[tuple[str, ...], set[str]] = {}

@@ -307,6 +307,7 @@ def pip_install(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_copy_is_not_installed(sources, tmp_path):
     """`kernels` and `eval` are names that other packages have in site-packages."""
     done = pip_install("--target", str(tmp_path / "site"), str(sources))
@@ -314,6 +315,7 @@ def test_a_copy_is_not_installed(sources, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "site").exists()
 
 
+@pytest.mark.slow
 def test_an_editable_installation_names_the_rooms_only(sources, tmp_path):
     done = pip_install("--target", str(tmp_path / "site"), "--editable", str(sources))
     assert done.returncode == 0, done.stderr

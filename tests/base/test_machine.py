@@ -56,6 +56,7 @@ USE = """
 """
 
 
+@pytest.mark.slow
 def test_compiled_code_is_kept_in_tmpdir_where_numba_finds_no_place(tmp_path):
     """The locators that are left stand for a read-only checkout and home: without ours, the import ends."""
     bare = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": None}
@@ -194,6 +195,7 @@ CUT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.999])
 @pytest.mark.parametrize(("engine", "name"), [("ffcv", "FFCVLoader"), ("dali", "DALILoader")])
 def test_a_file_cut_short_under_a_loader_is_told(tmp_path, engine, name, share):
@@ -208,6 +210,7 @@ def test_a_file_cut_short_under_a_loader_is_told(tmp_path, engine, name, share):
     assert "p.beton: was cut short from" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ffcv", "dali"])
 def test_no_loader_maps_the_file_into_memory(tmp_path, engine):
     """Where it is cut short, a look at a map of it ends the process; the test above sees it by chance."""
@@ -274,6 +277,7 @@ def test_workers_keep_within_the_limits_they_were_given(monkeypatch, soft, hard,
     pool._limit_memory()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "alone"), [(64, False), (16, True)])
 def test_a_build_under_hard_limits_loses_nothing(tmp_path, files, alone):
     """`ulimit -d` and `ulimit -n` of a login node; with too few files for two processes, one does it."""
@@ -327,6 +331,7 @@ def test_ranks_of_one_machine_do_not_ask_for_its_name(monkeypatch, room, nodes, 
     assert seen == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu, variable", [(False, "CXX"), (True, "CC")])
 def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path, monkeypatch, gpu, variable):
     import torch

@@ -88,6 +88,7 @@ def test_nights_splits_filter_and_soft_votes(tmp_path):
     assert kit.keys(Beton(tmp_path / "triplets-test_no_imagenet.beton")) == ["7", "15"]
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "a")]) == 0  # no source: the demo
     assert "constructed, no human vote" in capsys.readouterr().out
@@ -108,6 +109,7 @@ def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
     assert main(["verify", str(pairs.path), "--workers", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_file(tmp_path, small_shards, monkeypatch):
     """One process and two (spawned anew, so the small shards are set in the tasks)."""
     table = kit.captions_table(tmp_path / "in", 23)
@@ -255,6 +257,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
     for name, (arguments, message) in mistakes(tmp_path).items():
         before = set(tmp_path.rglob("*"))
@@ -278,6 +281,7 @@ def test_wrong_arguments_are_exit_code_2(capsys):
         assert exit_.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["dataprep/build_ffcv.py"], ["-m", "dataprep.build_ffcv"]])
 def test_both_ways_to_call_it(tmp_path, command):
     table = kit.captions_table(tmp_path / "in", 3)

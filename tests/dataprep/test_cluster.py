@@ -17,6 +17,8 @@ from dataprep.sources.pairs import open_pairs
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
 
+pytestmark = pytest.mark.slow  # processes and whole runs
+
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):

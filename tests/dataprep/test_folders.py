@@ -98,6 +98,7 @@ def test_a_file_system_that_keeps_open_files_does_not_fail_a_build(tmp_path, mon
     assert len(Beton(tmp_path / "out.beton")) == 1
 
 
+@pytest.mark.slow
 def test_without_a_terminal_or_a_log(tmp_path):
     """`2>&- >&-`: no file may come to stand where a library writes its complaints."""
     source = texts(tmp_path / "in", 1)

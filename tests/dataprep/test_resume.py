@@ -64,6 +64,7 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_builds_go_on_and_end_in_the_same_file(tmp_path):
     table = big_table(tmp_path / "in", 24)
     out = tmp_path / "out.beton"
@@ -107,6 +108,7 @@ def test_a_build_of_one_shard_killed_before_its_last_step_goes_on(tmp_path, monk
     assert build(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)["samples"] == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
     table = big_table(tmp_path / "in", 24)
     command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")
@@ -122,6 +124,7 @@ def test_ctrl_c_stops_all_processes_with_exit_code_130(tmp_path):
     assert not alive_in(tmp_path / "out.beton.parts") and not (tmp_path / "out.beton").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_build_with_one_line(tmp_path):
     table = big_table(tmp_path / "in", 24)
     command = slow_build(table, tmp_path / "out.beton", "--workers", "2", "--no-passthrough")

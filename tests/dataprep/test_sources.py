@@ -58,6 +58,7 @@ def img2dataset_folder(folder, shards: int = 2, each: int = 4):
     return folder
 
 
+@pytest.mark.slow
 def test_img2dataset(tmp_path):
     source = open_pairs(img2dataset_folder(tmp_path / "in"))
     assert source.describe()["layout"] == "tars" and len(source.tasks()) == 2
@@ -166,6 +167,7 @@ def test_token_ids_are_checked(value, message):
         token_rows(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=3))
 def test_token_ids_come_back(captions):

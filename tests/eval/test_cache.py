@@ -25,6 +25,7 @@ def root(tmp_path):
     return three_sets(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["index", "identities", "crops", "features"])
 @pytest.mark.parametrize("left", [0.0, 0.5, None])
 def test_what_is_damaged_in_a_cache_is_made_anew(root, tmp_path, part, left):

@@ -14,9 +14,12 @@ from eval.distributed import Ranks
 from eval.sets import sources
 from tests.kits.eval import TINY, encoded, encoders, pictures, tiny_model, write_webdataset
 
-pytestmark = pytest.mark.skipif(
-    not oracle.installed(), reason="clip-benchmark is not installed: python -m eval.oracle installs it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not oracle.installed(), reason="clip-benchmark is not installed: python -m eval.oracle installs it"
+    ),
+]
 CLASSES = ["cat", "dog", "", "two words", "é", "fish", "fish"]  # an empty and an ambiguous name
 
 

@@ -122,6 +122,7 @@ def _rank(rank, world, rendezvous, root, cache, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same(root, tmp_path):
     import torch.multiprocessing as mp
 

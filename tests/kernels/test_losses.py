@@ -195,6 +195,7 @@ def _rank(rank: int, world_size: int, folder: str, batch: int, width: int) -> No
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_contrastive_on_four_ranks(tmp_path):
     ranks, batch, width = 4, 3, 5
     mp.start_processes(_rank, (ranks, str(tmp_path), batch, width), nprocs=ranks, start_method="spawn")

@@ -44,6 +44,7 @@ def test_kept_bytes(recompute: str):
         del features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "pointwise"])
 def test_compiles_in_one_graph(recompute: str):
     """No graph breaks, static shapes; the compiler's own kernels are not needed to see that."""
@@ -58,6 +59,7 @@ def test_compiles_in_one_graph(recompute: str):
     kit.assert_same(model, lambda: torch.cat(towers(images, *packed)), lambda: _both(model, images, tokens))
 
 
+@pytest.mark.slow
 def test_compiled_recompute_leaves_products_alone():
     """LayerNorm and GELU are made again in a compiled backward pass, matrix products only with "blocks"."""
     model, images = kit.model(), kit.images()

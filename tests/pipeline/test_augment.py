@@ -53,6 +53,7 @@ def test_boxes_lie_inside(height, width, name):
     assert (top + h <= height).all() and (left + w <= width).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(256, 256), (100, 300), (300, 100), (256, 20), (30, 45)])
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.9, 1.0)])
 def test_boxes_are_distributed_as_torchvisions(height, width, scale):

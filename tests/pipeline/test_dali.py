@@ -235,6 +235,7 @@ def test_threads_end_with_break_and_close(pairs):
     assert threads() == before
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_epochs(pairs):
     assert_memory_is_flat(loader(pairs, image_size=96, workers=2))
 

@@ -95,6 +95,7 @@ def damaged(draw) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @given(damaged())
 @settings(max_examples=3000, deadline=None)
 def test_nothing_is_vouched_for_that_libjpeg_complains_of(data):

@@ -56,6 +56,7 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(AUGMENTS))
 @pytest.mark.parametrize("side", [24, 100])
 def test_pixels_are_the_references(pairs, preset, side):
@@ -224,6 +225,7 @@ def test_an_exception_in_a_thread_reaches_the_consumer(pairs, tmp_path):
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ffcv_loader.FFCVLoader", "dali_loader.DALILoader"])
 @pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt", "del stream"], ids=["exit", "ctrl-c", "del"])
 def test_the_process_ends_with_a_loader_in_full_swing(pairs, end, engine):
@@ -342,6 +344,7 @@ def test_a_window_is_asked_for_once(pairs, monkeypatch):
         assert (covered[offset : offset + size] == 1).all()
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_epochs(pairs):
     assert_memory_is_flat(loader(pairs, image_size=96, workers=2))
 

@@ -25,6 +25,7 @@ def resized(image, box, side, covers=False):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [7, 32, 224])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_resize_is_pils_bicubic(shape, side):
@@ -118,6 +119,7 @@ def good(height=16, width=16, **options):
     return simplejpeg.encode_jpeg(picture(5, height, width), 90, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["444", "422", "420", "411"])
 def test_decoding_equals_pil_to_the_bit(sampling):
     import io

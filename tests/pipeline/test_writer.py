@@ -109,6 +109,7 @@ def stock_loader(path, images, process_cache=False):
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
+@pytest.mark.slow
 def test_stock_ffcv_reads_a_joined_file(tmp_path):
     """Through FFCV's own cache of pages: a value that crossed a page border would come out wrong."""
     samples = [pair(i, picture(i, 64, 80)) for i in range(23)]
@@ -125,6 +126,7 @@ def test_stock_ffcv_reads_a_joined_file(tmp_path):
         assert np.abs(row.astype(int) - expected).max() <= 3  # FFCV decodes with the fast DCT
 
 
+@pytest.mark.slow
 def test_shared_images_are_stored_once_and_read_by_stock_ffcv(tmp_path):
     images = [picture(i) for i in range(4)]
     rng = np.random.default_rng(0)
@@ -220,6 +222,7 @@ def test_joining_refuses_other_columns_and_unfinished_shards(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.beton", "b.beton", "c.beton"]
 
 
+@pytest.mark.slow
 def test_pointers_past_32_bits(tmp_path):
     """Two sparse 3 GiB shards: the joined file's pointers pass 2^32, and all values come back."""
     far = 3 << 30

@@ -10,6 +10,8 @@ from tests.kits import dataprep as dataprep_kit
 from tests.kits import train as kit
 from tests.kits.eval import encoded, pictures, write_webdataset
 
+pytestmark = pytest.mark.slow  # processes and whole runs
+
 AROUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MEM_PER_NODE": "100", "SLURM_MEM_PER_CPU": "10"}
 AROUND |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS": "5", "SBATCH_PARTITION": "nowhere"}
 

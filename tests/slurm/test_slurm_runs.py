@@ -18,6 +18,8 @@ import pytest
 from tests.kits import train as kit
 from train import checkpoint
 
+pytestmark = pytest.mark.slow  # processes and whole runs
+
 RUNNING = ("RUNNING",)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
 

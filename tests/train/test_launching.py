@@ -104,6 +104,7 @@ def test_a_big_recipe_without_a_gpu_is_refused_before_anything_is_written(
     assert launch.main([*args, "--dry-run"]) == 0 and "note: no GPU found" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_local_ranks_keep_the_users_gpus_and_are_of_no_allocation(split, tmp_path):
     """The allocation's rank 0 of 4 would make both ranks write one file, and wait for SLURM at the end."""
     env = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
@@ -118,6 +119,7 @@ def test_local_ranks_keep_the_users_gpus_and_are_of_no_allocation(split, tmp_pat
     assert [p.name for p in (run / "jobs").glob("*/failure*")] == ["failure-0.json"]
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_train_into_one_folder(split, tmp_path):
     """The second ends in one line; the first and its log go on as if it had not been."""
     run = tmp_path / "run"

@@ -17,6 +17,8 @@ from train.distributed import World
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
 
+pytestmark = pytest.mark.slow  # processes and whole runs
+
 
 @pytest.fixture(scope="module")
 def perceptual(triplets, tmp_path_factory):

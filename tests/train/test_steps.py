@@ -161,6 +161,7 @@ def test_gradient_caching_is_exact(micro):
     assert_close(grads, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", (0, 4))
 def test_packed_captions_give_the_same_step(micro):
     batch = pair_batch(16)
@@ -178,6 +179,7 @@ def test_recomputing_changes_nothing(recompute):
     assert_close(grads, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", (1, 2))
 def test_compiled_towers_give_the_same_step(stage, monkeypatch):
     # The compiler's front half: what it makes of the graph, without minutes of C++.
@@ -188,6 +190,7 @@ def test_compiled_towers_give_the_same_step(stage, monkeypatch):
     assert_close(grads, expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs the compiler g++")
 def test_compiled_code_gives_the_same_step():
     """The whole compiler: its C++, forward and backward, in one graph. (A minute; torch keeps the code.)"""

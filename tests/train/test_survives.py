@@ -17,6 +17,8 @@ import torch
 from tests.kits import train as kit
 from train import checkpoint
 
+pytestmark = pytest.mark.slow  # processes and whole runs
+
 
 @pytest.fixture(scope="module")
 def processes():

@@ -18,6 +18,7 @@ from tests.kits.eval import encoded, pictures, write_webdataset
 from tests.kits.eval_runs import COUNT, NAMES, change, evaluated, page, voted
 
 
+@pytest.mark.slow
 def test_seeds(runs, tmp_path):
     specs = [f"PI={runs['pi']}", f"PI={runs['pi2']}", f"Base={runs['baseline']}", f"Base={runs['baseline2']}"]
     text, _ = page(*specs, tmp_path=tmp_path)

@@ -47,6 +47,7 @@ class _Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_whole_page(runs, tmp_path, capsys):
     arguments = [f"PI={runs['pi']}", f"Baseline={runs['baseline']}", "--out", str(tmp_path / "report")]
     assert report.main(arguments) == 0
@@ -77,6 +78,7 @@ def test_the_whole_page(runs, tmp_path, capsys):
     assert len([n for n in names if n.startswith("scaling-")]) == 2 * (4 + 4 + 4)
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_again(runs, tmp_path):
     first, _ = page(runs["pi"], runs["baseline"], tmp_path=tmp_path)
     second, _ = page(runs["pi"], runs["baseline"], tmp_path=tmp_path)
@@ -84,6 +86,7 @@ def test_the_page_is_the_same_again(runs, tmp_path):
     assert clock.sub("", first) == clock.sub("", second)
 
 
+@pytest.mark.slow
 def test_it_says_so_when_pi_is_not_better(runs, tmp_path):
     worse, _ = page(f"PI={runs['baseline']}", f"Baseline={runs['pi']}", tmp_path=tmp_path)
     assert "PI is worse than Baseline here" in worse
@@ -102,6 +105,7 @@ def test_verdict_between():
     )
 
 
+@pytest.mark.slow
 def test_one_run_and_three_arms(runs, tmp_path):
     alone, _ = page(runs["baseline"], tmp_path=tmp_path)
     assert "<h1>baseline</h1>" in alone and CONSTRUCTED in alone and 'verdict">' not in alone
@@ -111,6 +115,7 @@ def test_one_run_and_three_arms(runs, tmp_path):
     assert "<h2>PI against Baseline</h2>" in three and "<h2>PFT against Baseline</h2>" in three
 
 
+@pytest.mark.slow
 def test_figures_follow_the_page_and_stand_alone(runs, tmp_path):
     _, drawn = page(runs["pi"], runs["baseline"], tmp_path=tmp_path)
     inline = drawn[0].inline()
@@ -137,6 +142,7 @@ def test_bad_runs_are_named(runs, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_runs_do_not_share_is_said(runs, tmp_path, capsys):
     """Sets and settings of one run alone; every seed of an arm that stands alone; a folder with a = in it."""
     place = tmp_path / "lr=0.1"

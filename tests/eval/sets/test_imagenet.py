@@ -57,6 +57,7 @@ def test_v2_with_other_numbers_is_refused(tmp_path, picture, any_count):
         sources.read_folder(tmp_path / "imagenetv2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["imagenet1k", "imagenet-a", "imagenet-o", "imagenet-r", "imagenet_sketch"])
 def test_wnids_settle_the_labels_of_imagenets_sets(tmp_path, picture, any_count, key):
     """The real order is that of the field's class list; and every other naming of the folders is refused."""
