@@ -164,20 +164,34 @@ def submitting() -> Iterator[None]:
         _say_once(f"note: {', '.join(habits)} had no effect: SLURM is told what the command line says")
 
 
-def executor(cluster: str, folder: Path, parameters: dict, minutes: int):
+def executor(cluster: str, folder: Path, parameters: dict, minutes: int = YEAR, timeouts: int = 3):
     """submitit's executor: for SLURM with its `parameters`, or (`local`) for processes of this machine.
 
-    minutes: time limit of a local job.  Call it within `submitting`.
+    Without a `time` in `parameters` the batch file of a job (not of an array) sets no time limit.
+    minutes: time limit of a local job.  timeouts: how often a job that reaches its limit may be put in the
+    queue again.  Call it within `submitting`.
     """
     import submitit
 
-    if cluster == "slurm":
-        chosen = submitit.SlurmExecutor(folder)
-        chosen.update_parameters(**parameters)
-    else:
-        chosen = submitit.LocalExecutor(folder)
-        chosen.update_parameters(timeout_min=minutes)
+    if cluster != "slurm":
+        local = submitit.LocalExecutor(folder)
+        local.update_parameters(timeout_min=minutes)
+        return local
+
+    class Executor(submitit.SlurmExecutor):
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return batch_file(command, self.folder, self.parameters | {"time": parameters.get("time")})
+
+    chosen = Executor(folder, max_num_timeout=timeouts)
+    chosen.update_parameters(**parameters | {"time": parameters.get("time") or YEAR})
     return chosen
+
+
+def batch_file(command: str, folder: Path, parameters: dict) -> str:
+    """What `executor` sends to sbatch; what is None in `parameters` gets no flag, nor does a missing time."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    return _make_sbatch_string(command=command, folder=folder, **{"time": None, **parameters})
 
 
 @functools.cache
