@@ -8,13 +8,16 @@ R rows, L tokens in a row, H heads, E width of a head.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import check_choice, refuse_interpreted
+
+if TYPE_CHECKING:
+    from kernels.fused.attention import Mask
 
 AttentionBackend = Literal["sdpa", "triton"]
 
@@ -56,7 +59,7 @@ def attention(
 def _triton_attention(qkv: Tensor, segment: Tensor | None, heads: int, mask: str) -> Tensor:
     from kernels.fused import attention as fused
 
-    return fused.forward(qkv, segment, heads, mask)
+    return fused.forward(qkv, segment, heads, cast("Mask", mask))
 
 
 @torch.library.custom_op("perceptual_initialization::attention_backward", mutates_args=())
@@ -65,7 +68,7 @@ def _triton_attention_backward(
 ) -> Tensor:
     from kernels.fused import attention as fused
 
-    return fused.backward(qkv, segment, d_out.contiguous(), heads, mask)
+    return fused.backward(qkv, segment, d_out.contiguous(), heads, cast("Mask", mask))
 
 
 @_triton_attention.register_fake

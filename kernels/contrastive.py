@@ -152,9 +152,8 @@ class _Contrastive(torch.autograd.Function):
         row_lse, column_lse, diagonal = passes.sweep(image, texts, scale, offset, masks)
         column_lse = ranks.all_gather(column_lse[None]).logsumexp(0)
         losses = row_lse + column_lse[offset : offset + len(image)] - 2 * diagonal
-        if masks is None:
-            pairs = len(texts)
-        else:
+        pairs: int | Tensor = len(texts)
+        if masks is not None:
             losses = losses.where(valid, losses.new_zeros(()))
             pairs = masks[1].sum().clamp_min(1)
         ctx.save_for_backward(image, texts, logit_scale, scale, row_lse, column_lse)

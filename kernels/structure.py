@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-_VIT = ("conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre", "transformer")
-_VIT += ("ln_post", "proj")
+_VIT: tuple[str, ...] = ("conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre")
+_VIT += ("transformer", "ln_post", "proj")
 _RESNET = tuple(f"{part}{n}" for part in ("conv", "bn", "act") for n in (1, 2, 3))
 _RESNET += ("avgpool", "layer1", "layer2", "layer3", "layer4", "attnpool")
 _POOL = ("positional_embedding", "q_proj", "k_proj", "v_proj", "c_proj")
@@ -82,7 +82,7 @@ def _why_not_vit(visual: Any) -> str:
 
 
 def _why_not_resnet(visual: Any) -> str:
-    pool = getattr(visual, "attnpool", None)
+    pool: Any = getattr(visual, "attnpool", None)
     if not hasattr(pool, "c_proj"):
         return "not pooled by attention"
     return _other_part("", visual, _RESNET) or _other_part("attnpool.", pool, _POOL)

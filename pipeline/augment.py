@@ -77,12 +77,12 @@ class Augment:
             raise ValueError(f"augment: std {self.std} must be positive")
 
 
-_PAPER_COLOUR = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8)
 AUGMENTS = {
     "none": Augment(),  # no random draws and nothing cut off: images are squeezed into the square
     "eval": Augment(crop="centre"),  # no random draws either, but the aspect ratio is kept
     "clip": Augment(crop="random", scale=(0.9, 1.0)),
-    "paper": Augment(crop="random", scale=(0.2, 1.0), gray_p=0.2, blur_p=0.5, flip_p=0.5, **_PAPER_COLOUR),
+    "paper": Augment(crop="random", scale=(0.2, 1.0), gray_p=0.2, blur_p=0.5, flip_p=0.5,
+                     brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8),
     "demo": Augment(crop="random", scale=(0.65, 1.0), ratio=(0.85, 1.18), gray_p=0.05,
                     brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02, jitter_p=0.8),
 }  # fmt: skip

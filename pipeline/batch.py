@@ -5,7 +5,7 @@ B batch, K captions, S image side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 
 
 class _Batch:
+    index: Tensor  # every kind has it
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """The same batch with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return replace(self, **moved)
+        moved = {name: x.to(device, non_blocking=non_blocking) for name, x in vars(self).items()}
+        return type(self)(**moved)
 
     def __len__(self) -> int:
         return len(self.index)

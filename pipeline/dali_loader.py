@@ -77,7 +77,7 @@ class DALILoader(StreamLoader):
                 else:
                     batch = submitted.popleft()
                     images, valid = _collect(out, batch, dtype)
-                whole = valid.all(0)
+                whole = np.all(valid, 0)
                 rejected = source.report(batch.plan, whole)
                 yield source.batch(batch.plan, images, whole), rejected
 
@@ -101,7 +101,7 @@ class _Submitted:
 
 def _screened(
     source: Source, positions: Iterator[np.ndarray], screen: Screen
-) -> Iterator[tuple[Plan, Callable[[], np.ndarray], Future]]:
+) -> Iterator[tuple[Plan, Callable[[], np.ndarray], Future[tuple[np.ndarray, np.ndarray]]]]:
     """(plan, `Screen.begin` of it, `Screen.read` of it) for each array of positions.
 
     The screen is some batches ahead, and the disk some batches ahead of the screen.
@@ -240,12 +240,12 @@ def _resized(sample: dict, device: str, side: int):
     """The box of a JPEG at side x side; on the CPU only the box is decoded."""
     from nvidia.dali import fn, types
 
-    how = {
+    how: dict[str, Any] = {
         "output_type": types.RGB,
         "adjust_orientation": False,  # a stored image is upright, whatever its EXIF says; PIL's way too
         "jpeg_fancy_upsampling": True,
     }
-    box = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+    box: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
     if device == "gpu":
         # Whole: nvImageCodec 0.9 cannot decode regions (its issue 55), and the JPEG engine, which must read
         # all of the entropy-coded data for a region too, gains nothing from one.

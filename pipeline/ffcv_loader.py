@@ -109,7 +109,7 @@ class _Work:
         """Wait for a batch; (batch, rejected).  Raises what a thread raised."""
         for chunk in batch.chunks:
             chunk.result()
-        valid = batch.valid.all(0)
+        valid = np.all(batch.valid, 0)
         return self._source.batch(batch.plan, batch.images, valid), self._source.report(batch.plan, valid)
 
 

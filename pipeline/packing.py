@@ -33,17 +33,12 @@ class Packed(NamedTuple):
         """The same rows with every tensor on `device`."""
         return Packed(*(x.to(device, non_blocking=non_blocking) for x in self))
 
-    @property
-    def fill(self) -> float:
-        """The share of places that hold a token."""
-        return float((self.segment < len(self.pool)).float().mean())
-
 
 def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:
     """Pack tokens (B, T) int32, zero after the end token, into rows of `row` tokens.
 
     First-fit, longest captions first.  With `rows` the shape is static: that many rows, empty ones
-    included.  A batch that needs more gets a sixteenth more, as often as it takes (see `static_rows`).
+    included.  A batch that needs more gets a sixteenth more, as often as it takes.
     Raises ValueError for an empty caption or one longer than a row.
     """
     array = np.ascontiguousarray(tokens.numpy(), np.int32)
@@ -57,15 +52,6 @@ def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:
     step = max(1, rows // 16)
     total = rows + step * max(0, -(-(need - rows) // step)) if rows else need
     return Packed(*map(torch.from_numpy, _fill(array, lengths, first, total, row)))
-
-
-def static_rows(mean: float, std: float, batch: int, row: int = 128) -> int:
-    """Rows that hold `batch` captions of this length distribution in all but one batch of a thousand.
-
-    mean, std: of the captions' lengths; the JSON beside a .beton has them.  The result leaves room for three
-    standard deviations of the sum, and for the 3 % that packing may lose.
-    """
-    return int(np.ceil((batch * mean + 3 * batch**0.5 * std) / (0.97 * row)))
 
 
 def _lengths(tokens: np.ndarray) -> np.ndarray:

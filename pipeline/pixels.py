@@ -55,7 +55,7 @@ def load_decoder() -> None:
     Raises ValueError when ffcv is not installed.
     """
     spec = importlib.util.find_spec("ffcv")
-    folders = spec.submodule_search_locations if spec else []
+    folders = (spec and spec.submodule_search_locations) or []
     objects = [p for f in folders for p in sorted(Path(f).glob("_libffcv*.so"))]
     if not objects:
         raise ValueError("ffcv is not installed (its _libffcv was not found): run `make setup`")

@@ -45,7 +45,7 @@ class Screen:
 
         return readable
 
-    def read(self, plan: Plan) -> Future:
+    def read(self, plan: Plan) -> Future[tuple[np.ndarray, np.ndarray]]:
         """Start reading the JPEGs of a batch, view by view; the result is that of `Beton.read`."""
         return self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
 

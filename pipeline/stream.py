@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,7 @@ class StreamLoader:
         self.rank, self.world_size = rank, world_size
         self.workers, self.dtype = workers, dtype
         self.consumed, self.rejected = consumed, 0
-        self._running: weakref.ref | None = None  # weak: dropping the iterator ends its threads
+        self._running: weakref.ref[Generator] | None = None  # weak: dropping the iterator ends its threads
 
     @classmethod
     def one_pass(
@@ -196,7 +196,7 @@ class StreamLoader:
         self._running = weakref.ref(running)
         return running
 
-    def _count(self) -> Iterator[ImageText | Triplet]:
+    def _count(self) -> Generator[ImageText | Triplet]:
         for batch, rejected in self._run(self.positions()):
             self.consumed += self.batch_size * self.world_size
             self.rejected += rejected
@@ -208,7 +208,7 @@ class StreamLoader:
 
     def close(self) -> None:
         """End the threads of a running iteration; iterating again goes on from `consumed`."""
-        running = self._running and self._running()
+        running = self._running() if self._running else None
         if running is not None:
             running.close()
 

@@ -47,7 +47,7 @@ def clean(text: str) -> str:
 def vocabulary_file() -> Path:
     """open_clip's BPE merges; ValueError when open_clip is not installed."""
     spec = importlib.util.find_spec("open_clip")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError("open_clip is not installed; pip install open_clip_torch")
     return Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
 
@@ -75,7 +75,7 @@ class Words(dict):
 
         letters = list(_byte_letters().values())
         lines = gzip.decompress(vocabulary_file().read_bytes()).decode("utf-8").split("\n")
-        merges = [tuple(line.split()) for line in lines[1 : _MERGES + 1]]
+        merges = [(left, right) for left, right in map(str.split, lines[1 : _MERGES + 1])]
         tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
         # Were a token made by two merges, the order of merging could matter and `tokenizers` differ.
         assert len(set(tokens)) == len(tokens) == START

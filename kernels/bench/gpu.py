@@ -10,7 +10,7 @@ B pairs, D width, R rows of packed captions, L tokens in a row.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from kernels.contrastive import contrastive_loss
 from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from kernels.triplet import triplet_loss
 from pipeline.base import hardware
-from pipeline.packing import pack
+from pipeline.packing import Packed, pack
 
 BATCH, RANKS, WIDTH = 5120, 6, 512  # the paper's batch of 30,720 on 6 GPUs
 ROW = 128
@@ -75,16 +75,16 @@ def bench_limits(limits: dict[str, float]) -> dict[str, float]:
 def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
     """Loss and gradients of 65,536 triplets: 6 arrays (B, D) to read or write."""
     batch = 65536
-    features = [
+    ref, left, right = features = [
         torch.randn(batch, WIDTH, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)
     ]
     vote = torch.rand(batch, device="cuda")
 
-    def plain(*inputs: Tensor) -> Tensor:
-        return reference.triplet_losses(*(x.float() for x in inputs), vote, 0.05).mean()
+    def plain(ref: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return reference.triplet_losses(ref.float(), left.float(), right.float(), vote, 0.05).mean()
 
-    sides = {
-        "triton": lambda: triplet_loss(*features, vote, backend="triton")[0],
+    sides: dict[str, Callable[[], Tensor]] = {
+        "triton": lambda: triplet_loss(ref, left, right, vote, backend="triton")[0],
         "torch": partial(plain, *features),
         "torch compiled": partial(torch.compile(plain), *features),
     }
@@ -95,7 +95,8 @@ def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
 def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
     """One rank's loss of a global batch, without the network: this rank's rows, all ranks' columns."""
     image, text = (F.normalize(torch.randn(BATCH, WIDTH, device="cuda"), dim=-1).bfloat16() for _ in range(2))
-    inputs = [x.requires_grad_() for x in (image, text, torch.tensor(100.0, device="cuda"))]
+    scale = torch.tensor(100.0, device="cuda", requires_grad=True)
+    inputs = image.requires_grad_(), text.requires_grad_(), scale
     sides = {
         "triton": partial(rank_loss, *inputs, RANKS, backend="triton"),
         "open_clip": partial(open_clip_rank_loss, *inputs, RANKS),
@@ -198,14 +199,14 @@ def our_loss(model: Any, backend: AttentionBackend, batch: int) -> Callable[[], 
     packed = pack(synthetic_captions(synthetic_lengths(batch)), ROW).to("cuda")
 
     @torch.compile(fullgraph=True, dynamic=False)
-    def towers(images: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
+    def towers(images: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         image = encode_image(model, images, settings)
-        text = encode_packed_text(model, *packed, settings=settings)
+        text = encode_packed_text(model, *packed, settings)
         return F.normalize(image.float(), dim=-1).bfloat16(), F.normalize(text.float(), dim=-1).bfloat16()
 
     def loss() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
-            image, text = towers(images, *packed)
+            image, text = towers(images, packed)
         return contrastive_loss(image, text, model.logit_scale.exp())
 
     return loss
@@ -236,8 +237,8 @@ def useful_flop(model: Any) -> float:
 
 def compare(
     title: str,
-    sides: dict[str, Callable[[], Tensor]],
-    inputs: list[Tensor],
+    sides: Mapping[str, Callable[[], Tensor]],
+    inputs: Sequence[Tensor],
     limits: dict[str, float],
     moved: float = 0.0,
     flop: float = 0.0,

@@ -6,7 +6,7 @@ that this machine lacks; 130 Ctrl-C.  Needs the standard library alone.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import re
 import sys
@@ -89,7 +89,7 @@ def settle_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it takes the lowest free number)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # another kind of stream, as notebooks have them
+        if isinstance(stream, io.TextIOWrapper):  # notebooks have another kind
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 VERSION = 2
 HEADER = np.dtype(
@@ -169,7 +170,7 @@ class Beton:
 
             done = pread_ranges(self.descriptor, start, to, data)
         for n in range(done, len(start)):  # few; or one that failed, and those after it
-            self._read(int(start[n]), memoryview(data)[to[n] : to[n + 1]])
+            self._read(int(start[n]), data.data[to[n] : to[n + 1]])
         return data, begin
 
     def _read(self, at: int, out: memoryview) -> None:
@@ -252,7 +253,7 @@ class Beton:
         """The whole allocation table, read anew; in sample-major order when our writer made the file."""
         return self._table(ALLOCATION, self._allocations_at, self._allocated)
 
-    def rows(self, index: np.ndarray) -> Rows:
+    def rows(self, index: ArrayLike) -> Rows:
         """What the tables say of samples `index` (any shape)."""
         index = np.asarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
@@ -350,6 +351,7 @@ class Rows:
     def arrays(self, name: str) -> np.ndarray:
         """An ARRAY column: (N, *shape) for index (N,)."""
         field, (start, size) = self.file.fields[name], self.spans(name)
+        assert field.dtype is not None, f"{name} is no ARRAY"
         width = field.dtype.itemsize * math.prod(field.shape)
         if (size != width).any():
             raise ValueError(f"{self.file.path}: a value of {name} does not have its {width} bytes")

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,11 +108,11 @@ class Writer:
         self._end = align(self._start + capacity * self._metadata.itemsize, page_size)
         self._file.seek(self._end)
 
-    def add(self, sample: Mapping[str, object]) -> None:
+    def add(self, sample: Mapping[str, Any]) -> None:
         """Append one sample: Jpeg for IMAGE, bytes for BYTES, ndarray for ARRAY, number otherwise."""
         assert self.samples < self._capacity, "more samples than announced"
         spans = self._store({name: self._blob(name, sample[name]) for name in self._pointed})
-        record = []
+        record: list[Any] = []  # numbers, and tuples of them
         for name, field in self.schema.items():
             value = sample[name]
             if field.kind == f.IMAGE:

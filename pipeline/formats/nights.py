@@ -110,9 +110,10 @@ def _wanted(row: dict, number: int, splits: Sequence[str], unsplit: str) -> bool
 
 
 def _truth(value: str | None, number: int) -> bool:
-    if (value or "").strip().lower() not in ("true", "false", "1", "0", "1.0", "0.0"):
+    word = (value or "").strip().lower()
+    if word not in ("true", "false", "1", "0", "1.0", "0.0"):
         raise ValueError(f"row {number}: is_imagenet is {value!r}, neither True nor False")
-    return value.strip().lower() in ("true", "1", "1.0")
+    return word in ("true", "1", "1.0")
 
 
 def _count(row: dict) -> float:

@@ -227,7 +227,7 @@ def _read_with_pil(data: bytes, max_pixels: int, upright: bool) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise _unidentified(data) from None
     except Image.DecompressionBombError as error:  # PIL's own limit, which it looks at before it allocates
-        pixels = re.search(r"\d+", str(error)).group()
+        pixels = re.findall(r"\d+", str(error))[0]
         raise Rejected("too many pixels", f"{pixels}, the limit is {max_pixels}") from None
     except Exception as error:  # hostile files make PIL raise almost anything
         raise Rejected("cannot decode", f"{type(error).__name__}: {error}") from None
@@ -293,6 +293,6 @@ def _unidentified(data: bytes) -> Rejected:
             return Rejected("cannot decode", f"begins as {name} does, but Pillow cannot open it")
         if accepted:
             return Rejected("format not taken", f"{name}; convert it to JPEG or PNG first")
-    name = next((name for first, name in _OTHERS.items() if start.startswith(first.lower())), None)
-    name = "a video" if data[4:8] == b"ftyp" else name
-    return Rejected("not an image", f"{name + ', ' if name else ''}starts with {data[:8]!r}")
+    kind = next((name for first, name in _OTHERS.items() if start.startswith(first.lower())), None)
+    kind = "a video" if data[4:8] == b"ftyp" else kind
+    return Rejected("not an image", f"{kind + ', ' if kind else ''}starts with {data[:8]!r}")

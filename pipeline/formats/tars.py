@@ -109,7 +109,7 @@ class Tar:
 
     def samples(self, wanted: Callable[[str, int], bool]) -> Iterator[Sample | Fault]:
         """Every sample in order; the bytes of members for which `wanted(ending, size)` are read at once."""
-        key, parts = "", {}
+        key, parts = "", dict[str, Part]()
         for item in self.members():
             if isinstance(item, Part):
                 part_key, ending = split(item.name)
@@ -168,15 +168,16 @@ class Tar:
 
     def _headers(self) -> Iterator[tarfile.TarInfo | Fault]:
         """All headers, past end marks and damage; a tar that is cut short ends in a Fault."""
-        start: int | None = 0
+        following: int | None = 0
         name = ""
-        while start is not None:
+        while (start := following) is not None:
             tar = None
             try:
                 self._file.seek(start)
-                tar = tarfile.TarFile(fileobj=self._file)  # its offsets count from the file's start
+                tar = tarfile.TarFile(fileobj=self._file)  # type: ignore[arg-type]  # reading needs no write()
+                # Its offsets count from the file's start.
                 while (header := tar.next()) is not None:
-                    tar.members.clear()  # it would keep every header
+                    tar.members.clear()  # type: ignore[attr-defined]  # undeclared; it would keep every header
                     name = header.name
                     if header.size < 0 or tar.offset < header.offset_data:  # it would lead in circles
                         raise tarfile.ReadError("a header with a negative size")
@@ -185,10 +186,10 @@ class Tar:
                         yield Fault(name, "cut short: the file ends inside this member")
                         return
                     yield header
-                start, fault = self._after(tar.offset)
+                following, fault = self._after(tar.offset)
             except _FAULTS as error:
                 fault = f"damaged: {error}" if start or tar else self._not_a_tar(error)
-                start = self._search(max(start, tar.offset if tar else 0))
+                following = self._search(max(start, tar.offset if tar else 0))
             if fault:
                 yield Fault(name, fault)
 

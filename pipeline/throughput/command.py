@@ -81,10 +81,9 @@ def _chosen(parts: Sequence[str]) -> list[str]:
 def _files(settings: Settings) -> Iterator[tuple[Path, Path | None]]:
     """(the file to measure on, the simulated large one or None); made-up ones are removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        file, large = settings.file, None
+        file, large = settings.file or Path(folder) / "synthetic.beton", None
         jpegs = synthetic.photographs(32) if settings.synthetic or settings.simulate else []
         if settings.synthetic:
-            file = Path(folder) / "synthetic.beton"
             synthetic.write(file, jpegs, settings.synthetic)
         if settings.simulate:
             large = Path(folder) / "large.beton"

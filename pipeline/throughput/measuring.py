@@ -43,6 +43,7 @@ def run_part(name: str, settings: Settings) -> dict[str, float]:
 
 def measure_part(name: str, settings: Settings) -> dict[str, float]:
     """One part in this process: best window's images/s and images/CPU-s, first batch, memory, disk."""
+    assert settings.file is not None  # `run` sets it
     if settings.cold:
         forget(settings.file)
     start, part, file = time.perf_counter(), PARTS[name], Beton(settings.file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.order import Order
 from pipeline.throughput import peers
 from pipeline.throughput.settings import Settings
 
-_Make = Callable[[Beton, Settings, Augment], Iterator]
+_Make = Callable[[Beton, Settings, Augment], Generator]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Part:
 _STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
 
 
-def _engine(name: str, changes: dict[str, float] = {}, **arguments: Any) -> _Make:  # noqa: B006 (only read)
+def _engine(name: str, changes: Mapping[str, Any] = {}, **arguments: Any) -> _Make:  # noqa: B006 (only read)
     """A loader of ours, by its name; changes: of the preset."""
 
-    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Generator:
         return iter(getattr(pipeline, name)(
             file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1,
             augment=dataclasses.replace(augment, **changes), workers=settings.workers, **arguments,
@@ -44,8 +44,8 @@ def _engine(name: str, changes: dict[str, float] = {}, **arguments: Any) -> _Mak
     return make
 
 
-def _peer(loader: Callable[..., Iterator], **arguments: Any) -> _Make:
-    def make(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+def _peer(loader: Callable[..., Generator], **arguments: Any) -> _Make:
+    def make(file: Beton, settings: Settings, augment: Augment) -> Generator:
         sizes = settings.image_size, settings.batch_size, settings.workers
         return loader(file, augment, *sizes, **arguments)
 
@@ -59,12 +59,12 @@ def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]
         first += settings.batch_size
 
 
-def _read(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+def _read(file: Beton, settings: Settings, augment: Augment) -> Generator:
     for index in _batches_of_indices(file, settings):
         yield file.read(*file.spans("image", index))
 
 
-def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+def _decode(file: Beton, settings: Settings, augment: Augment) -> Generator:
     from pipeline import pixels
 
     pixels.load_decoder()
@@ -78,14 +78,14 @@ def _decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
         yield index
 
 
-def _pack(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+def _pack(file: Beton, settings: Settings, augment: Augment) -> Generator:
     from pipeline.packing import pack
 
     for index in _batches_of_indices(file, settings):
         yield pack(torch.from_numpy(np.ascontiguousarray(file.arrays("tokens", index)[:, 0])))
 
 
-def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Iterator:
+def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Generator:
     """The mixed decoder alone, whole images: the part of the work that has a limit of its own."""
     from nvidia.dali import fn, pipeline_def, types
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class _Images(torch.utils.data.Dataset):
         return self._transform(Image.open(io.BytesIO(self._file.jpeg(index).tobytes())).convert("RGB"))
 
 
-def open_clip(file: Beton, augment: Augment, side: int, batch: int, workers: int) -> Iterator[torch.Tensor]:
+def open_clip(file: Beton, augment: Augment, side: int, batch: int, workers: int) -> Generator[torch.Tensor]:
     """PIL and torchvision in a DataLoader, as open_clip's CSV and webdataset loaders work on each sample."""
     dataset = _Images(file, augment, side)
     sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=1 << 40)
@@ -78,7 +78,7 @@ def stock_ffcv(
     *,
     colour: bool = False,
     normalise: bool = True,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor]:
     """FFCV's own Loader with what it has: crop, flip, normalise; with `colour`, its jitter without hue.
 
     Without `normalise` its batches are uint8, which leaves that work to somebody else.
@@ -112,7 +112,7 @@ def stock_ffcv(
 
 def dali(
     file: Beton, augment: Augment, side: int, batch: int, workers: int, device: str = "cpu"
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor]:
     """DALI with its own random operators, as its examples do it."""
     pipe = _dali_pipeline(file, augment, side, batch, workers, device)
     pipe.build()
