@@ -195,7 +195,7 @@ def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
 def test_threads_end_with_break_close_and_collection(pairs):
     before = threading.active_count()
     for _ in loader(pairs, workers=3):
-        assert threading.active_count() >= before + 3
+        assert threading.active_count() > before  # an executor starts as many as it finds work for
         break
     assert threading.active_count() == before
     stream = loader(pairs, workers=2)
