@@ -120,6 +120,7 @@ class Cache:
             self.keep(self._features(key), write)
 
     def _features(self, key: str) -> Path:
+        assert self.folder is not None
         return self.folder / "features" / f"{key}.npy"
 
     def has_room(self, size: int) -> bool:

@@ -29,9 +29,8 @@ from torch import Tensor
 
 from eval.cache import Cache, mapped
 from eval.distributed import Ranks
-from eval.sets.evalset import ArrayImages, FileImages, Unreadable
+from eval.sets.evalset import Images, Unreadable
 
-Images = FileImages | ArrayImages
 Consumer = Callable[[range, np.ndarray], None]
 READER = 2  # of how files become RGB: raise it whenever an image may come out otherwise
 _AHEAD = 3  # batches decoded ahead of the model
@@ -139,7 +138,8 @@ class Crops:
         mine = [spans[i] for i in ranks.mine(len(spans))]
         stored = self.stored()
         # All must agree, even while another evaluation fills the same cache.
-        if all(ranks.gather(stored is not None)):
+        everywhere = all(ranks.gather(stored is not None))
+        if stored is not None and everywhere:
             for span in mine:
                 consume(span, stored.pixels[span.start : span.stop])
             return stored.unreadable
@@ -204,9 +204,10 @@ class Crops:
         Every evaluation has its own, so that two of them may fill one cache at the same time.
         """
         if not ranks.gather(self.cache.has_room(int(np.prod(self._shape))))[0]:
-            if self.cache.folder is not None and not self.cache.broken:
+            if self.path is not None and not self.cache.broken:
                 self.cache.notes.append(f"no room for {self.path.name}: its images are decoded every time")
             return None
+        assert self.path is not None  # a cache that has room has a folder
         part = self.path.with_name(f".{self.key}.{ranks.gather(uuid.uuid4().hex)[0]}.part")
         if ranks.rank == 0:
             try:
@@ -231,7 +232,7 @@ class Crops:
         """Write a batch to its place; not through a memory map, where a full disk would end the process."""
         row = batch[0].nbytes
         start = os.fstat(file.fileno()).st_size - len(self.images) * row  # behind the header
-        data, offset = memoryview(batch).cast("B"), start + span.start * row
+        data, offset = batch.data.cast("B"), start + span.start * row
         try:
             while data:
                 written = os.pwrite(file.fileno(), data, offset)
@@ -243,6 +244,7 @@ class Crops:
         """Give the filled file its name, unless a rank could not write its share."""
         whole = not any(ranks.gather(self.cache.broken))
         if ranks.rank == 0 and whole:
+            assert self.path is not None  # `part` lies beside it
             if unreadable:
                 listing = json.dumps({"unreadable": sorted(unreadable.items())})
                 self.cache.keep(self.path.with_suffix(".json"), lambda path: path.write_text(listing))

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.cache import Cache
-from eval.crops import Crops, Images, Preprocess
+from eval.crops import Crops, Preprocess
 from eval.distributed import Ranks
+from eval.sets.evalset import Images
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -202,7 +203,7 @@ def encoders_for(loaded: Loaded, device: torch.device, precision: str) -> Encode
     """The model's functions with its own evaluation transform and tokenizer."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    visual = loaded.model.visual
+    visual: Any = loaded.model.visual  # open_clip's towers tell image_size
     config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
     config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
     told_by = loaded.about.get("told_by", "its config")

@@ -79,5 +79,6 @@ class Evaluate:
         """--cache, else beside the data; None with --no-cache."""
         if self.no_cache or self.cache is not None:
             return None if self.no_cache else self.cache
-        base = self.data if self.data is not None else self.triplets
+        base = self.data or self.triplets
+        assert base is not None  # __post_init__ asks for one
         return (base if base.is_dir() else base.parent) / ".cache"

@@ -110,7 +110,7 @@ def _json(path: Path, value: object) -> None:
 
 def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # any name, not only allow_pickle
 
 
 # -- the field's own formats ------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def clip_benchmark_record(result: SetResult, model: str, pretrained: str) -> dict:
     """One set as `clip_benchmark eval` dumps it (acc5 absent where clip-benchmark writes NaN)."""
-    names = ("acc1", "acc5", "mean_per_class_recall")
+    names: tuple[str, ...] = ("acc1", "acc5", "mean_per_class_recall")
     if result.evalset.entry.task == RETRIEVAL_TASK:
         names = tuple(m for m in result.metrics if "recall@" in m)
     return {

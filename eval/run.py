@@ -31,16 +31,14 @@ def run(options: Evaluate) -> None:
     from eval.watch import submitted, watch
 
     folder = Path(options.checkpoint)
-    if options.submit != "here":
-        alone = replace(options, watch=None, submit="here", where=Where())
-        job = submitted(options.submit, folder, evaluate_alone, alone, options.where)
-        watch(folder, options.watch, job)
-        return
-    data = read_data(options)
     if options.watch is None:
-        evaluate(data, options.checkpoint, None)
-    else:
+        evaluate(read_data(options), options.checkpoint, None)
+    elif options.submit == "here":
+        data = read_data(options)
         watch(folder, options.watch, lambda checkpoint, out: evaluate(data, checkpoint, out))
+    else:
+        alone = replace(options, watch=None, submit="here", where=Where())
+        watch(folder, options.watch, submitted(options.submit, folder, evaluate_alone, alone, options.where))
 
 
 def main(arguments: list[str] | None = None) -> int:

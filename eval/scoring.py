@@ -21,7 +21,7 @@ from eval.distributed import Ranks
 from eval.encode import Encoders
 from eval.metrics import perceptual, retrieval, zeroshot
 from eval.sets.catalog import CLASSIFICATION_TASK
-from eval.sets.evalset import EvalSet
+from eval.sets.evalset import ClassificationSet, EvalSet, RetrievalSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _readable(evalset: EvalSet, unreadable: dict[int, str], allowed: float) -> n
     return np.array([i for i in range(len(evalset.images)) if i not in unreadable], np.int64)
 
 
-def classify(evalset: EvalSet, features: Tensor, weights: Tensor, kept: np.ndarray) -> SetResult:
+def classify(evalset: ClassificationSet, features: Tensor, weights: Tensor, kept: np.ndarray) -> SetResult:
     """features (N, D), weights (D, K), kept: the images that count."""
     predictions = zeroshot.predict(features[kept], weights, evalset.labels[kept])
     arrays = {"index": kept, **vars(predictions)}
@@ -129,7 +129,7 @@ def classify(evalset: EvalSet, features: Tensor, weights: Tensor, kept: np.ndarr
     return SetResult(evalset=evalset, metrics=metrics, arrays=arrays)
 
 
-def retrieve(evalset: EvalSet, features: Tensor, captions: Tensor, kept: np.ndarray) -> SetResult:
+def retrieve(evalset: RetrievalSet, features: Tensor, captions: Tensor, kept: np.ndarray) -> SetResult:
     """features (N, D), captions (M, D) of all images in order, kept: the images that count."""
     owner = retrieval.owners(evalset.captions)
     position = np.full(len(features), -1)
@@ -157,8 +157,10 @@ def _score_set(
         crops, encoders, settings.batch_size, settings.workers, ranks
     )
     kept = _readable(evalset, unreadable, settings.max_unreadable)
-    score = classify if evalset.entry.task == CLASSIFICATION_TASK else retrieve
-    result = score(evalset, features, vectors, kept)
+    if evalset.prompts is None:
+        result = retrieve(evalset, features, vectors, kept)
+    else:
+        result = classify(evalset, features, vectors, kept)
     result.unreadable = [unreadable[i] for i in sorted(unreadable)]
     result.crops = _crops_file(crops)
     result.seconds = time.perf_counter() - started

@@ -88,7 +88,7 @@ def export(evalset: EvalSet, folder: Path) -> None:
 
 def _target(evalset: EvalSet, i: int) -> tuple[str, bytes]:
     """(ending, contents) of the member that has image i's label or captions."""
-    if evalset.captions is None:
+    if evalset.prompts is not None:
         return "cls", str(evalset.labels[i]).encode()
     return "txt", "\n".join(evalset.captions[i]).encode()
 
@@ -119,7 +119,7 @@ def _ours(options: Bench, root: Path, weights: Path, cache: Path, out: Path) -> 
 
 def _theirs(options: Bench, root: Path, weights: Path, keys: dict[str, list[str]], out: Path) -> dict:
     """clip-benchmark's metrics by set; keys: by task."""
-    metrics = {}
+    metrics: dict[str, dict[str, float]] = {}
     for task, names in keys.items():
         if names:
             metrics |= oracle.evaluate(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.sets.evalset import JoinedImages, Member
+from eval.sets.evalset import FileImages, JoinedImages, Member
 from eval.sets.triplet_images import BetonImages, PreparedImages
 from pipeline.beton.fields import Beton
 from pipeline.formats import nights
@@ -45,7 +45,7 @@ class Triplets:
     """
 
     path: Path
-    images: PreparedImages | JoinedImages
+    images: FileImages | JoinedImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
@@ -73,13 +73,14 @@ def read_beton(path: Path) -> Triplets:
     if file.kind != "triplets":
         raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
     table = file.rows(np.arange(len(file)))
-    members, sizes = [], []
-    for name in ("ref", "left", "right"):
-        offsets, lengths = (column.tolist() for column in table.spans(name))
-        spans = enumerate(zip(offsets, lengths))
-        members.append([Member(file.path, at, size, f"{name} of sample {i}") for i, (at, size) in spans])
-        sizes.append(table.sizes(name).tolist())
-    members, sizes = ([part for row in zip(*columns) for part in row] for columns in (members, sizes))
+    names = ("ref", "left", "right")
+    spans = [zip(*(column.tolist() for column in table.spans(name))) for name in names]
+    members = [
+        Member(file.path, offset, size, f"{name} of sample {i}")
+        for i, row in enumerate(zip(*spans))
+        for name, (offset, size) in zip(names, row)
+    ]
+    sizes = np.stack([table.sizes(name) for name in names], 1).reshape(-1, 2).tolist()
     first, rows = _unique(members)
     return Triplets(
         path=file.path,

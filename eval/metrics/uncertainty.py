@@ -28,8 +28,13 @@ class Interval:
     low: float | None
     high: float | None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """(low, high), or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
     def __contains__(self, x: float) -> bool:
-        return self.low is not None and self.low <= x <= self.high
+        return self.ends is not None and self.ends[0] <= x <= self.ends[1]
 
 
 def _cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -115,10 +120,10 @@ def mean_of_sets(sets: Sequence[Outcomes], resamples: int = RESAMPLES, seed: int
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjusted p-values: reject where they are ≤ ALPHA, at family-wise error ALPHA."""
-    p = np.asarray(p, float)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    out = np.empty_like(p)
+    values = np.asarray(p, float)
+    order = np.argsort(values)
+    stepped = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
+    out = np.empty_like(values)
     out[order] = np.minimum(stepped, 1)
     return out
 
@@ -151,13 +156,13 @@ def bca(d: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> Interv
     """
     from scipy import stats
 
-    d = np.asarray(d, float)
-    if len(d) < 3 or np.ptp(d) == 0:
-        return Interval(float(d.mean()), None, None)
+    values = np.asarray(d, float)
+    if len(values) < 3 or np.ptp(values) == 0:
+        return Interval(float(values.mean()), None, None)
     low, high = stats.bootstrap(
-        (d,), np.mean, n_resamples=resamples, confidence_level=1 - ALPHA, rng=np.random.default_rng(seed)
+        (values,), np.mean, n_resamples=resamples, confidence_level=1 - ALPHA, rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Interval(float(d.mean()), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Row:
     @property
     def sure(self) -> bool:
         """The interval leaves out 0."""
-        return self.delta.low is not None and (self.delta.low > 0 or self.delta.high < 0)
+        return self.delta.ends is not None and (self.delta.ends[0] > 0 or self.delta.ends[1] < 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,10 +248,10 @@ def _set_row(a: Arm, b: Arm, key: str, measure: Measure) -> SetRow:
 
 def _with_holm(rows: list[SetRow]) -> list[SetRow]:
     """The rows with Holm's correction over the tests that count."""
-    tested = [i for i, row in enumerate(rows) if row.p is not None and row.measure.tested]
+    tested = {i: row.p for i, row in enumerate(rows) if row.p is not None and row.measure.tested}
     if not tested:
         return rows
-    adjusted = dict(zip(tested, uncertainty.holm([rows[i].p for i in tested])))
+    adjusted = dict(zip(tested, uncertainty.holm([*tested.values()])))
     return [replace(row, adjusted=float(adjusted[i])) if i in adjusted else row for i, row in enumerate(rows)]
 
 

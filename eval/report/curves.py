@@ -54,11 +54,11 @@ def learning(arms: Sequence[Arm]) -> list[Figure]:
     charts = []
     for logged in LOGGED:
         lines = [
-            _line(run.log, logged, arm.label if seed == 0 else "_", number)
+            line
             for number, arm in enumerate(arms)
             for seed, run in enumerate(arm.runs)
+            if (line := _line(run.log, logged, arm.label if seed == 0 else "_", number)) is not None
         ]
-        lines = [line for line in lines if line is not None]
         if lines:
             charts.append(_chart("curve", logged, lines, "training samples seen"))
     return charts + _first_stage(arms)
@@ -86,7 +86,8 @@ def _line(rows: list[dict], logged: Logged, label: str, colour: int) -> Series |
     y = [r[logged.name] for r in rows]
     if logged.smooth:
         y = figures.smoothed(y, max(1, len(y) // 25)).tolist()
-    return Series(label, [r.get("samples", r.get("step")) for r in rows], y, colour, marks=not logged.smooth)
+    x = [r["samples"] if "samples" in r else r["step"] for r in rows]
+    return Series(label, x, y, colour, marks=not logged.smooth)
 
 
 def _chart(prefix: str, logged: Logged, lines: list[Series], xlabel: str) -> Figure:

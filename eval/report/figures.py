@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.typing import RcKeyType
 
     from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
@@ -30,7 +31,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 }
 _FONT = re.compile(r"font-family: [^;\"]*")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": RULE,
@@ -135,11 +136,11 @@ def _styled(draw):
 
 def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     """Centred moving mean over `span` points, shorter at the ends."""
-    y = np.asarray(y, float)
-    if len(y) < 3 or span < 2:
-        return y
+    values = np.asarray(y, float)
+    if len(values) < 3 or span < 2:
+        return values
     ones = np.ones(span)
-    return np.convolve(y, ones, "same") / np.convolve(np.ones(len(y)), ones, "same")
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
 @_styled
@@ -243,7 +244,7 @@ def _draw_answers(axes: Axes, arm: ArmAnswers, colour: str) -> None:
     axes.text(0, 1.03, heading, color=colour, fontsize=8.5, transform=axes.transAxes)
     for number, answer in enumerate(arm.answers):
         score = f"{answer.score}{' ✓' if answer.right else ''}"
-        style = {"fontsize": 8, "transform": axes.transAxes}
+        style: dict[str, Any] = {"fontsize": 8, "transform": axes.transAxes}
         style |= {"color": INK, "fontweight": "bold"} if answer.right else {"color": MUTED}
         if answer.thumbnail is None:
             text = f"{score}  {textwrap.shorten(answer.text, 62, placeholder=' …')}"

@@ -22,7 +22,7 @@ from eval.metrics import perceptual
 from eval.report.compare import TWOAFC, Comparison
 from eval.report.render import minus
 from eval.results import Evaluation
-from eval.sets import sources
+from eval.sets import evalset, sources
 from eval.sets.catalog import RETRIEVAL_TASK
 
 SHOWN = 5  # answers a query
@@ -74,21 +74,22 @@ class Images:
         return image
 
     @cached_property
-    def _images(self) -> object | None:
+    def _images(self) -> evalset.Images | np.ndarray | None:
         record = self.evaluation.record(self.key)
-        images, crops = None, Path(record["crops"] or "")
+        images: evalset.Images | np.ndarray | None = None
+        crops = Path(record["crops"] or "")
         with suppress(ValueError, OSError):  # moved or changed since
             images = self._originals(Path(record["path"]))
         if images is None and crops.is_file():  # what was evaluated
             images = mapped(crops)
         return images
 
-    def _originals(self, path: Path) -> object | None:
+    def _originals(self, path: Path) -> evalset.Images | None:
         if self.key == "triplets":
             splits = dict.fromkeys(self.evaluation.arrays("triplets")["split"].tolist())
             return perceptual.read(path.parent if path.suffix == ".csv" else path, tuple(splits)).images
-        evalset = sources.read_folder(path)
-        return None if evalset is None else evalset.images
+        original = sources.read_folder(path)
+        return None if original is None else original.images
 
 
 # -- what is shown --------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str]) -> list[Kind]:
     out = []
     for title, mask in parts:
         rows = np.flatnonzero(mask)
-        chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else []
+        chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else rows
         out.append(Kind(title, len(rows), sorted(int(i) for i in chosen)))
     return out
 

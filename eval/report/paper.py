@@ -82,7 +82,8 @@ def checks() -> list[Check]:
     out = []
     for entry in catalog.CLASSIFICATION:
         for measure in (TOP1, TOP5):
-            if cells := TABLE[entry.key].get(measure.key):
+            cells = TABLE[entry.key].get(measure.key)
+            if cells is not None and cells.delta is not None:
                 what = f"{entry.name}, Δ {measure.title}"
                 out.append(Check(what, cells.delta, round(cells.difference, 6)))
     for family, stated in MEANS.items():

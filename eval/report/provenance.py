@@ -24,7 +24,7 @@ def not_shared(runs: Sequence[Run]) -> list[str]:
 
 def flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings as {"a.b": value}."""
-    out = {}
+    out: dict[str, object] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             out |= flat(value, f"{prefix}{name}.")

@@ -34,7 +34,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 def spread(interval: Interval) -> str:
     """`low to high` in percentage points; – where there is no interval."""
-    return "–" if interval.low is None else f"{signed(interval.low)} to {signed(interval.high)}"
+    return "–" if interval.ends is None else " to ".join(map(signed, interval.ends))
 
 
 def p_value(p: float | None) -> str:

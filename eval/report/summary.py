@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.metrics import uncertainty
@@ -31,9 +32,11 @@ def verdict(comparison: Comparison) -> str:
     )
     if row.delta.value == 0:
         return f"{a} is not better than {b} here: no difference in {what} ({pct(row.a)} %)."
-    if row.delta.low > 0:
+    assert row.delta.ends is not None  # a bootstrap over images has them
+    low, high = row.delta.ends
+    if low > 0:
         return f"{a} is better than {b} here: {figure}."
-    if row.delta.high < 0:
+    if high < 0:
         return f"{a} is worse than {b} here: {figure}."
     return f"{a} is not shown to be better than {b} here: {figure}, which includes 0."
 
@@ -74,7 +77,7 @@ def _seeds_caution(comparison: Comparison) -> str:
 
 def key_figures(comparison: Comparison) -> list[tuple[str, Row]]:
     """(title, row) of the strip under the heading: families or sets, retrieval, triplets."""
-    top1 = [r for r in comparison.families if r.name in catalog.FAMILIES and r.measure is TOP1]
+    top1: Sequence[Row] = [r for r in comparison.families if r.name in catalog.FAMILIES and r.measure is TOP1]
     top1 = top1 or [r for r in comparison.rows if r.measure is TOP1][:6]
     recalls = [r for r in comparison.rows if r.measure in RECALLS and r.measure.tested][:4]
     named = [(f"{row.name}, {tied(row.measure.title)}", row) for row in (*top1, *recalls)]
@@ -83,7 +86,7 @@ def key_figures(comparison: Comparison) -> list[tuple[str, Row]]:
 
 def limit(rows: list[Row]) -> float:
     """Of the axis that shows the intervals of these rows."""
-    return max((max(abs(row.delta.low), abs(row.delta.high)) for row in rows), default=0.0)
+    return max((abs(end) for row in rows for end in row.delta.ends or ()), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +103,12 @@ def single_rows(arm: Arm) -> list[SingleRow]:
     rows = []
     for key in compare.shared_keys(arm.runs):
         for measure in compare.measures(arm.first.datasets[key]):
-            values = arm.values(lambda e, key=key, m=measure: e.datasets[key]["metrics"][m.key])
+            values = [run.final.datasets[key]["metrics"][measure.key] for run in arm.runs]
             name = arm.first.datasets[key]["name"]
             rows.append(SingleRow(name=name, measure=measure.title, values=values))
     if all(run.final.data.get("triplets") for run in arm.runs):
-        for measure, name in compare.twoafc_names(arm.first.record("triplets")["metrics"]).items():
-            values = arm.values(lambda e, m=measure: e.record("triplets")["metrics"].get(m.key, float("nan")))
+        metrics = [run.final.record("triplets")["metrics"] for run in arm.runs]
+        for measure, name in compare.twoafc_names(metrics[0]).items():
+            values = [m.get(measure.key, float("nan")) for m in metrics]
             rows.append(SingleRow(name=name, measure="", values=values, of_triplets=True))
     return rows

@@ -18,7 +18,7 @@ import numpy as np
 
 from eval.sets import catalog, imagenet, prompts
 from eval.sets.catalog import CLASSIFICATION_TASK, Entry
-from eval.sets.evalset import HIDDEN, EvalSet, FileImages, Member, is_foreign, is_image, shown
+from eval.sets.evalset import HIDDEN, ClassificationSet, FileImages, Member, is_foreign, is_image, shown
 
 # Where a set's held-out images lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val",
@@ -119,8 +119,9 @@ def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tupl
     plain = [_plain(c) for c in classes]
     place = {c: i for i, c in enumerate(plain) if plain.count(c) == 1}
     own = [place.get(_plain(n)) for n in names]
-    if None not in own and len({*own}) == len(names):
-        return own, len(names)
+    labels = [label for label in own if label is not None]
+    if len({*labels}) == len(names):
+        return labels, len(names)
     for i, (name, label) in enumerate(zip(names, own)):
         if label not in (None, i):
             raise ValueError(
@@ -128,7 +129,7 @@ def _by_names(names: Sequence[str], classes: Sequence[str], where: Path) -> tupl
                 f"{label + 1} of {len(classes)}; call all folders as the classes, or put "
                 f"{prompts.CLASSNAMES_FILE} there in the folders' order"
             )
-    return list(range(len(names))), sum(label is not None for label in own)
+    return list(range(len(names))), len(labels)
 
 
 def _as_people_sort(name: str) -> list[str | int]:
@@ -181,12 +182,12 @@ def _own_names(names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
 
 def _without_numbers(names: Sequence[str]) -> Sequence[str]:
     """The names without what numbers the classes: 1_cat, 2_dog; Stanford Dogs', CUB-200's, Caltech-256's."""
-    counted, numbered = ([form.fullmatch(n) for n in names] for form in (_COUNTED, _NUMBERED))
-    numbers = sorted(int(m[1]) for m in counted) if all(counted) else []
-    if numbers in ([*range(len(names))], [*range(1, len(names) + 1)]):
+    counted, numbered = ([m for n in names if (m := form.fullmatch(n))] for form in (_COUNTED, _NUMBERED))
+    bare: Sequence[str] = names
+    if sorted(int(m[1]) for m in counted) in ([*range(len(names))], [*range(1, len(names) + 1)]):
         bare = [m[2] for m in counted]
-    else:
-        bare = [m[1] for m in numbered] if all(numbered) else names
+    elif len(numbered) == len(names):
+        bare = [m[1] for m in numbered]
     return bare if len({*bare}) == len(names) else names  # 1 apple, 2 apples, 3 apples are names
 
 
@@ -272,7 +273,9 @@ def entry_of(folder: Path) -> Entry:
     return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
 
 
-def _read_classes(folder: Path, place: Path, classes: dict[Path, Listing], profile: str | None) -> EvalSet:
+def _read_classes(
+    folder: Path, place: Path, classes: dict[Path, Listing], profile: str | None
+) -> ClassificationSet:
     entry = entry_of(folder)
     foreign = [f.name for f in classes if any("\udc80" <= c <= "\udcff" for c in f.name)]
     if foreign:
@@ -292,10 +295,12 @@ def _read_classes(folder: Path, place: Path, classes: dict[Path, Listing], profi
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")
     label = np.repeat(np.array(labels, np.int64), counts)
-    return EvalSet(entry, folder, "class folders", FileImages(members), label, loaded, notes=tuple(notes))
+    return ClassificationSet(
+        entry, folder, "class folders", FileImages(members), label, loaded, notes=tuple(notes)
+    )
 
 
-def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None) -> EvalSet:
+def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None) -> ClassificationSet:
     """ILSVRC's or tiny-imagenet's validation images in one folder, labelled by the file that names them."""
     entry = entry_of(folder)
     ids, source = imagenet.flat_labels(place, files, folder)
@@ -313,7 +318,7 @@ def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None
     label = np.array([number[i] for i in ids], np.int64)
     origin = source if source != place else f"the images' names in {place}"
     notes = (f"labels from {origin}", *_not_read([Listing.of(place)]))
-    return EvalSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
+    return ClassificationSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
 
 
 def _places(folder: Path) -> list[Path]:
@@ -323,7 +328,7 @@ def _places(folder: Path) -> list[Path]:
     return [place for place in places if place.is_dir()]
 
 
-def read(folder: Path, profile: str | None = None) -> EvalSet | None:
+def read(folder: Path, profile: str | None = None) -> ClassificationSet | None:
     """The set of class folders in `folder` or one of its `PLACES`, or the flat validation folder; or None.
 
     Raises ValueError where a class's label is not settled by names.

@@ -13,13 +13,14 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from eval.cache import Identified
 from eval.sets import catalog
 from eval.sets.catalog import Entry
 from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
@@ -99,8 +100,18 @@ class Member(NamedTuple):
         return cls(path, 0, -1, name or path.name)
 
 
+class Images(Identified, Protocol):
+    """The images of a set, each decoded to RGB when it is asked for; safe to read from threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Image.Image: ...
+
+    def name(self, i: int) -> str: ...
+
+
 class FileImages:
-    """Images that are byte ranges of files (tar members, or whole files); safe to read from threads."""
+    """Images that are byte ranges of files (tar members, or whole files)."""
 
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
@@ -168,7 +179,7 @@ class ArrayImages:
     def identity(self) -> str:
         digest = hashlib.blake2b(repr(self.array.shape).encode(), digest_size=16)
         for start in range(0, len(self.array), 1024):
-            digest.update(np.ascontiguousarray(self.array[start : start + 1024]))
+            digest.update(np.ascontiguousarray(self.array[start : start + 1024]).data)
         return digest.hexdigest()
 
     stamp = identity  # the array is in memory: reading it is cheap
@@ -193,10 +204,13 @@ class StoredImages(ArrayImages):
         return hashlib.blake2b(repr(touched(self.where)).encode(), digest_size=16).hexdigest()
 
 
-class CroppedImages(FileImages):
-    """Boxes (left, top, right, bottom) cut out of files, as PASCAL VOC's single objects are."""
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
-    def __init__(self, paths: Sequence[Path], boxes: Sequence[tuple[int, int, int, int]]):
+
+class CroppedImages(FileImages):
+    """Boxes cut out of files, as PASCAL VOC's single objects are."""
+
+    def __init__(self, paths: Sequence[Path], boxes: Sequence[Box]):
         super().__init__([Member.whole(path) for path in paths])
         self.boxes = list(boxes)
 
@@ -213,14 +227,14 @@ class CroppedImages(FileImages):
 class JoinedImages:
     """The images of several files' sets, one set after the other; `starts` has the first of each."""
 
-    def __init__(self, parts: Sequence[FileImages]):
+    def __init__(self, parts: Sequence[FileImages | JoinedImages]):
         self.parts = list(parts)
         self.starts = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _of(self, i: int) -> tuple[FileImages, int]:
+    def _of(self, i: int) -> tuple[FileImages | JoinedImages, int]:
         part = int(np.searchsorted(self.starts, i, "right")) - 1
         return self.parts[part], i - int(self.starts[part])
 
@@ -248,33 +262,51 @@ def _joined(names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class EvalSet:
-    """One set, indexed and labelled; no image has been decoded yet.
+class _IndexedSet:
+    """What sets of both tasks have: N images, of which none has been decoded yet.
 
-    N images.  Classification: `labels` (N,) int64 and `prompts`.  Retrieval: `captions`, a list of one
-    or more an image.  `groups` (N,) int64: images with equal numbers are not independent.  `notes`: what
-    was left out or taken for granted, for the user to read; classes that no image has, or that share a
-    name, are added.
+    notes: what was left out or taken for granted, for the user to read.
     """
 
     entry: Entry
     path: Path
     source: str  # the form it was read from
-    images: FileImages | ArrayImages
-    labels: np.ndarray | None = None
-    prompts: Prompts | None = None
-    captions: list[list[str]] | None = None
-    groups: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
+    images: Images
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
-    def __post_init__(self):
+    def _check_counts(self, classes: int | None = None) -> None:
         if not len(self.images):
             raise ValueError(f"{self.path}: no image in it")
-        classes = None if self.prompts is None else len(self.prompts.classes)
         catalog.check_counts(self.entry, len(self.images), classes, self.path)
-        if self.labels is not None:
-            self._check_labels(classes)
-            object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalSet(_IndexedSet):
+    """captions: a list of one or more for each image."""
+
+    captions: list[list[str]]
+    prompts: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        self._check_counts()
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationSet(_IndexedSet):
+    """labels (N,) int64: each image's class among those of `prompts`.
+
+    groups (N,) int64: images with equal numbers are not independent.  Classes that no image has, or that
+    share a name, are added to the notes.
+    """
+
+    labels: np.ndarray
+    prompts: Prompts
+    groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self._check_counts(len(self.prompts.classes))
+        self._check_labels(len(self.prompts.classes))
+        object.__setattr__(self, "notes", (*self.notes, *self._about_classes()))
 
     def _check_labels(self, classes: int) -> None:
         assert len(self.labels) == len(self.images)
@@ -304,6 +336,9 @@ class EvalSet:
                 f"{len(twice)} names are shared by classes, which no model can tell apart: {shown(twice)}"
             )
         return out
+
+
+EvalSet = ClassificationSet | RetrievalSet  # `prompts is None` tells which
 
 
 def shown(items: Sequence[str], limit: int = 5) -> str:

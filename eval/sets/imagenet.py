@@ -43,7 +43,9 @@ def labels(key: str, names: Sequence[str], where: Path) -> list[int]:
         if {*names} != {str(i) for i in range(1000)}:
             raise ValueError(f"{where}: {len(names)} numbered class folders; {key} has 0 … 999")
         return [int(n) for n in names]
-    number = {wnid: i for i, wnid in enumerate(wnids(key))}
+    known = wnids(key)
+    assert known is not None, f"{key} is none of ImageNet's sets"
+    number = {wnid: i for i, wnid in enumerate(known)}
     foreign = [n for n in names if n not in number]
     if foreign and foreign[0].isdecimal():
         raise ValueError(
@@ -88,7 +90,9 @@ def _names_beside(folder: Path) -> dict[str, str]:
 
 def translated(names: Sequence[str]) -> list[str]:
     """ImageNet's names for WordNet ids, anything else as it is."""
-    known = dict(zip(prompts.packaged()["imagenet_wnids"], prompts.known_classnames("imagenet1k")))
+    from open_clip import IMAGENET_CLASSNAMES
+
+    known = dict(zip(prompts.packaged()["imagenet_wnids"], IMAGENET_CLASSNAMES))
     return [known.get(n, n) for n in names]
 
 
@@ -177,11 +181,12 @@ LABEL_FILES: dict[str, Callable[[Path], dict[str, str]]] = {
 def flat_labels(place: Path, files: Sequence[Path], folder: Path) -> tuple[list[str], Path]:
     """(the WordNet id of each image, the file that says so) of the flat validation folder `place`.
 
+    files: its images; `is_flat_name` is true of each.
     The file is looked for in `place`, `folder` and above them, also in the development kit's folders;
     images that have the id in their names, as Hugging Face's, need none: then it is `place` that says so.
     Raises ValueError when there is none, or it leaves an image out.
     """
-    named = [_FLAT.fullmatch(f.name)[2] for f in files]
+    named = [match[2] for f in files if (match := _FLAT.fullmatch(f.name))]
     if all(named):
         return named, place
     bases = dict.fromkeys((place, place.parent, folder, folder.parent))

@@ -165,7 +165,8 @@ def check_order(listed: Sequence[str] | None, known: Sequence[str] | None, folde
 
     Also where some are spelt otherwise, and most of the names that both lists have stand elsewhere.
     """
-    ours, theirs = ([name.lower() for name in names or ()] for names in (listed, known))
+    listed, known = listed or (), known or ()
+    ours, theirs = ([name.lower() for name in names] for names in (listed, known))
     if len(ours) != len(theirs):
         return
     same = sum(a == b for a, b in zip(ours, theirs))

@@ -18,8 +18,9 @@ from eval.sets import catalog, prompts
 from eval.sets.catalog import CLASSIFICATION_TASK
 from eval.sets.evalset import (
     ArrayImages,
+    Box,
+    ClassificationSet,
     CroppedImages,
-    EvalSet,
     FileImages,
     Member,
     StoredImages,
@@ -61,7 +62,7 @@ def _contents(dataset: Any) -> tuple[Any, np.ndarray]:
     )
 
 
-def _read_torchvision(key: str, folder: Path, profile: str | None) -> EvalSet | None:
+def _read_torchvision(key: str, folder: Path, profile: str | None) -> ClassificationSet | None:
     from torchvision import datasets
 
     cls, arguments, inside = TORCHVISION[key]
@@ -78,15 +79,15 @@ def _read_torchvision(key: str, folder: Path, profile: str | None) -> EvalSet | 
         if isinstance(contents, list)
         else ArrayImages(contents, root / inside)
     )
-    entry = catalog.find(key)
+    entry = catalog.entry_for(key, CLASSIFICATION_TASK)
     own = getattr(dataset, "classes", None)
     if own is not None and key == "food101":
         own = [c.replace("_", " ") for c in own]
     loaded = prompts.load(entry.prompts, folder, own, profile)
-    return EvalSet(entry, folder, f"torchvision {cls}", images, labels, loaded)
+    return ClassificationSet(entry, folder, f"torchvision {cls}", images, labels, loaded)
 
 
-def _read_pcam(folder: Path, profile: str | None) -> EvalSet | None:
+def _read_pcam(folder: Path, profile: str | None) -> ClassificationSet | None:
     """PatchCamelyon's test split, two HDF5 files as its authors (and torchvision) keep them."""
     names = [f"camelyonpatch_level_2_split_test_{which}.h5" for which in "xy"]
     base = next((b for b in (folder, folder / "pcam") if all((b / name).is_file() for name in names)), None)
@@ -108,13 +109,13 @@ def _read_pcam(folder: Path, profile: str | None) -> EvalSet | None:
             f"{base}: {len(labels)} labels, and images {images.shape} of {images.dtype}; "
             "PCAM has as many, (N, 96, 96, 3) of uint8"
         )
-    entry = catalog.find("vtab/pcam")
+    entry = catalog.entry_for("vtab/pcam", CLASSIFICATION_TASK)
     loaded = prompts.load(entry.prompts, folder, None, profile)
-    return EvalSet(entry, folder, "PCAM's HDF5", StoredImages(images, base / names[0]),
-                   labels, loaded)  # fmt: skip
+    stored = StoredImages(images, base / names[0])
+    return ClassificationSet(entry, folder, "PCAM's HDF5", stored, labels, loaded)
 
 
-def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
+def _read_objectnet(folder: Path, profile: str | None) -> ClassificationSet | None:
     """ObjectNet's 113 classes that ImageNet shares, labelled as clip-benchmark does."""
     names_file = folder / "folder_to_objectnet_label.json"
     shared_file = folder / "objectnet_to_imagenet_1k.json"
@@ -129,36 +130,42 @@ def _read_objectnet(folder: Path, profile: str | None) -> EvalSet | None:
         raise ValueError(
             f"{folder}: {names_file.name} and {shared_file.name} do not fit ({error!r})"
         ) from None
-    members, labels = [], []
+    members: list[Member] = []
+    labels: list[int] = []
     for label, sub in enumerate(used):
         files = image_files(place / sub)
         members += map(Member.whole, files)
         labels += [label] * len(files)
     own = [names[sub].lower() for sub in used]
     loaded = prompts.load("objectnet", folder, own, profile)
-    entry = catalog.find("objectnet")
-    return EvalSet(entry, folder, "objectnet", FileImages(members), np.array(labels, np.int64), loaded)
+    entry = catalog.entry_for("objectnet", CLASSIFICATION_TASK)
+    images, numbers = FileImages(members), np.array(labels, np.int64)
+    return ClassificationSet(entry, folder, "objectnet", images, numbers, loaded)
 
 
-def _voc_objects(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """(class, box) of every object; sides are read by name, since their order varies."""
-    sides = ("xmin", "ymin", "xmax", "ymax")
+def _voc_objects(path: Path) -> list[tuple[str | None, Box]]:
+    """(class, box) of every object."""
     try:
-        return [
-            (o.findtext("name"), tuple(int(o.findtext(f"bndbox/{side}")) for side in sides))
-            for o in ElementTree.parse(path).findall("object")
-        ]
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        return [(o.findtext("name"), _box(o)) for o in ElementTree.parse(path).findall("object")]
+    except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path}: not an annotation of VOC's ({error})") from None
 
 
-def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
+def _box(voc_object: ElementTree.Element) -> Box:
+    """Its sides are read by name, since their order varies."""
+    left, top, right, bottom = (
+        int(voc_object.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    return left, top, right, bottom
+
+
+def _read_voc2007(folder: Path, profile: str | None) -> ClassificationSet | None:
     """Each object of VOC 2007's test images cut out by its box; crops of one image form a group."""
     base = folder / "VOC2007" if (folder / "VOC2007").is_dir() else folder / "VOCdevkit" / "VOC2007"
     listing = base / "ImageSets" / "Main" / "aeroplane_test.txt"
     if not listing.is_file():
         return None
-    number = {c: i for i, c in enumerate(prompts.known_classnames("voc2007"))}
+    number = {c: i for i, c in enumerate(prompts.packaged()["classnames"]["voc2007"])}
     paths, boxes, labels, groups = [], [], [], []
     for group, line in enumerate(listing.read_text().split("\n")):
         if not line.strip():
@@ -174,11 +181,11 @@ def _read_voc2007(folder: Path, profile: str | None) -> EvalSet | None:
     loaded = prompts.load("voc2007", folder, None, profile)
     images = CroppedImages(paths, boxes)
     entry = catalog.entry_for("voc2007", CLASSIFICATION_TASK)
-    return EvalSet(entry, folder, "VOCdevkit", images, np.array(labels, np.int64), loaded,
-                   groups=np.array(groups, np.int64))  # fmt: skip
+    numbers, group_numbers = np.array(labels, np.int64), np.array(groups, np.int64)
+    return ClassificationSet(entry, folder, "VOCdevkit", images, numbers, loaded, group_numbers)
 
 
-def read(folder: Path, profile: str | None = None) -> EvalSet | None:
+def read(folder: Path, profile: str | None = None) -> ClassificationSet | None:
     """The raw set in this folder, or None when the folder is none of them.
 
     Raises ValueError when torchvision finds the folder but not a whole set in it.

@@ -26,7 +26,18 @@ import numpy as np
 from eval.cache import Cache
 from eval.sets import catalog, classfolders, imagenet, prompts, rawsets
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
-from eval.sets.evalset import BLANK, HIDDEN, ArrayImages, EvalSet, FileImages, Member, is_foreign, touched
+from eval.sets.evalset import (
+    BLANK,
+    HIDDEN,
+    ArrayImages,
+    ClassificationSet,
+    EvalSet,
+    FileImages,
+    Member,
+    RetrievalSet,
+    is_foreign,
+    touched,
+)
 from pipeline.formats import captions as caption_files
 from pipeline.formats import nights, tars, utf8
 
@@ -64,12 +75,11 @@ def _read_shard(shard: Path, extension: str) -> dict:
             raise ValueError(f"{shard}: {tar.compression} inside; unpack it first ({how})")
         items = tar.samples(lambda ending, _: ending == extension)
         for item in items:
-            whole = isinstance(item, tars.Sample) and item.pictures and extension in item.parts
-            if not whole:
+            if not (isinstance(item, tars.Sample) and item.pictures and extension in item.parts):
                 raise ValueError(f"{shard}, {_what_is_wrong(tar, item, next(items, None), extension)}")
-            image = item.parts[item.pictures[0]]
-            where = f"{shard}, member {item.key}.{extension}"
-            target = utf8.text(item.parts[extension].data, where)
+            image, data = item.parts[item.pictures[0]], item.parts[extension].data
+            assert data is not None  # asked for above
+            target = utf8.text(data, f"{shard}, member {item.key}.{extension}")
             samples.append((image.offset, image.size, image.name, target))
             more += len(item.pictures) - 1
         return {"samples": samples, "hidden": tar.hidden, "more": more}
@@ -135,7 +145,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
         notes = _passed_over(indices, blank)
         entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
-        return EvalSet(entry, folder, "webdataset", files, captions=captions, notes=notes)
+        return RetrievalSet(entry, folder, "webdataset", files, captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
     entry = catalog.entry_for(catalog.name_of(folder), CLASSIFICATION_TASK)
     loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
@@ -144,7 +154,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         notes += (
             f"no {prompts.CLASSNAMES_FILE}: the labels are taken to be in the order of the field's names",
         )
-    return EvalSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
+    return ClassificationSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
 
 # -- MNIST's format -----------------------------------------------------------------------------
@@ -169,7 +179,7 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     return body.reshape(shape)
 
 
-def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
+def read_idx(folder: Path, profile: str | None = None) -> ClassificationSet:
     """The test split of MNIST or Fashion-MNIST; the folder's name says which (`raw`: the parent's)."""
     named = folder.parent if folder.name == "raw" else folder
     entry = catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
@@ -181,7 +191,9 @@ def read_idx(folder: Path, profile: str | None = None) -> EvalSet:
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels")
     loaded = prompts.load(entry.prompts, folder, None, profile)
-    return EvalSet(entry, folder, "idx", ArrayImages(images, folder), labels.astype(np.int64), loaded)
+    return ClassificationSet(
+        entry, folder, "idx", ArrayImages(images, folder), labels.astype(np.int64), loaded
+    )
 
 
 # -- captions -----------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ def _joined_rows(file: Path) -> list[tuple[str, list[str]]]:
     return list(rows.items())
 
 
-def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> EvalSet:
+def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> RetrievalSet:
     """Images with captions from one annotation file.  Raises ValueError for an image that is missing."""
     rows = _joined_rows(file)
     if not rows:
@@ -261,7 +273,7 @@ def read_captions(folder: Path, file: Path, others: Sequence[Path] = ()) -> Eval
     notes = _passed_over((), blank)
     if others:
         notes += (f"captions from {file.name}, not {', '.join(f.name for f in others)}",)
-    return EvalSet(entry, folder, "captions", FileImages(members), captions=captions, notes=notes)
+    return RetrievalSet(entry, folder, "captions", FileImages(members), captions, notes=notes)
 
 
 # -- finding them -----------------------------------------------------------------------------------

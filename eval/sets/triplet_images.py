@@ -42,7 +42,7 @@ class BetonImages(PreparedImages):
 
     _how = "stored"
 
-    def __init__(self, members: Sequence[Member], sizes: Sequence[tuple[int, int]]):
+    def __init__(self, members: Sequence[Member], sizes: Sequence[Sequence[int]]):
         """sizes: (height, width) of each, as the file's table has them."""
         super().__init__(members)
         self._sizes = list(sizes)
