@@ -171,7 +171,7 @@ def test_the_first_failure_is_told_without_hard_links(tmp_path, monkeypatch):
     assert json.loads(failure.read_text()) == {"rank": 1, "code": 2, "text": "error: boom"}
     assert (tmp_path / "log.txt").read_text().count("boom") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["failure-0.json", "log.txt"]
-    job._report(tmp_path / "gone" / "failure-0.json", tmp_path, 0, ValueError("boom"))  # nothing else is raised
+    job._report(tmp_path / "gone" / "failure-0.json", tmp_path, 0, ValueError("boom"))
 
 
 # -- a file that becomes shorter ----------------------------------------------------------------
