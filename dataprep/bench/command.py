@@ -248,7 +248,7 @@ class Rows:
         result = {
             "rows": info["samples"], "bytes": info["bytes"], "seconds": round(seconds, 1),
             "rows_per_s": round(info["samples"] / seconds),
-            "peak_mb_parent": round(peak), "peak_mb_worker": round(children),
+            "peak_mb_parent": round(peak), "peak_mb_worker": round(children) if self.workers != 1 else 0,
         }  # fmt: skip
         if not self.keep:
             for suffix in (".beton", ".json", ".rejects.jsonl"):

@@ -21,6 +21,8 @@ from pipeline.throughput.parts import RATIOS
 from pipeline.throughput.synthetic import photographs, write
 from tests.kits.pipeline import triplets_file
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):

@@ -16,6 +16,8 @@ import pytest
 
 from tests.kits import train as kit
 
+pytestmark = pytest.mark.slow  # models of full size
+
 MEMORY = 14e9  # bytes a process may use
 BATCH, STEPS = 8, {"ViT-B-32": 2, "RN50": 2, "ViT-L-14": 1}
 
