@@ -168,6 +168,7 @@ def test_settings_are_checked(wrong):
         ImageSettings(**wrong)
 
 
+@pytest.mark.slow
 def test_odd_images_come_out_right_or_are_named(shared_data):
     """Every hostile file: as PIL sees it, or rejected with a reason."""
     outcomes = {"taken": 0, "rejected": 0}

@@ -286,6 +286,7 @@ def test_watch(root, tmp_path):
     assert watch.watch(folder, 0, vanishing) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="submitit's local jobs need Linux")
 def test_submitted_jobs(tmp_path):
     def evaluate(options, step, out):  # inside, so that it is pickled by value

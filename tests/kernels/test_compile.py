@@ -8,6 +8,8 @@ from kernels.bench.compile import CARDS, Card, Resources, compile_variant, varia
 from kernels.fused import contrastive
 from kernels.fused.variant import Variant
 
+pytestmark = pytest.mark.slow  # every variant, twice
+
 CASES = [
     pytest.param(variant, card, id=f"{variant.name} {card.name}")
     for card in CARDS.values()

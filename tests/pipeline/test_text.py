@@ -36,6 +36,7 @@ def slow(caption: str) -> str:
     return open_clip_tokenizer._clean_lower(caption)
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(text)
 def test_equals_open_clip_on_any_string(caption):
@@ -80,6 +81,7 @@ def test_the_cache_of_words_may_overflow():
     assert words["<end_of_text>"] == (END,)
 
 
+@pytest.mark.slow
 def test_captions_of_photographs(shared_data):
     with open(shared_data / "photos" / "captions.csv", encoding="utf-8") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]

@@ -148,6 +148,7 @@ def test_shared_images_are_stored_once_and_read_by_stock_ffcv(tmp_path):
     assert (got["votes"] == 4).all() and (got["vote"] == 0.25).all()
 
 
+@pytest.mark.slow
 def test_header_equals_stock_writers(tmp_path):
     """Field descriptors byte for byte as FFCV's own DatasetWriter writes them."""
     from ffcv.fields import BytesField, FloatField, IntField, NDArrayField, RGBImageField

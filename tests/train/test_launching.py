@@ -357,6 +357,7 @@ def train_rank(recipe, rank: int, size: int, port: int, after: int) -> None:
         loop.train(recipe, world, kit.Asked(after))
 
 
+@pytest.mark.slow
 def test_resuming_at_an_epochs_end_on_other_numbers_of_ranks(split, tmp_path):
     """48 samples, 16 a step: each stop falls on the end of an epoch."""
     processes = multiprocessing.get_context(kit.fork_server())

@@ -161,6 +161,7 @@ def test_what_runs_do_not_share_is_said(runs, tmp_path, capsys):
     assert re.findall(r"[\d.]+(?=</td>)", row) == [pct(v) for v in values]
 
 
+@pytest.mark.slow
 def test_names_are_text_wherever_they_stand(runs, tmp_path):
     """Labels and the heading, in tables, charts and attributes."""
     name = 'A"><script>x</script>'
