@@ -143,6 +143,8 @@ def varlen(qkv, heads: int, bounds: torch.Tensor, longest: int, causal: bool) ->
 def triplet() -> dict:
     from kernels.bench.gpu import bench_limits, bench_triplet
 
+    if not cuda():
+        return {"skipped": "this part of the benchmark is for a GPU alone"}
     limits: dict[str, float] = {}
     bench_limits(limits)
     return bench_triplet(limits)

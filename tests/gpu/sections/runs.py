@@ -59,6 +59,6 @@ def demo() -> dict:
             tar.add(path, path.relative_to(short))
     row: dict = {"rc": done.returncode, "said": (done.stdout + done.stderr)[-1500:]}
     if (short / "summary.json").exists():
-        row |= json.loads((short / "summary.json").read_text())
+        row["summary"] = json.loads((short / "summary.json").read_text())
         row["losses"] = {stage: losses(short / stage) for stage in ("stage1", "pi", "baseline")}
     return row
