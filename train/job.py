@@ -39,7 +39,7 @@ class Job:
     """Steps to profile; 0: train."""
 
     def __call__(self) -> dict:
-        """{"step", "steps", "asked"}: how it ended; raises what ended it otherwise."""
+        """The fields of `loop.Outcome`; raises what ended it otherwise."""
         import submitit
 
         for name, value in self.environment.items():

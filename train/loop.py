@@ -72,11 +72,10 @@ class TrainingStopped(Failed):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `train` ended: `step` of `steps` done, `asked` what ended it early, whether it took a step."""
+    """How `train` ended: `step` of `steps` done, and whether it took a step."""
 
     step: int
     steps: int
-    asked: int = NONE
     progressed: bool = False
 
     @property
@@ -166,7 +165,6 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         return Outcome(state.step, steps)
 
     clip = models.build(recipe)
-    models.set_trainable(clip, recipe)
     clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
     optimizer = Optimizer(clip, recipe.optim)
     if folder:
@@ -372,8 +370,7 @@ class _Run:
         self.world.barrier()
         if checkpoint.frozen_digest(self.clip) != self.state.frozen:
             raise TrainingStopped("a parameter that must not change did change: this is a bug in the program")
-        asked = NONE if self.done else asked
-        outcome = Outcome(self.state.step, self.steps, asked, self.state.step > self.first)
+        outcome = Outcome(self.state.step, self.steps, self.state.step > self.first)
         if not outcome.done:
             why = "interrupted" if asked == INTERRUPT else "asked to make room"
             self.log(f"{why} after step {self.state.step} of {self.steps}; the same command continues")

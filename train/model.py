@@ -65,23 +65,20 @@ def create(name: str, device: str | torch.device = "cpu", quick_gelu: bool = Fal
 
 
 def build(recipe: Recipe) -> Any:
-    """The recipe's model at its first step (1–3 of this module's list), on the CPU."""
+    """The recipe's model at its first step (1–3 of this module's list), on the CPU; see `set_trainable`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = create(recipe.model)
     if isinstance(recipe, Stage2):
         nn.init.constant_(model.logit_scale, recipe.scale_init)
     if recipe.init is not None:
-        warm_start(model, recipe)
+        model.load_state_dict(_fitting_weights(model, recipe), strict=recipe.stage == 1)
+    set_trainable(model, recipe)
     return model
 
 
-def warm_start(model: nn.Module, recipe: Recipe) -> None:
-    """Put the weights of `recipe.init` into `model`: the image tower (stage 2) or everything (stage 1)."""
-    model.load_state_dict(_fitting_weights(model, recipe), strict=recipe.stage == 1)
-
-
 def _fitting_weights(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Of `recipe.init`: the image tower's (stage 2) or all (stage 1); ValueError if they do not fit."""
     assert recipe.init is not None
     part = "visual." if recipe.stage == 2 else ""
     _check_activation(recipe.init, recipe.model)

@@ -64,7 +64,6 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     assert recipe.data.data is not None
     file = open_split(recipe.data.data, recipe)
     clip = models.build(recipe)
-    models.set_trainable(clip, recipe)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[recipe.stage](recipe, clip, world)

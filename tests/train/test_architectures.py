@@ -31,9 +31,7 @@ def take_steps(file, stage: int, name: str, answer) -> None:
 
     # Gradient caching (stage 2) and accumulation (stage 1) keep the activations within bounds.
     recipe = kit.debug(stage, file, file.parent, model=name, batch=BATCH, micro=4, lr=1e-4)
-    clip = model.build(recipe)
-    model.set_trainable(clip, recipe)
-    clip.train()
+    clip = model.build(recipe).train()
     optimizer = Optimizer(clip, replace(recipe.optim, warmup_steps=0))
     stepping = loop.STAGES[stage](recipe, clip, World())
     steps = []

@@ -19,7 +19,7 @@ from train import recipes
 from train.distributed import World
 from train.loop import STAGES, update
 from train.metrics import Window
-from train.model import build, fit_context, set_trainable
+from train.model import build, fit_context
 from train.optim import Optimizer
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
@@ -55,9 +55,7 @@ def recipe_of(stage: int, model: str, **changes):
 
 def gradients(recipe, batch, world=World()):  # noqa: B008
     """(what the stage measured, gradient of every trainable parameter by name) of one step."""
-    clip = build(recipe)
-    set_trainable(clip, recipe)
-    clip.train()
+    clip = build(recipe).train()
     stage = (PerceptualStage if recipe.stage == 1 else ContrastiveStage)(recipe, clip, world)
     measured = stage.gradients(batch)
     return measured, {n: p.grad for n, p in clip.named_parameters() if p.grad is not None}, clip
@@ -275,7 +273,7 @@ def test_stage1_trains_only_what_it_says(change, names):
 def test_qkv_needs_blocks():
     recipe = recipe_of(1, "debug-RN", trainable="qkv")
     with pytest.raises(ValueError, match="no attention blocks"):
-        set_trainable(build(recipe), recipe)
+        build(recipe)
 
 
 # stage, micro, negatives
@@ -332,7 +330,6 @@ def test_two_ranks_take_the_step_of_one(number, two_ranks):
 def test_what_steps_measure_is_read_by_name(stage):
     recipe, batch = recipe_of(stage, "debug-ViT"), (triplet_batch if stage == 1 else pair_batch)(16)
     clip = build(recipe)
-    set_trainable(clip, recipe)
     objective = STAGES[stage](recipe, clip, World())
     optimizer, window = Optimizer(clip, recipe.optim), Window()
     steps = [update(objective, optimizer, batch, 1e-3) for _ in range(3)]
