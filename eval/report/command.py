@@ -107,6 +107,7 @@ def _family_charts(comparison: Comparison) -> list[Figure]:
 def build(options: Report) -> tuple[str, list[Figure]]:
     """(the page, its charts).  Raises ValueError for runs that cannot be compared."""
     arms = runs.arms(options.runs)
+    every = [run for arm in arms for run in arm.runs]
     sections = [_section(compare.compare(arm, arms[-1])) for arm in arms[:-1]]
     scaling, learning = curves.scaling(arms), curves.learning(arms)
     others = " and ".join(arm.label for arm in arms[:-1])
@@ -127,9 +128,9 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         paper_checks=len(paper.checks()),
         paper_remarks=paper.remarks(),
         first=arms[0].first.data,
-        not_shared=provenance.not_shared([run for arm in arms for run in arm.runs]),
+        not_shared=provenance.not_shared(every),
         paper_sets=len(catalog.PAPER),
-        settings=provenance.settings(arms),
+        settings=provenance.settings(every),
         checkpoint=provenance.checkpoint,
     )
     answers = [

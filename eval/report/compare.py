@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -30,14 +31,16 @@ class Measure:
     """One figure of a set, and its per-query outcomes.
 
     key: its name in `metrics`.  title: for people.  tested: whether Holm's correction counts its test; the
-    other figures of a set tell the same story again.
+    other figures of a set tell the same story again.  hits: of the queries that count.  crisp: they are hits
+    or misses, as McNemar's test needs, no shares of people.
     """
 
     key: str
     title: str
-    tested: bool
     hits: Callable[[Arrays], np.ndarray]
     groups: Callable[[Arrays], np.ndarray | None] = lambda arrays: None
+    tested: bool = False
+    crisp: bool = True
 
 
 def _classification(k: int) -> Measure:
@@ -72,25 +75,40 @@ RECALLS = tuple(
 )
 
 
-def _choices(arrays: Arrays) -> Choices:
-    return Choices(**{name: arrays[name] for name in ("dist", "vote", "split")})
+def choices(arrays: Arrays, split: str = "") -> Choices:
+    """What a model chose in the triplets of one split ("": in all)."""
+    rows = arrays["split"] == split if split else slice(None)
+    return Choices(*(arrays[name][rows] for name in ("dist", "vote", "split")))
 
 
-TWOAFC = Measure(key="twoafc", title="2AFC", tested=False, hits=lambda a: _choices(a).credit())
-TWOAFC_SOFT = Measure(key="twoafc_soft", title="2AFC", tested=False, hits=lambda a: _choices(a).soft_credit())
+def _twoafc(key: str, title: str, credit: Callable[[Choices], np.ndarray], split: str) -> Measure:
+    def hits(arrays: Arrays) -> np.ndarray:
+        credits = credit(choices(arrays, split))
+        return credits[~np.isnan(credits)]  # even votes have no majority to agree with
+
+    return Measure(
+        key=f"{key}@{split}" if split else key,
+        title=f"{title} {split}".strip(),
+        hits=hits,
+        crisp=credit is Choices.credit,
+    )
+
+
+def twoafc(metrics: dict[str, float], splits: Sequence[str] = ("",)) -> list[Measure]:
+    """Majority and share of people where they differ, else one; of each split, or of all triplets."""
+    kinds = [("twoafc", "2AFC", Choices.credit)]
+    if metrics["ceiling"] != 1:
+        kinds = [
+            ("twoafc", "2AFC (majority)", Choices.credit),
+            ("twoafc_soft", "2AFC (share of people)", Choices.soft_credit),
+        ]
+    return [_twoafc(*kind, split) for kind in kinds for split in splits]
 
 
 def measures(record: dict) -> tuple[Measure, ...]:
     """A set's figures in the order tables show them; top-5 only where it exists."""
     every = (TOP1, TOP5) if record["task"] == CLASSIFICATION_TASK else RECALLS
     return tuple(m for m in every if m.key in record["metrics"])
-
-
-def twoafc_names(metrics: dict[str, float]) -> dict[Measure, str]:
-    """{measure: its name}: majority and share of people where they differ, else one."""
-    if metrics["ceiling"] == 1:
-        return {TWOAFC: "2AFC"}
-    return {TWOAFC: "2AFC (majority)", TWOAFC_SOFT: "2AFC (share of people)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +164,7 @@ class Comparison:
     @property
     def by_set(self) -> list[list[SetRow]]:
         """The rows of each set together."""
-        keys = dict.fromkeys(row.key for row in self.rows)
-        return [[row for row in self.rows if row.key == key] for key in keys]
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: row.key)]
 
 
 # -- comparing -----------------------------------------------------------------------------------
@@ -168,7 +185,7 @@ def compare(a: Arm, b: Arm) -> Comparison:
     return Comparison(
         a=a,
         b=b,
-        rows=_with_holm([_set_row(a, b, key, m) for key in keys for m in measures(a.first.datasets[key])]),
+        rows=_with_holm([row for key in keys for row in _set_rows(a, b, key)]),
         families=_family_rows(a, b, by_family),
         primary=_family_row(a, b, "Mean of the sets", scored, TOP1) if scored else None,
         triplets=triplets,
@@ -224,25 +241,37 @@ def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
     }
 
 
-def _single(a: Arm, b: Arm) -> bool:
-    """One run each: their queries are hits or misses, as McNemar's test needs."""
-    return len(a.runs) == len(b.runs) == 1
-
-
-def _set_row(a: Arm, b: Arm, key: str, measure: Measure) -> SetRow:
+def _set_rows(a: Arm, b: Arm, key: str) -> list[SetRow]:
     record = a.first.datasets[key]
+    about = {name: record[name] for name in ("name", "family", "near_chance")}
+    return [_set_row(a, b, key, measure, **about) for measure in measures(record)]
+
+
+def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
+    """Each of `twoafc`, by split if there are several; a split without any majority has no row."""
+    runs = [*a.runs, *b.runs]
+    if any(run.final.data.get("triplets") is None for run in runs):
+        return []
+    _check_same("triplets", runs)
+    splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
+    metrics = a.first.record("triplets")["metrics"]
+    every = twoafc(metrics, splits if len(splits) > 1 else ("",))
+    return [_set_row(a, b, "triplets", m, name=m.title) for m in every if m.key in metrics]
+
+
+def _set_row(a: Arm, b: Arm, key: str, measure: Measure, **about) -> SetRow:
+    """One figure of a set or of the triplets; about: what SetRow says of the set besides."""
     hits_a, hits_b = _hits(a, key, measure), _hits(b, key, measure)
     groups = measure.groups(a.first.arrays(key))
+    crisp = measure.crisp and len(a.runs) == len(b.runs) == 1  # means over seeds are no hits or misses
     return SetRow(
         key=key,
-        name=record["name"],
-        family=record["family"],
         measure=measure,
         samples=len(hits_a),
-        near_chance=record["near_chance"],
         delta=uncertainty.paired_bootstrap(hits_a, hits_b, groups),
-        p=uncertainty.mcnemar(hits_a, hits_b, groups) if _single(a, b) else None,
-        **_both(a, b, lambda evaluation: evaluation.datasets[key]["metrics"][measure.key]),
+        p=uncertainty.mcnemar(hits_a, hits_b, groups) if crisp else None,
+        **about,
+        **_both(a, b, lambda evaluation: evaluation.record(key)["metrics"][measure.key]),
     )
 
 
@@ -282,42 +311,4 @@ def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) 
         sets=len(keys),
         delta=uncertainty.mean_of_sets(outcomes),
         **_both(a, b, lambda e: statistics.fmean(e.datasets[k]["metrics"][measure.key] for k in keys)),
-    )
-
-
-# -- triplets ------------------------------------------------------------------------------------
-
-
-def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
-    """Each of `twoafc_names`, by split if there are several; a split without any majority has no row."""
-    runs = [*a.runs, *b.runs]
-    if any(run.final.data.get("triplets") is None for run in runs):
-        return []
-    _check_same("triplets", runs)
-    splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
-    names = twoafc_names(a.first.record("triplets")["metrics"])
-    where = splits if len(splits) > 1 else [""]
-    rows = [_triplet_row(a, b, split, m, name) for m, name in names.items() for split in where]
-    return [row for row in rows if row is not None]
-
-
-def _triplet_row(a: Arm, b: Arm, split: str, measure: Measure, name: str) -> SetRow | None:
-    """One figure of one split ("" for all)."""
-    arrays = a.first.arrays("triplets")
-    counted = np.full(len(arrays["split"]), True) if not split else arrays["split"] == split
-    if measure is TWOAFC:
-        counted &= arrays["vote"] != 0.5
-    if not counted.any():
-        return None
-    hits_a, hits_b = (_hits(arm, "triplets", measure)[counted] for arm in (a, b))
-    key = f"{measure.key}@{split}" if split else measure.key
-    hit_or_miss = _single(a, b) and measure is TWOAFC
-    return SetRow(
-        key="triplets",
-        name=f"{name} {split}".strip(),
-        measure=measure,
-        samples=int(counted.sum()),
-        delta=uncertainty.paired_bootstrap(hits_a, hits_b),
-        p=uncertainty.mcnemar(hits_a, hits_b) if hit_or_miss else None,
-        **_both(a, b, lambda evaluation: evaluation.record("triplets")["metrics"][key]),
     )

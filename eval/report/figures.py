@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
     from matplotlib.typing import RcKeyType
-
-    from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
@@ -80,10 +82,8 @@ class Figure:
     alt: str
 
     def _svg(self) -> str:
-        import matplotlib
-
         text = io.StringIO()
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
+        with rc_context({**_STYLE, "svg.hashsalt": self.name}):
             self.drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
         return text.getvalue()
 
@@ -108,9 +108,7 @@ class Figure:
         return [svg, png]
 
 
-def _new(width: float, height: float):
-    from matplotlib.figure import Figure as Drawing
-
+def _new(width: float, height: float) -> tuple[Drawing, Axes]:
     drawing = Drawing(figsize=(width, height))
     return drawing, drawing.add_subplot()
 
@@ -122,18 +120,6 @@ def _thousands(value: float, _=None) -> str:
     return f"{value:g}"
 
 
-def _styled(draw):
-    """Draw with the report's style, leaving the caller's matplotlib settings alone."""
-
-    def wrapped(*args, **kwargs):
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
-
-
 def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     """Centred moving mean over `span` points, shorter at the ends."""
     values = np.asarray(y, float)
@@ -143,18 +129,11 @@ def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-@_styled
+@rc_context(_STYLE)
 def lines(
-    name: str,
-    title: str,
-    series: Sequence[Series],
-    xlabel: str,
-    log: bool = False,
-    percent: bool = False,
+    name: str, title: str, series: Sequence[Series], xlabel: str, log: bool = False, percent: bool = False
 ) -> Figure:
     """Curves of the arms over one x; percent: y are fractions."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     drawing, axes = _new(4.3, 2.75)
     scale = 100 if percent else 1
     for s in series:
@@ -175,7 +154,7 @@ def lines(
     return Figure(name, drawing, f"{title}: {ends}")
 
 
-@_styled
+@rc_context(_STYLE)
 def bars(
     name: str,
     title: str,
@@ -203,11 +182,9 @@ def bars(
     return Figure(name, drawing, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
 
 
-@_styled
+@rc_context(_STYLE)
 def answers(name: str, panel: RetrievalPanel) -> Figure:
     """Figure 5: a row for each query, beside it both arms' first answers with scores."""
-    from matplotlib.figure import Figure as Drawing
-
     drawing = Drawing(figsize=(13, 1.35 * len(panel.queries) + 0.6), layout="constrained")
     drawing.set_layout_engine("none")  # without this detour, saving would arrange it all anew
     drawing.suptitle(
