@@ -38,10 +38,6 @@ SCHEMA = 1
 _NEEDED = ("name", "family", "task", "samples", "metrics", "near_chance", "source", "path", "predictions")
 
 
-def _file_name(key: str) -> str:
-    return key.replace("/", "-")
-
-
 def _set_record(result: SetResult) -> dict:
     evalset, entry = result.evalset, result.evalset.entry
     record = {
@@ -54,7 +50,7 @@ def _set_record(result: SetResult) -> dict:
         "metrics": result.metrics,
         "source": evalset.source,
         "path": str(evalset.path.resolve()),
-        "predictions": f"{PREDICTIONS}/{_file_name(entry.key)}.npz",
+        "predictions": f"{PREDICTIONS}/{entry.folder}.npz",
         "crops": result.crops,
         "seconds": round(result.seconds, 3),
     }
@@ -179,7 +175,7 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
         old.unlink()  # of an earlier evaluation of another selection
     for result in outcome.sets:
-        _npz(out / PREDICTIONS / f"{_file_name(result.evalset.entry.key)}.npz", result.arrays)
+        _npz(out / PREDICTIONS / f"{result.evalset.entry.folder}.npz", result.arrays)
         record = clip_benchmark_record(result, model, pretrained)
         key = result.evalset.entry.key.replace("/", "_")
         _json(out / "clip_benchmark" / f"{key}_{slug}_{model}_en_{record['task']}.json", record)

@@ -19,7 +19,7 @@ from pipeline.formats import pictures
 class PreparedImages(FileImages):
     """Files as the build prepares them: upright, transparency on white, 16 bits reduced to 8."""
 
-    _how = "prepared"  # part of the cache's keys: the same bytes can be read otherwise
+    reading = "-prepared"
 
     def _pixels(self, i: int) -> np.ndarray:
         return pictures.read(self.read(i))
@@ -30,22 +30,16 @@ class PreparedImages(FileImages):
         except (ValueError, OSError) as error:
             raise Unreadable(f"{self.name(i)}: {error}") from None
 
-    def stamp(self) -> str:
-        return f"{super().stamp()}-{self._how}"
-
-    def identity(self) -> str:
-        return f"{super().identity()}-{self._how}"
-
 
 class BetonImages(PreparedImages):
     """JPEGs of a .beton; one that the engines would refuse is not read."""
 
-    _how = "stored"
+    reading = "-stored"
 
     def __init__(self, members: Sequence[Member], sizes: Sequence[Sequence[int]]):
         """sizes: (height, width) of each, as the file's table has them."""
         super().__init__(members)
-        self._sizes = list(sizes)
+        self.sizes = list(sizes)
 
     def _pixels(self, i: int) -> np.ndarray:
-        return pictures.stored(self.read(i), *self._sizes[i])
+        return pictures.stored(self.read(i), *self.sizes[i])
