@@ -14,11 +14,13 @@ import json
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +110,7 @@ class Crops:
 
     @property
     def path(self) -> Path | None:
-        return None if self.cache.folder is None else self.cache.folder / "crops" / f"{self.key}.npy"
+        return self.cache.place("crops", f"{self.key}.npy")
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -116,7 +118,7 @@ class Crops:
 
     def stored(self) -> StoredCrops | None:
         """What the cache holds; None where it holds nothing, or something damaged."""
-        return None if self.path is None else self.cache.read(self.path, self._read)
+        return self.cache.read(self.path, self._read)
 
     def _read(self, path: Path) -> StoredCrops:
         pixels = mapped(path)
@@ -173,20 +175,20 @@ class Crops:
         self, spans: Sequence[range], workers: int
     ) -> Iterator[tuple[range, np.ndarray, dict[int, str]]]:
         """(indices, crops, {index: message} of the unreadable ones), some batches decoded ahead."""
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            waiting = [[pool.submit(self._crop, i) for i in span] for span in spans[:_AHEAD]]
-            for number, span in enumerate(spans):
-                if number + _AHEAD < len(spans):
-                    waiting.append([pool.submit(self._crop, i) for i in spans[number + _AHEAD]])
+        with ThreadPoolExecutor(workers) as pool:
+            begun = ((span, [pool.submit(self._crop, i) for i in span]) for span in spans)
+            waiting = deque(islice(begun, _AHEAD))
+            while waiting:
+                span, futures = waiting.popleft()
+                waiting.extend(islice(begun, 1))
                 batch = np.zeros((len(span), *self._shape[1:]), np.uint8)
                 messages = {}
-                for row, future in enumerate(waiting[number]):
+                for row, future in enumerate(futures):
                     crop = future.result()
                     if isinstance(crop, str):
                         messages[span[row]] = crop
                     else:
                         batch[row] = crop
-                waiting[number] = []
                 yield span, batch, messages
 
     def _crop(self, i: int) -> np.ndarray | str:

@@ -1,4 +1,4 @@
-"""torchvision's raw data sets, MNIST's files, PCAM, ObjectNet, PASCAL VOC 2007's objects, as they lie on disk.
+"""torchvision's raw data sets, MNIST's files, PCAM, ObjectNet, VOC 2007's objects, as they lie on disk.
 
 torchvision's own classes find and check the files; here they only give up their file lists or
 arrays, so that images are decoded once and by our threads.  The sets whose test split exists only
