@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.transformer import text_global_pool
 from torch import Tensor
 
 from eval.cache import Cache
@@ -51,7 +53,6 @@ def _cut_text(model) -> Callable[[Tensor], Tensor]:
 
     `kernels/towers.py` trims texts too, and faster; this one repeats open_clip's operations, for equal bits.
     """
-    from open_clip.transformer import text_global_pool
 
     def encode(tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -79,8 +80,6 @@ def model_identity(model: torch.nn.Module, preprocess: Preprocess) -> str:
 
 def from_open_clip(model, tokenizer, transform, device: torch.device, precision: str = "fp32") -> Encoders:
     """An open_clip model's encoders in inference mode; precision `amp` is clip-benchmark's autocast."""
-    from open_clip.model import CLIP
-
     model = model.to(device).eval()
     cut = isinstance(model, CLIP) and model.text_pool_type == "argmax" and model.attn_mask is not None
 

@@ -40,7 +40,6 @@ class _Result:
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray]
     crops: str | None = None  # where the crops lie, for the report's images
-    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -49,6 +48,7 @@ class SetResult(_Result):
 
     evalset: EvalSet
     unreadable: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)

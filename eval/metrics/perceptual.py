@@ -13,25 +13,23 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.sets.evalset import FileImages, Member
-from eval.sets.triplet_images import BetonImages, PreparedImages
+from eval.sets.evalset import BetonImages, FileImages, Member, PreparedImages
 from pipeline.beton.fields import Beton
 from pipeline.formats import nights
 
 SPLITS = ("val", "test")
 CONSTRUCTED = "constructed"  # of `Triplets.voters`: nobody was asked
-_IN_WORDS = {CONSTRUCTED: "constructed, no human vote"}
-_OLD_SENTENCES = {words: key for key, words in _IN_WORDS.items()}  # as files had it instead of the key
+_IN_WORDS = "constructed, no human vote"  # also what older files have in place of the key
 
 
 def voters_of(votes: str) -> str:
-    """`Triplets.voters` for what a file's `votes` says; older files have a sentence in place of the key."""
-    return _OLD_SENTENCES.get(votes, votes)
+    """`Triplets.voters` for what a file's `votes` says."""
+    return CONSTRUCTED if votes == _IN_WORDS else votes
 
 
 def describe_votes(voters: str) -> str:
     """Whose votes these are, for people to read."""
-    return _IN_WORDS.get(voters, voters)
+    return _IN_WORDS if voters == CONSTRUCTED else voters
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

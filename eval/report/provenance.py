@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from eval import assumptions
 from eval.report.runs import Run
 
 
@@ -26,10 +25,7 @@ def flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings as {"a.b": value}."""
     out: dict[str, object] = {}
     for name, value in settings.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
 
 
@@ -59,4 +55,14 @@ def checkpoint(run: Run) -> list[str]:
     which = about["source"]
     if "samples" in about:
         which = f"step {about['step']:,}, {about['samples']:,} samples"
-    return [which, *assumptions.weights_used_as(run.final.data)]
+    return [which, *weights_used_as(run.final.data)]
+
+
+def weights_used_as(data: dict) -> list[str]:
+    """From a results.json: how the weights were used, and what of that was assumed."""
+    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
+    used = [about["activation"]] if "activation" in about else []
+    if pixels:
+        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
+    told_by = [f"as {about['told_by']} tells"] if "told_by" in about else []
+    return [*(["; ".join(used)] if used else []), *told_by, *about.get("assumed", ())]

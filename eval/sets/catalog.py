@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -196,13 +196,12 @@ def check_counts(entry: Entry, samples: int, classes: int | None, where: object)
         raise ValueError(f"{where}: {entry.key} has {entry.classes} classes, {classes} are listed here")
 
 
-def select(datasets: Iterable[str] = (), families: Iterable[str] = ()) -> set[str] | None:
+def select(datasets: Sequence[str] = (), families: Sequence[str] = ()) -> set[str] | None:
     """Keys asked for by name or family; None when nothing was asked for: then every set counts.
 
     `OTHER` among them stands for every set that the catalog does not know.
     Raises ValueError for an unknown family.
     """
-    datasets, families = list(datasets), list(families)
     if not datasets and not families:
         return None
     known = {_plain(f): f for f in (*FAMILIES, RETRIEVAL, DEMO, OTHER)}
@@ -227,10 +226,9 @@ def near(name: str, root: Path) -> str:
 
 
 def check_found(
-    datasets: Iterable[str], families: Iterable[str], entries: Iterable[Entry], root: Path
+    datasets: Sequence[str], families: Sequence[str], entries: Sequence[Entry], root: Path
 ) -> None:
     """ValueError for the first name or family asked for that none of the `entries` under `root` has."""
-    entries = list(entries)
     here = ", ".join(sorted(e.key for e in entries))
     for name in datasets:
         if all(e.key != _key(name) for e in entries):

@@ -24,6 +24,7 @@ from eval.cache import Identified
 from eval.sets import catalog
 from eval.sets.catalog import Entry
 from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
+from pipeline.formats import pictures
 
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
                   struct.error)  # fmt: skip
@@ -214,6 +215,46 @@ class CroppedImages(FileImages):
 
     def __getitem__(self, i: int) -> Image.Image:
         return super().__getitem__(i).crop(self.boxes[i])
+
+
+# -- of triplets ------------------------------------------------------------------------------
+
+
+class PreparedImages(FileImages):
+    """Files as the build prepares them: upright, transparency on white, 16 bits reduced to 8.
+
+    Zero-shot sets are read as the field's reference reads them: transparency dropped, the EXIF orientation
+    ignored.  A folder of triplets and the .beton made of it must get the same figure, so both are read as
+    `pipeline/formats/pictures.py` says.
+    """
+
+    reading = "-prepared"
+
+    def _pixels(self, i: int) -> np.ndarray:
+        return pictures.read(self.read(i))
+
+    def __getitem__(self, i: int) -> Image.Image:
+        try:
+            return Image.fromarray(self._pixels(i))
+        except (ValueError, OSError) as error:
+            raise Unreadable(f"{self.name(i)}: {error}") from None
+
+
+class BetonImages(PreparedImages):
+    """JPEGs of a .beton; one that the engines would refuse is not read."""
+
+    reading = "-stored"
+
+    def __init__(self, members: Sequence[Member], sizes: Sequence[Sequence[int]]):
+        """sizes: (height, width) of each, as the file's table has them."""
+        super().__init__(members)
+        self.sizes = list(sizes)
+
+    def _pixels(self, i: int) -> np.ndarray:
+        return pictures.stored(self.read(i), *self.sizes[i])
+
+
+# -- sets ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
