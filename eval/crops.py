@@ -28,6 +28,7 @@ import numpy as np
 import PIL
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 
 from eval.cache import Cache, mapped
 from eval.distributed import Ranks
@@ -61,13 +62,13 @@ class Preprocess:
         names = [type(step).__name__ for step in steps]
         if len(steps) < 2 or "ToTensor" not in names[-2] or names[-1] != "Normalize":
             raise ValueError(f"the model's image transform is {names}; it must end in ToTensor, Normalize")
-        spatial, normalize = tuple(steps[:-2]), steps[-1]
+        spatial, scale = tuple(steps[:-2]), steps[-1]
         description = f"{[_step_name(s) for s in spatial]} pillow {PIL.__version__} reader {READER}"
         key = hashlib.blake2b(description.encode(), digest_size=8).hexdigest()
         probe = PIL.Image.new("RGB", (8, 8))
         for step in spatial:
             probe = step(probe)
-        return cls(spatial, tuple(normalize.mean), tuple(normalize.std), (probe.height, probe.width), key)
+        return cls(spatial, tuple(scale.mean), tuple(scale.std), (probe.height, probe.width), key)
 
     def crop(self, image: PIL.Image.Image) -> np.ndarray:
         """(S, S, 3) uint8."""
@@ -79,9 +80,7 @@ class Preprocess:
         """(B, S, S, 3) uint8 → (B, 3, S, S) float32, as torchvision's ToTensor and Normalize compute it."""
         batch = torch.from_numpy(np.array(crops)).to(device)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div(255)
-        mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(-1, 1, 1)
-        return batch.sub_(mean).div_(std)
+        return normalize(batch, self.mean, self.std, inplace=True)
 
     def describe(self) -> dict:
         return {

@@ -38,13 +38,17 @@ class Loaded:
     """A model ready for `encode.from_open_clip`, and what results.json says about it."""
 
     model: torch.nn.Module
-    name: str
     about: dict
     recipe: dict | None = None
     run: Path | None = None
     preprocess: dict = field(default_factory=dict)  # over open_clip's default for the model
     assumed: tuple[str, ...] = ()
     tokenizer: str = ""  # open_clip's name of it, where that is not the model's
+
+    @property
+    def name(self) -> str:
+        """What the results call the architecture."""
+        return self.about["model"]
 
 
 def load(what: str, seed: int = 0) -> Loaded:
@@ -111,9 +115,7 @@ def _from_run(path: Path) -> Loaded:
         "model": recipe["model"],
         "pretrained": f"{run.absolute().name}-{folder.name}",
     }
-    return Loaded(
-        model=model, name=recipe["model"], about=about, recipe=recipe, run=run, assumed=tuple(notes)
-    )
+    return Loaded(model=model, about=about, recipe=recipe, run=run, assumed=tuple(notes))
 
 
 def _from_file(name: str, file: Path) -> Loaded:
@@ -124,7 +126,7 @@ def _from_file(name: str, file: Path) -> Loaded:
     preprocess, notes = assumptions.notes(name, model, origin.quick_gelu, origin.preprocess)
     about = {"source": str(file), "model": name, "pretrained": _marked(file.stem, file)}
     about |= {"told_by": origin.says} if origin.says else {}
-    return Loaded(model=model, name=name, about=about, preprocess=preprocess, assumed=tuple(notes))
+    return Loaded(model=model, about=about, preprocess=preprocess, assumed=tuple(notes))
 
 
 def _from_name(name: str, tag: str, seed: int) -> Loaded:
@@ -139,7 +141,7 @@ def _from_name(name: str, tag: str, seed: int) -> Loaded:
         what = f"{name},{tag}" if tag else f"{name}: no such folder, and no model either"
         raise _refused(what, error) from None
     about = {"source": tag or "random weights", "model": name, "pretrained": tag or f"random-{seed}"}
-    return Loaded(model=model, name=name, about=about)
+    return Loaded(model=model, about=about)
 
 
 def from_tag(name: str, tag: str) -> torch.nn.Module:
@@ -164,9 +166,7 @@ def _from_schema(what: str, name: str) -> Loaded:
         raise _refused(what, error, hint) from None
     pretrained = _marked(schema, Path(address)) if schema == "local-dir" else schema
     about = {"source": what, "model": name, "pretrained": pretrained}
-    return Loaded(
-        model=model, name=name, about=about, assumed=_left_to_defaults(schema, address), tokenizer=what
-    )
+    return Loaded(model=model, about=about, assumed=_left_to_defaults(schema, address), tokenizer=what)
 
 
 def _left_to_defaults(schema: str, address: str) -> tuple[str, ...]:

@@ -172,6 +172,11 @@ class Choices:
     vote: np.ndarray
     split: np.ndarray
 
+    def of(self, split: str) -> Choices:
+        """Those of one split ("": all)."""
+        rows = self.split == split if split else slice(None)
+        return Choices(self.dist[rows], self.vote[rows], self.split[rows])
+
     def prefers_right(self) -> np.ndarray:
         """(N,) 1 where right is nearer, 0 where left is, 0.5 at an exact tie."""
         left, right = self.dist.T
@@ -202,17 +207,14 @@ def metrics(choices: Choices) -> dict[str, float]:
     twoafc: agreement with the majority, over the triplets that have one; a tie of distances counts half.
     twoafc_soft: the share of people who are agreed with, which training logs under the same name.
     """
-    credit, soft = choices.credit(), choices.soft_credit()
-    ceiling = np.maximum(choices.vote, 1 - choices.vote)
     out: dict[str, float] = {}
     splits = sorted(set(choices.split.tolist()))
-    for name in ["", *(splits if len(splits) > 1 else [])]:
-        rows = np.ones(len(credit), bool) if not name else choices.split == name
-        end = f"@{name}" if name else ""
-        counted = rows & ~np.isnan(credit)
-        if counted.any():
+    for split in ("", *(splits if len(splits) > 1 else ())):
+        part, end = choices.of(split), f"@{split}" if split else ""
+        credit = part.credit()
+        if (counted := ~np.isnan(credit)).any():
             out[f"twoafc{end}"] = float(credit[counted].mean())
-        out[f"twoafc_soft{end}"] = float(soft[rows].mean())
-        out[f"ceiling{end}"] = float(ceiling[rows].mean())
-        out[f"triplets{end}"] = int(rows.sum())
+        out[f"twoafc_soft{end}"] = float(part.soft_credit().mean())
+        out[f"ceiling{end}"] = float(np.maximum(part.vote, 1 - part.vote).mean())
+        out[f"triplets{end}"] = len(part.vote)
     return out

@@ -65,16 +65,6 @@ def _resampled_means(clusters: np.ndarray, resamples: int, rng: np.random.Genera
     return out
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Mean of a − b (N,), per-image outcomes of two models, with a percentile interval over images.
-
-    groups (N,): images (or queries) with the same number are drawn together.
-    """
-    return mean_of_sets([Outcomes(a, b, groups)], resamples, seed)
-
-
 def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Two-sided p of "both models are right equally often", from the images they disagree on.
 
@@ -94,7 +84,10 @@ def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> f
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One set's per-image outcomes under two models; sets with equal `images` show the same images."""
+    """One set's per-image outcomes (N,) under two models; sets with equal `images` show the same images.
+
+    groups (N,): images (or queries) with the same number are drawn together.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -108,7 +101,10 @@ class Outcomes:
 
 
 def mean_of_sets(sets: Sequence[Outcomes], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean over sets of the mean of a − b, interval over images; sets over the same images share draws."""
+    """Mean over sets of the mean of a − b, with a percentile interval over images (paired bootstrap).
+
+    Sets over the same images share draws.
+    """
     rng = np.random.default_rng(seed)
     shared: dict[object, list[np.ndarray]] = {}
     for number, outcomes in enumerate(sets):

@@ -75,15 +75,14 @@ RECALLS = tuple(
 )
 
 
-def choices(arrays: Arrays, split: str = "") -> Choices:
-    """What a model chose in the triplets of one split ("": in all)."""
-    rows = arrays["split"] == split if split else slice(None)
-    return Choices(*(arrays[name][rows] for name in ("dist", "vote", "split")))
+def choices(arrays: Arrays) -> Choices:
+    """What a model chose in the triplets."""
+    return Choices(*(arrays[name] for name in ("dist", "vote", "split")))
 
 
 def _twoafc(key: str, title: str, credit: Callable[[Choices], np.ndarray], split: str) -> Measure:
     def hits(arrays: Arrays) -> np.ndarray:
-        credits = credit(choices(arrays, split))
+        credits = credit(choices(arrays).of(split))
         return credits[~np.isnan(credits)]  # even votes have no majority to agree with
 
     return Measure(
@@ -225,9 +224,13 @@ def _check_same(key: str, runs: Sequence[Run]) -> None:
                 )
 
 
-def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
-    """Per-query outcome, averaged over the arm's seeds."""
-    return np.mean([measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs], 0)
+def _outcomes(a: Arm, b: Arm, key: str, measure: Measure) -> Outcomes:
+    """Per-query outcomes, averaged over each arm's seeds."""
+    of_a, of_b = (
+        np.mean([measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs], 0) for arm in (a, b)
+    )
+    groups, images = measure.groups(a.first.arrays(key)), a.first.record(key).get("crops")
+    return Outcomes(of_a, of_b, groups, images)
 
 
 def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
@@ -261,15 +264,14 @@ def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
 
 def _set_row(a: Arm, b: Arm, key: str, measure: Measure, **about) -> SetRow:
     """One figure of a set or of the triplets; about: what SetRow says of the set besides."""
-    hits_a, hits_b = _hits(a, key, measure), _hits(b, key, measure)
-    groups = measure.groups(a.first.arrays(key))
+    outcomes = _outcomes(a, b, key, measure)
     crisp = measure.crisp and len(a.runs) == len(b.runs) == 1  # means over seeds are no hits or misses
     return SetRow(
         key=key,
         measure=measure,
-        samples=len(hits_a),
-        delta=uncertainty.paired_bootstrap(hits_a, hits_b, groups),
-        p=uncertainty.mcnemar(hits_a, hits_b, groups) if crisp else None,
+        samples=len(outcomes.a),
+        delta=uncertainty.mean_of_sets([outcomes]),
+        p=uncertainty.mcnemar(outcomes.a, outcomes.b, outcomes.groups) if crisp else None,
         **about,
         **_both(a, b, lambda evaluation: evaluation.record(key)["metrics"][measure.key]),
     )
@@ -296,19 +298,10 @@ def _family_rows(a: Arm, b: Arm, by_family: dict[str, list[str]]) -> list[Family
 
 
 def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) -> FamilyRow:
-    outcomes = [
-        Outcomes(
-            _hits(a, key, measure),
-            _hits(b, key, measure),
-            groups=measure.groups(a.first.arrays(key)),
-            images=a.first.datasets[key].get("crops"),
-        )
-        for key in keys
-    ]
     return FamilyRow(
         name=family,
         measure=measure,
         sets=len(keys),
-        delta=uncertainty.mean_of_sets(outcomes),
+        delta=uncertainty.mean_of_sets([_outcomes(a, b, key, measure) for key in keys]),
         **_both(a, b, lambda e: statistics.fmean(e.datasets[k]["metrics"][measure.key] for k in keys)),
     )

@@ -136,14 +136,14 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
             images.append(Member(shard, offset, size, name))
             targets.append(target)
     files = FileImages(images)
+    task = RETRIEVAL_TASK if kind == "retrieval" else CLASSIFICATION_TASK
+    entry = catalog.entry_for(catalog.name_of(folder), task)
     if kind == "retrieval":
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
         blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
         notes = _passed_over(indices, blank)
-        entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
         return RetrievalSet(entry, folder, "webdataset", files, captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
-    entry = catalog.entry_for(catalog.name_of(folder), CLASSIFICATION_TASK)
     loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
     notes = _passed_over(indices, 0)
     if profile is None and not (folder / prompts.CLASSNAMES_FILE).is_file():

@@ -22,6 +22,11 @@ def _covers(interval: Interval, x: float) -> bool:
     return interval.low <= x <= interval.high
 
 
+def _paired(a, b, groups=None, resamples: int = uncertainty.RESAMPLES, seed: int = 0) -> Interval:
+    """Of one set."""
+    return uncertainty.mean_of_sets([Outcomes(a, b, groups)], resamples, seed)
+
+
 # -- paired bootstrap -----------------------------------------------------------------------
 
 
@@ -29,7 +34,7 @@ def test_bootstrap_is_a_bootstrap():
     """The counted form draws from the same distribution as resampling images one by one."""
     rng = np.random.default_rng(0)
     a, b = rng.random(200) < 0.5, rng.random(200) < 0.4
-    found = uncertainty.paired_bootstrap(a, b, resamples=20_000)
+    found = _paired(a, b, resamples=20_000)
     d = a.astype(float) - b
     plain = d[rng.integers(200, size=(20_000, 200))].mean(1)
     assert found.value == pytest.approx(d.mean())
@@ -42,7 +47,7 @@ def test_bootstrap_coverage():
     for seed in range(400):
         both = rng.random(300)
         a, b = both + 0.1 * rng.normal(size=300) < 0.45, both + 0.1 * rng.normal(size=300) < 0.4
-        interval = uncertainty.paired_bootstrap(a, b, resamples=800, seed=seed)
+        interval = _paired(a, b, resamples=800, seed=seed)
         covered += _covers(interval, 0.05)
     assert _within(covered, 400, 0.95, slack=0.01)
 
@@ -61,7 +66,7 @@ def test_clusters_widen_the_interval_to_the_right_coverage():
     for seed in range(300):
         a, b, groups = _clustered(rng)
         for clustered in covered:
-            interval = uncertainty.paired_bootstrap(a, b, groups if clustered else None, 600, seed)
+            interval = _paired(a, b, groups if clustered else None, 600, seed)
             covered[clustered] += _covers(interval, 0.0)
     assert _within(covered[True], 300, 0.94, slack=0.01)
     assert covered[False] < 0.85 * 300  # ignoring the clusters is wrong, and that shows
@@ -71,7 +76,7 @@ def test_uneven_clusters():
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(40), rng.integers(1, 9, 40))
     a, b = rng.random(len(groups)) < 0.6, rng.random(len(groups)) < 0.5
-    found = uncertainty.paired_bootstrap(a, b, groups)
+    found = _paired(a, b, groups)
     assert found.value == pytest.approx((a.astype(float) - b).mean()) and found.low < found.value < found.high
 
 
@@ -110,7 +115,7 @@ def test_mean_of_sets_over_the_same_pictures():
     rng = np.random.default_rng(5)
     a, b = rng.random(400) < 0.6, rng.random(400) < 0.5
     c, d = rng.random(400) < 0.6, rng.random(400) < 0.5
-    one = uncertainty.paired_bootstrap(a, b)
+    one = _paired(a, b)
     twice = uncertainty.mean_of_sets([Outcomes(a, b, images="x"), Outcomes(a, b, images="x")])
     two = uncertainty.mean_of_sets([Outcomes(a, b, images="x"), Outcomes(c, d, images="y")])
 
