@@ -138,8 +138,10 @@ def _unit_rows(encode: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -
     The batch is filled up with copies of its last row: every batch of a set has one shape, so the kernels,
     and the digits, are the same.
     """
-    full = torch.cat([x, x[-1:].expand(batch_size - len(x), *x.shape[1:])])
-    return F.normalize(encode(full).float(), dim=-1)[: len(x)].cpu()
+    count = len(x)
+    if count < batch_size:
+        x = torch.cat([x, x[-1:].expand(batch_size - count, *x.shape[1:])])
+    return F.normalize(encode(x).float(), dim=-1)[:count].cpu()
 
 
 # -- images -----------------------------------------------------------------------------------------

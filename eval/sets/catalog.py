@@ -175,7 +175,7 @@ def _key(name: str) -> str:
     return known.key if known else _bare(name)
 
 
-def entry_for(name: str, task: str) -> Entry:
+def entry_for(name: str, task: str = CLASSIFICATION_TASK) -> Entry:
     """The catalog's entry, or a new one of family Other for a set that the catalog does not know."""
     known = find(name)
     if known is not None and known.task == task:

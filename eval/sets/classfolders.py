@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.sets import catalog, imagenet, prompts
-from eval.sets.catalog import CLASSIFICATION_TASK, Entry
+from eval.sets.catalog import Entry
 from eval.sets.evalset import HIDDEN, ClassificationSet, FileImages, Member, is_foreign, is_image, shown
 
 # Where a set's held-out images lie; the later ones are Kaggle's and tiny-imagenet's.
@@ -265,7 +265,7 @@ def _only_in_train(folder: Path, place: Path, classes: dict[Path, Listing]) -> l
 def entry_of(folder: Path) -> Entry:
     """The catalog's entry by the folder's name, or by that of the folder above `val`, `test`, `images`."""
     named = next((f for f in (folder, *folder.parents) if f.name.lower() not in (*_SPLITS, "images")), folder)
-    return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
+    return catalog.entry_for(catalog.name_of(named))
 
 
 def _read_classes(

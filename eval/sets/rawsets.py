@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from eval.sets import catalog, prompts
-from eval.sets.catalog import CLASSIFICATION_TASK
 from eval.sets.classfolders import Listing
 from eval.sets.evalset import (
     ArrayImages,
@@ -60,7 +59,7 @@ def _made(
     groups: np.ndarray | None = None,
 ) -> ClassificationSet:
     """The set of that key (or name); own: what the data call its classes."""
-    entry = catalog.entry_for(key, CLASSIFICATION_TASK)
+    entry = catalog.entry_for(key)
     loaded = prompts.load(entry.prompts, folder, own, profile)
     return ClassificationSet(entry, folder, form, images, np.asarray(labels, np.int64), loaded, groups)
 
