@@ -231,14 +231,12 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
 
 def _not_read(listings: Sequence[Listing]) -> list[str]:
     """What lies beside the images, counted and named."""
-    out, other, folders = [], Counter[str](), []
-    for inside in listings:
-        other += inside.other
-        if inside.broken:
-            other["links to nowhere"] += len(inside.broken)
-        folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
-    hidden = sum(inside.hidden for inside in listings)
-    if hidden:
+    out = []
+    other = sum((inside.other for inside in listings), Counter[str]())
+    if broken := sum(len(inside.broken) for inside in listings):
+        other["links to nowhere"] = broken
+    folders = [f"{f.parent.name}/{f.name}" for inside in listings for f in inside.folders]
+    if hidden := sum(inside.hidden for inside in listings):
         out.append(f"{hidden} {HIDDEN}")
     if other:
         kinds = shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
