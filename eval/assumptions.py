@@ -18,16 +18,12 @@ def activation(model: nn.Module) -> str:
     return "QuickGELU" if any(isinstance(m, QuickGELU) for m in model.modules()) else "GELU"
 
 
-def published(name: str) -> dict[str, dict]:
-    """{pretrained tag: its preprocessing} of open_clip's weights for a model of this name."""
-    configs = {tag: get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)}
-    return {tag: {k: cfg[k] for k in FIELDS if cfg.get(k) is not None} for tag, cfg in configs.items()}
-
-
 def preprocessing(name: str) -> tuple[dict, str]:
     """(what to lay over open_clip's default, a note) for weights that do not tell their preprocessing."""
-    first: dict[str, dict] = {}  # each different preprocessing under the first tag that has it
-    for tag, config in published(name).items():
+    first: dict[str, dict] = {}  # each different preprocessing under the first pretrained tag that has it
+    for tag in list_pretrained_tags_by_model(name):
+        told = get_pretrained_cfg(name, tag)
+        config = {field: told[field] for field in FIELDS if told.get(field) is not None}
         if config not in first.values():
             first[tag] = config
     if len(first) == 1:

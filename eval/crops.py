@@ -250,4 +250,4 @@ class Crops:
                 listing = json.dumps({"unreadable": sorted(unreadable.items())})
                 self.cache.keep(self.path.with_suffix(".json"), lambda path: path.write_text(listing))
             self.cache.keep(self.path, lambda path: os.replace(part, path))
-        ranks.barrier()
+        ranks.gather(None)  # no rank goes on before the file has its name

@@ -158,18 +158,19 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
     """clip-benchmark's `flickr30k_test_karpathy.txt`: a header (or none), then `NAME.jpg,CAPTION` lines."""
-    rows: dict[str, list[str]] = {}
+    rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or (number == 1 and ".jpg," not in line):
             continue
         name, mark, caption = line.strip().partition(".jpg,")
         if not mark:
             raise ValueError(f"{path}, line {number}: NAME.jpg,CAPTION is expected")
-        rows.setdefault(f"{name}.jpg", []).append(caption)
-    return list(rows.items())
+        rows.append((f"{name}.jpg", [caption]))
+    return rows
 
 
 def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
+    """(image, captions) of each of the file's rows; several may be one image's."""
     text = utf8.text(path.read_bytes(), str(path))
     if path.suffix != ".json":
         return _from_lines(text, path)
