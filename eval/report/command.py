@@ -78,15 +78,14 @@ class Section:
         """Figure 2: means of the families; empty when only one family was evaluated."""
         if len({row.name for row in self.comparison.families}) < 2:
             return []
-        charts = []
+        charts, a, b = [], self.comparison.a, self.comparison.b
         for measure in (TOP1, TOP5):
             if rows := [row for row in self.comparison.families if row.measure is measure]:
                 chart = figures.bars(
                     name=_file_name(self.comparison, "families", measure.title),
                     title=f"Mean {measure.title}, %",
                     groups=[row.name for row in rows],
-                    values=[[row.a for row in rows], [row.b for row in rows]],
-                    labels=[self.comparison.a.label, self.comparison.b.label],
+                    values={a.label: [row.a for row in rows], b.label: [row.b for row in rows]},
                     deltas=[signed(row.delta.value) for row in rows],
                 )
                 charts.append(chart)

@@ -178,14 +178,19 @@ def compare(a: Arm, b: Arm) -> Comparison:
     triplets = _triplet_rows(a, b)
     if not keys and not triplets:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
-    by_family = families_of(a.runs[0], keys)
-    scored = [k for f, members in by_family.items() if f in catalog.FAMILIES for k in members]
-    scored = scored or [k for members in by_family.values() for k in members]
+    having = {measure: families_of(a.runs[0], keys, measure) for measure in (TOP1, TOP5)}
+    scored = [k for family, sets in having[TOP1].items() if family in catalog.FAMILIES for k in sets]
+    scored = scored or [k for sets in having[TOP1].values() for k in sets]
     return Comparison(
         a=a,
         b=b,
         rows=_with_holm([row for key in keys for row in _set_rows(a, b, key)]),
-        families=_family_rows(a, b, by_family),
+        families=[
+            _family_row(a, b, family, families[family], measure)
+            for family in having[TOP1]
+            for measure, families in having.items()
+            if family in families
+        ],
         primary=_family_row(a, b, "Mean of the sets", scored, TOP1) if scored else None,
         triplets=triplets,
     )
@@ -197,12 +202,12 @@ def shared_keys(runs: Sequence[Run]) -> list[str]:
     return [k for k in runs[0].final.datasets if k in common]
 
 
-def families_of(run: Run, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Family → its classification sets among `keys`, in the paper's order, then the others."""
+def families_of(run: Run, keys: Sequence[str], measure: Measure) -> dict[str, list[str]]:
+    """Family → its sets among `keys` that have this figure, in the paper's order, then the others."""
     members: dict[str, list[str]] = {family: [] for family in catalog.FAMILIES}
     for key in keys:
         record = run.final.datasets[key]
-        if record["task"] == CLASSIFICATION_TASK:
+        if measure.key in record["metrics"]:
             members.setdefault(record["family"], []).append(key)
     return {family: sets for family, sets in members.items() if sets}
 
@@ -284,17 +289,6 @@ def _with_holm(rows: list[SetRow]) -> list[SetRow]:
         return rows
     adjusted = dict(zip(tested, uncertainty.holm([*tested.values()])))
     return [replace(row, adjusted=float(adjusted[i])) if i in adjusted else row for i, row in enumerate(rows)]
-
-
-def _family_rows(a: Arm, b: Arm, by_family: dict[str, list[str]]) -> list[FamilyRow]:
-    """Top-1 of every family, top-5 of those that have it."""
-    rows = []
-    for family, keys in by_family.items():
-        for measure in (TOP1, TOP5):
-            having = [k for k in keys if measure.key in a.first.datasets[k]["metrics"]]
-            if having:
-                rows.append(_family_row(a, b, family, having, measure))
-    return rows
 
 
 def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) -> FamilyRow:

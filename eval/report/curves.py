@@ -165,11 +165,9 @@ def _panels(arms: Sequence[Arm]) -> list[_Panel]:
     datasets = arms[0].first.datasets
     panels = []
     for measure in (compare.TOP1, compare.TOP5):
-        for family, members in compare.families_of(arms[0].runs[0], keys).items():
-            members = [k for k in members if measure.key in datasets[k]["metrics"]]
-            if members:
-                near_chance = [datasets[k]["name"] for k in members if datasets[k]["near_chance"]]
-                panels.append(_Panel(f"{family}, {measure.title}", members, measure, near_chance))
+        for family, members in compare.families_of(arms[0].runs[0], keys, measure).items():
+            near_chance = [datasets[k]["name"] for k in members if datasets[k]["near_chance"]]
+            panels.append(_Panel(f"{family}, {measure.title}", members, measure, near_chance))
     for key in keys:
         if datasets[key]["task"] != CLASSIFICATION_TASK:
             for measure in compare.measures(datasets[key]):

@@ -159,26 +159,25 @@ def bars(
     name: str,
     title: str,
     groups: Sequence[str],
-    values: Sequence[Sequence[float]],
-    labels: Sequence[str],
+    values: dict[str, Sequence[float]],
     deltas: Sequence[str],
 ) -> Figure:
-    """Grouped bars (Figure 2): values[arm][group] fractions, the difference written above each group."""
+    """Grouped bars (Figure 2): fractions of each group by arm, the difference written above each group."""
     drawing, axes = _new(max(4.3, 0.95 * len(groups) + 0.6), 2.9)
     width = 0.8 / len(values)
     x = np.arange(len(groups))
-    for arm, heights in enumerate(values):
+    for arm, (label, heights) in enumerate(values.items()):
         axes.bar(
             x + (arm - (len(values) - 1) / 2) * width, 100 * np.asarray(heights), width * 0.92,
-            color=ARM_COLOURS[arm % 4], label=labels[arm],
+            color=ARM_COLOURS[arm % 4], label=label,
         )  # fmt: skip
-    tops = 100 * np.max(np.asarray(values), 0)
+    tops = 100 * np.max([*values.values()], 0)
     for at, top, text in zip(x, tops, deltas):
         axes.annotate(text, (at, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks(x, [textwrap.fill(g, 13) for g in groups], fontsize=9)
     axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
     axes.set_title(title)
-    axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
+    axes.legend(loc="lower right", ncols=len(values), bbox_to_anchor=(1.01, 0.99), handlelength=1)
     return Figure(name, drawing, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
 
 
