@@ -24,15 +24,11 @@ from eval.cache import Identified
 from eval.sets import catalog
 from eval.sets.catalog import Entry
 from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
-from pipeline.formats import pictures
+from pipeline.formats import pictures, tars
 
-_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
-                  struct.error)  # fmt: skip
+_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error)
 # What Pillow decodes by itself and people keep images in; EPS (Ghostscript) and documents are left out.
-_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
-    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
-}  # fmt: skip
+_SUFFIXES = {f".{ending}" for ending in (*tars.PICTURES, "mpo", "apng", "jpx", "pcx", "qoi")}
 
 
 def is_image(name: str) -> bool:
