@@ -6,6 +6,8 @@ and nothing fails.  So the results name whatever neither the weights nor a file 
 
 from __future__ import annotations
 
+from open_clip import get_pretrained_cfg, list_models, list_pretrained_tags_by_model
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 FIELDS = ("mean", "std", "interpolation", "resize_mode")
@@ -13,23 +15,15 @@ FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 def activation(model: nn.Module) -> str:
     """QuickGELU if any part of the model has it, else GELU."""
-    from open_clip.transformer import QuickGELU
-
     return "QuickGELU" if any(isinstance(m, QuickGELU) for m in model.modules()) else "GELU"
-
-
-def published(name: str) -> dict[str, dict]:
-    """{pretrained tag: its preprocessing} of open_clip's weights for a model of this name."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    configs = {tag: get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)}
-    return {tag: {k: cfg[k] for k in FIELDS if cfg.get(k) is not None} for tag, cfg in configs.items()}
 
 
 def preprocessing(name: str) -> tuple[dict, str]:
     """(what to lay over open_clip's default, a note) for weights that do not tell their preprocessing."""
-    first: dict[str, dict] = {}  # each different preprocessing under the first tag that has it
-    for tag, config in published(name).items():
+    first: dict[str, dict] = {}  # each different preprocessing under the first pretrained tag that has it
+    for tag in list_pretrained_tags_by_model(name):
+        told = get_pretrained_cfg(name, tag)
+        config = {field: told[field] for field in FIELDS if told.get(field) is not None}
         if config not in first.values():
             first[tag] = config
     if len(first) == 1:
@@ -56,8 +50,6 @@ def notes(
 
     quick_gelu, preprocess: what a file tells of them; None where none does.
     """
-    from open_clip import list_models
-
     out = []
     if quick_gelu is None:
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
@@ -67,13 +59,3 @@ def notes(
         preprocess, note = preprocessing(name)
         out.append(note)
     return preprocess, [f"assumed, since no file tells: {line}" for line in out]
-
-
-def weights_used_as(data: dict) -> list[str]:
-    """From a results.json: how the weights were used, and what of that was assumed."""
-    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
-    used = [about["activation"]] if "activation" in about else []
-    if pixels:
-        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
-    told_by = [f"as {about['told_by']} tells"] if "told_by" in about else []
-    return [*(["; ".join(used)] if used else []), *told_by, *about.get("assumed", ())]

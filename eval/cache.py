@@ -54,18 +54,22 @@ class Cache:
             reason = error.strerror or str(error)
             self.notes.append(f"{self.folder}: {reason}; nothing more is kept there (--cache DIR: elsewhere)")
 
-    def keep(self, path: Path, write: Callable[[Path], object]) -> None:
+    def place(self, kind: str, name: str) -> Path | None:
+        """Where a file of one of the four kinds lies; None without a folder."""
+        return None if self.folder is None else self.folder / kind / name
+
+    def keep(self, path: Path | None, write: Callable[[Path], object]) -> None:
         """Call write(temporary name) and rename the file to `path`; an OSError is noted."""
-        if not self.broken:
+        if path is not None and not self.broken:
             try:
                 with replacing(path) as temporary:
                     write(temporary)
             except OSError as error:
                 self.refuse(error)
 
-    def read(self, path: Path, reader: Callable[[Path], T]) -> T | None:
+    def read(self, path: Path | None, reader: Callable[[Path], T]) -> T | None:
         """reader(path); None if there is no such file, or if it is damaged, which `notes` say."""
-        if not os.access(path, os.R_OK):
+        if path is None or not os.access(path, os.R_OK):
             return None
         try:
             return reader(path)
@@ -75,28 +79,26 @@ class Cache:
                 self.notes.append(note)
             return None
 
+    def _remembered(
+        self, path: Path | None, reader: Callable[[Path], T], make: Callable[[], T], text: Callable[[T], str]
+    ) -> T:
+        """What `reader` finds in the file, else what `make` makes, kept as `text`."""
+        value = self.read(path, reader)
+        if value is None:
+            value = made = make()
+            self.keep(path, lambda file: file.write_text(text(made)))
+        return value
+
     def remember(self, key: str, make: Callable[[], dict]) -> dict:
         """make()'s JSON object, from an earlier call with this key where there was one."""
-        if self.folder is None:
-            return make()
-        path = self.folder / "index" / f"{key}.json"
-        value = self.read(path, lambda file: json.loads(file.read_text(encoding="utf-8")))
-        if value is None:
-            value = make()
-            self.keep(path, lambda file: file.write_text(json.dumps(value)))
-        return value
+        path = self.place("index", f"{key}.json")
+        return self._remembered(path, lambda file: json.loads(file.read_bytes()), make, json.dumps)
 
     def identity(self, images: Identified) -> str:
         """A name for the images by their content; without a folder, by where they lie."""
         stamp = images.stamp()
-        if self.folder is None:
-            return stamp
-        path = self.folder / "identities" / stamp
-        identity = self.read(path, _read_identity)
-        if identity is None:
-            identity = images.identity()
-            self.keep(path, lambda file: file.write_text(identity))
-        return identity
+        path = self.place("identities", stamp)
+        return self._remembered(path, _read_identity, images.identity, str) if path else stamp
 
     def load(self, key: str, rows: int | None = None) -> np.ndarray | None:
         """The vectors of this key, `rows` of them; None where they are not kept."""
@@ -107,7 +109,7 @@ class Cache:
                 raise ValueError(f"{len(vectors)} vectors, {rows} are expected")
             return vectors
 
-        return None if self.folder is None else self.read(self._features(key), whole)
+        return self.read(self.place("features", f"{key}.npy"), whole)
 
     def save(self, key: str, vectors: np.ndarray) -> None:
         """Keep the vectors for `load`."""
@@ -116,12 +118,7 @@ class Cache:
             with open(temporary, "wb") as file:
                 np.save(file, vectors)
 
-        if self.folder is not None:
-            self.keep(self._features(key), write)
-
-    def _features(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / "features" / f"{key}.npy"
+        self.keep(self.place("features", f"{key}.npy"), write)
 
     def has_room(self, size: int) -> bool:
         """Whether a file of `size` bytes leaves a tenth of the disk's free space."""

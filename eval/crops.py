@@ -14,11 +14,13 @@ import json
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ import numpy as np
 import PIL
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 
 from eval.cache import Cache, mapped
 from eval.distributed import Ranks
@@ -59,13 +62,13 @@ class Preprocess:
         names = [type(step).__name__ for step in steps]
         if len(steps) < 2 or "ToTensor" not in names[-2] or names[-1] != "Normalize":
             raise ValueError(f"the model's image transform is {names}; it must end in ToTensor, Normalize")
-        spatial, normalize = tuple(steps[:-2]), steps[-1]
+        spatial, scale = tuple(steps[:-2]), steps[-1]
         description = f"{[_step_name(s) for s in spatial]} pillow {PIL.__version__} reader {READER}"
         key = hashlib.blake2b(description.encode(), digest_size=8).hexdigest()
         probe = PIL.Image.new("RGB", (8, 8))
         for step in spatial:
             probe = step(probe)
-        return cls(spatial, tuple(normalize.mean), tuple(normalize.std), (probe.height, probe.width), key)
+        return cls(spatial, tuple(scale.mean), tuple(scale.std), (probe.height, probe.width), key)
 
     def crop(self, image: PIL.Image.Image) -> np.ndarray:
         """(S, S, 3) uint8."""
@@ -77,9 +80,7 @@ class Preprocess:
         """(B, S, S, 3) uint8 → (B, 3, S, S) float32, as torchvision's ToTensor and Normalize compute it."""
         batch = torch.from_numpy(np.array(crops)).to(device)
         batch = batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div(255)
-        mean = torch.tensor(self.mean, device=device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(-1, 1, 1)
-        return batch.sub_(mean).div_(std)
+        return normalize(batch, self.mean, self.std, inplace=True)
 
     def describe(self) -> dict:
         return {
@@ -108,7 +109,7 @@ class Crops:
 
     @property
     def path(self) -> Path | None:
-        return None if self.cache.folder is None else self.cache.folder / "crops" / f"{self.key}.npy"
+        return self.cache.place("crops", f"{self.key}.npy")
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -116,7 +117,7 @@ class Crops:
 
     def stored(self) -> StoredCrops | None:
         """What the cache holds; None where it holds nothing, or something damaged."""
-        return None if self.path is None else self.cache.read(self.path, self._read)
+        return self.cache.read(self.path, self._read)
 
     def _read(self, path: Path) -> StoredCrops:
         pixels = mapped(path)
@@ -173,20 +174,20 @@ class Crops:
         self, spans: Sequence[range], workers: int
     ) -> Iterator[tuple[range, np.ndarray, dict[int, str]]]:
         """(indices, crops, {index: message} of the unreadable ones), some batches decoded ahead."""
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            waiting = [[pool.submit(self._crop, i) for i in span] for span in spans[:_AHEAD]]
-            for number, span in enumerate(spans):
-                if number + _AHEAD < len(spans):
-                    waiting.append([pool.submit(self._crop, i) for i in spans[number + _AHEAD]])
+        with ThreadPoolExecutor(workers) as pool:
+            begun = ((span, [pool.submit(self._crop, i) for i in span]) for span in spans)
+            waiting = deque(islice(begun, _AHEAD))
+            while waiting:
+                span, futures = waiting.popleft()
+                waiting.extend(islice(begun, 1))
                 batch = np.zeros((len(span), *self._shape[1:]), np.uint8)
                 messages = {}
-                for row, future in enumerate(waiting[number]):
+                for row, future in enumerate(futures):
                     crop = future.result()
                     if isinstance(crop, str):
                         messages[span[row]] = crop
                     else:
                         batch[row] = crop
-                waiting[number] = []
                 yield span, batch, messages
 
     def _crop(self, i: int) -> np.ndarray | str:
@@ -249,4 +250,4 @@ class Crops:
                 listing = json.dumps({"unreadable": sorted(unreadable.items())})
                 self.cache.keep(self.path.with_suffix(".json"), lambda path: path.write_text(listing))
             self.cache.keep(self.path, lambda path: os.replace(part, path))
-        ranks.barrier()
+        ranks.gather(None)  # no rank goes on before the file has its name

@@ -39,20 +39,15 @@ class Ranks:
         dist.all_gather_object(out, value)
         return out
 
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
-
 
 def start(device: torch.device) -> Ranks:
     """The ranks that torchrun started (or any launcher that sets RANK and WORLD_SIZE); else one."""
-    if dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Ranks()
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        # One machine: without this, gloo looks up the machine's name, which may not resolve.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # all_gather_object and the barrier run on the host; NCCL alone would need a device tensor for them
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Ranks()
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # One machine: without this, gloo looks up the machine's name, which may not resolve.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # all_gather_object runs on the host; NCCL alone would need a device tensor for it
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())

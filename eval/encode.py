@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.transformer import text_global_pool
 from torch import Tensor
 
 from eval.cache import Cache
@@ -51,7 +53,6 @@ def _cut_text(model) -> Callable[[Tensor], Tensor]:
 
     `kernels/towers.py` trims texts too, and faster; this one repeats open_clip's operations, for equal bits.
     """
-    from open_clip.transformer import text_global_pool
 
     def encode(tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -79,8 +80,6 @@ def model_identity(model: torch.nn.Module, preprocess: Preprocess) -> str:
 
 def from_open_clip(model, tokenizer, transform, device: torch.device, precision: str = "fp32") -> Encoders:
     """An open_clip model's encoders in inference mode; precision `amp` is clip-benchmark's autocast."""
-    from open_clip.model import CLIP
-
     model = model.to(device).eval()
     cut = isinstance(model, CLIP) and model.text_pool_type == "argmax" and model.attn_mask is not None
 
@@ -133,6 +132,18 @@ class _Rows:
         return ranks.combine(torch.zeros(self._count, width) if self._rows is None else self._rows)
 
 
+def _unit_rows(encode: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+    """(B, D) unit vectors of x (B, …) on the CPU.
+
+    The batch is filled up with copies of its last row: every batch of a set has one shape, so the kernels,
+    and the digits, are the same.
+    """
+    count = len(x)
+    if count < batch_size:
+        x = torch.cat([x, x[-1:].expand(batch_size - count, *x.shape[1:])])
+    return F.normalize(encode(x).float(), dim=-1)[:count].cpu()
+
+
 # -- images -----------------------------------------------------------------------------------------
 
 
@@ -153,9 +164,8 @@ def image_features(
     rows = _Rows(count)
 
     def encode(span: range, batch: np.ndarray) -> None:
-        x = _padded(encoders.preprocess.tensor(batch, encoders.device), min(batch_size, count))
-        features = F.normalize(encoders.image(x).float(), dim=-1)[: len(span)].cpu()
-        rows.put(slice(span.start, span.stop), features)
+        x = encoders.preprocess.tensor(batch, encoders.device)
+        rows.put(slice(span.start, span.stop), _unit_rows(encoders.image, x, min(batch_size, count)))
 
     unreadable = crops.for_each(encode, batch_size, workers, ranks)
     features = rows.combined(ranks)
@@ -165,11 +175,6 @@ def image_features(
     if ranks.rank == 0 and not unreadable:  # a file of features would not say which rows are unreadable
         crops.cache.save(key, features.numpy())
     return features, unreadable
-
-
-def _padded(x: Tensor, rows: int) -> Tensor:
-    """Zero rows added: every batch of a set has one shape, so the kernels, and the digits, are the same."""
-    return x if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 
 # -- texts ------------------------------------------------------------------------------------------
@@ -196,18 +201,10 @@ def text_features(
     for number in ranks.mine(len(batches)):
         rows = batches[number]
         batch = tokens[rows, : int(lengths[rows].max())].to(encoders.device)
-        batch = _text_padded(batch, min(batch_size, len(unique)))
-        features = F.normalize(encoders.text(batch).float(), dim=-1)
-        out.put(rows, features[: len(rows)].cpu())
+        out.put(rows, _unit_rows(encoders.text, batch, min(batch_size, len(unique))))
     features = out.combined(ranks)
     check_finite(features, lambda i: repr(unique[i]), "texts")
     return dict(zip(unique, features))
-
-
-def _text_padded(tokens: Tensor, rows: int) -> Tensor:
-    """As `_padded`, with copies of the last text: a row of zeros has no end token."""
-    missing = rows - len(tokens)
-    return tokens if missing <= 0 else torch.cat([tokens, tokens[-1:].expand(missing, -1)])
 
 
 def stacked(texts: Sequence[str], vectors: dict[str, Tensor]) -> Tensor:

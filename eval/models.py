@@ -15,23 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from eval import assumptions
 from eval.encode import Encoders, from_open_clip
+from eval.sets.catalog import snapshot
 from pipeline import text
 from train import checkpoint
 from train.model import create, load_file, load_run
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # suffixes of files of weights
-LOAD_ERRORS = (
-    RuntimeError,
-    OSError,
-    ValueError,
-    ImportError,
-    KeyError,
-)  # of open_clip, for a bad name or file
+# Of open_clip, for a bad name or file.
+LOAD_ERRORS = (RuntimeError, OSError, ValueError, ImportError, KeyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,17 @@ class Loaded:
     """A model ready for `encode.from_open_clip`, and what results.json says about it."""
 
     model: torch.nn.Module
-    name: str
     about: dict
     recipe: dict | None = None
     run: Path | None = None
     preprocess: dict = field(default_factory=dict)  # over open_clip's default for the model
     assumed: tuple[str, ...] = ()
     tokenizer: str = ""  # open_clip's name of it, where that is not the model's
+
+    @property
+    def name(self) -> str:
+        """What the results call the architecture."""
+        return self.about["model"]
 
 
 def load(what: str, seed: int = 0) -> Loaded:
@@ -79,9 +82,7 @@ def load(what: str, seed: int = 0) -> Loaded:
 
 
 def _similar_name(name: str) -> str:
-    from open_clip import list_models
-
-    similar = difflib.get_close_matches(name.replace("/", "-"), list_models(), 1, 0.9)
+    similar = difflib.get_close_matches(name.replace("/", "-"), open_clip.list_models(), 1, 0.9)
     return f", and open_clip's name is {similar[0]}" if similar else ""
 
 
@@ -114,9 +115,7 @@ def _from_run(path: Path) -> Loaded:
         "model": recipe["model"],
         "pretrained": f"{run.absolute().name}-{folder.name}",
     }
-    return Loaded(
-        model=model, name=recipe["model"], about=about, recipe=recipe, run=run, assumed=tuple(notes)
-    )
+    return Loaded(model=model, about=about, recipe=recipe, run=run, assumed=tuple(notes))
 
 
 def _from_file(name: str, file: Path) -> Loaded:
@@ -127,7 +126,7 @@ def _from_file(name: str, file: Path) -> Loaded:
     preprocess, notes = assumptions.notes(name, model, origin.quick_gelu, origin.preprocess)
     about = {"source": str(file), "model": name, "pretrained": _marked(file.stem, file)}
     about |= {"told_by": origin.says} if origin.says else {}
-    return Loaded(model=model, name=name, about=about, preprocess=preprocess, assumed=tuple(notes))
+    return Loaded(model=model, about=about, preprocess=preprocess, assumed=tuple(notes))
 
 
 def _from_name(name: str, tag: str, seed: int) -> Loaded:
@@ -142,16 +141,13 @@ def _from_name(name: str, tag: str, seed: int) -> Loaded:
         what = f"{name},{tag}" if tag else f"{name}: no such folder, and no model either"
         raise _refused(what, error) from None
     about = {"source": tag or "random weights", "model": name, "pretrained": tag or f"random-{seed}"}
-    return Loaded(model=model, name=name, about=about)
+    return Loaded(model=model, about=about)
 
 
 def from_tag(name: str, tag: str) -> torch.nn.Module:
     """open_clip's published weights, with the activation they were trained with whatever the name says."""
-    from open_clip import create_model
-    from open_clip.pretrained import get_pretrained_cfg
-
-    quick = bool(get_pretrained_cfg(name, tag).get("quick_gelu"))
-    return create_model(name, pretrained=tag, force_quick_gelu=quick)
+    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick)
 
 
 # -- of open_clip's hub and folders ---------------------------------------------------------------
@@ -162,25 +158,19 @@ def _from_schema(what: str, name: str) -> Loaded:
 
     name: what the results call it.
     """
-    from open_clip import create_model
-
     schema, _, address = what.partition(":")
     try:
-        model = create_model(what, require_pretrained=True)
+        model = open_clip.create_model(what, require_pretrained=True)
     except LOAD_ERRORS as error:
         hint = "; without a network: local-dir:FOLDER, or NAME,FILE.safetensors" if schema == "hf-hub" else ""
         raise _refused(what, error, hint) from None
     pretrained = _marked(schema, Path(address)) if schema == "local-dir" else schema
     about = {"source": what, "model": name, "pretrained": pretrained}
-    return Loaded(
-        model=model, name=name, about=about, assumed=_left_to_defaults(schema, address), tokenizer=what
-    )
+    return Loaded(model=model, about=about, assumed=_left_to_defaults(schema, address), tokenizer=what)
 
 
 def _left_to_defaults(schema: str, address: str) -> tuple[str, ...]:
     """What the model's configuration leaves to open_clip's defaults, as notes."""
-    from open_clip.pretrained import download_pretrained_from_hf
-
     config = Path(address) / CONFIG
     if schema == "hf-hub":
         config = Path(download_pretrained_from_hf(address, filename=CONFIG))
@@ -191,9 +181,7 @@ def _left_to_defaults(schema: str, address: str) -> tuple[str, ...]:
 
 def _open_clip_folder(path: Path) -> Path | None:
     """Where open_clip_config.json lies: the folder itself, or the snapshot of a Hugging Face cache folder."""
-    head = path / "refs" / "main"
-    folders = [path, *([path / "snapshots" / head.read_text().strip()] if head.is_file() else [])]
-    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+    return next((folder for folder in (path, snapshot(path)) if (folder / CONFIG).is_file()), None)
 
 
 # -- pixels and tokens ----------------------------------------------------------------------------
@@ -201,8 +189,6 @@ def _open_clip_folder(path: Path) -> Path | None:
 
 def encoders_for(loaded: Loaded, device: torch.device, precision: str) -> Encoders:
     """The model's functions with its own evaluation transform and tokenizer."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-
     visual: Any = loaded.model.visual  # open_clip's towers tell image_size
     config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
     config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
@@ -229,11 +215,8 @@ def _sides(size: int | tuple[int, int] | list[int]) -> set[int]:
 
 def tokenizer_of(name: str) -> Callable:
     """open_clip's tokenizer of this model, or ours where it is CLIP's own (same ids, faster)."""
-    from open_clip import get_tokenizer
-    from open_clip.tokenizer import SimpleTokenizer
-
     try:
-        theirs = get_tokenizer(name)
+        theirs = open_clip.get_tokenizer(name)
     except ImportError as error:
         package = error.name or "transformers"
         raise ValueError(
@@ -241,7 +224,7 @@ def tokenizer_of(name: str) -> Callable:
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise _refused(name, error, "; its tokenizer's files must be on this machine") from None
-    plain = type(theirs) is SimpleTokenizer and theirs.reduction_fn is None
+    plain = type(theirs) is open_clip.SimpleTokenizer and theirs.reduction_fn is None
     if plain and theirs.context_length == 77 and theirs.clean_fn.__name__ == "_clean_lower":
         return lambda texts: torch.from_numpy(text.tokenize(texts)).to(torch.int64)
     return theirs

@@ -18,8 +18,7 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +37,6 @@ SCHEMA = 1
 _NEEDED = ("name", "family", "task", "samples", "metrics", "near_chance", "source", "path", "predictions")
 
 
-def _file_name(key: str) -> str:
-    return key.replace("/", "-")
-
-
 def _set_record(result: SetResult) -> dict:
     evalset, entry = result.evalset, result.evalset.entry
     record = {
@@ -54,7 +49,7 @@ def _set_record(result: SetResult) -> dict:
         "metrics": result.metrics,
         "source": evalset.source,
         "path": str(evalset.path.resolve()),
-        "predictions": f"{PREDICTIONS}/{_file_name(entry.key)}.npz",
+        "predictions": f"{PREDICTIONS}/{entry.folder}.npz",
         "crops": result.crops,
         "seconds": round(result.seconds, 3),
     }
@@ -99,11 +94,6 @@ def _triplet_record(outcome: Outcome) -> dict | None:
     }
 
 
-def _missing(outcome: Outcome) -> list[str]:
-    here = {r.evalset.entry.key for r in outcome.sets}
-    return [e.key for e in catalog.PAPER if e.key not in here]
-
-
 def _json(path: Path, value: object) -> None:
     files.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -146,18 +136,16 @@ def datacomp_record(result: SetResult) -> dict:
 
 def wide_row(outcome: Outcome, model: str, pretrained: str) -> dict[str, str | float]:
     """open_clip's openclip_results.csv: name, pretrained, the mean, then DataComp's main metrics."""
-    records = [datacomp_record(r) for r in outcome.sets]
-    values = {r["dataset"]: r["metrics"]["main_metric"] for r in records}
-    classified = [
-        record["metrics"]["main_metric"]
-        for r, record in zip(outcome.sets, records)
-        if r.evalset.entry.task == CLASSIFICATION_TASK
-    ]
-    mean = {}
+    values, classified = {}, []
+    for result in outcome.sets:
+        record = datacomp_record(result)
+        values[record["dataset"]] = main = record["metrics"]["main_metric"]
+        if result.evalset.entry.task == CLASSIFICATION_TASK:
+            classified.append(main)
     if classified:
-        mean = {"Average perf. on the classification sets here": sum(classified) / len(classified)}
-    rounded = {k: round(v, 4) for k, v in (mean | values).items()}
-    return {"name": model, "pretrained": pretrained, **rounded}
+        mean = sum(classified) / len(classified)
+        values = {"Average perf. on the classification sets here": mean} | values
+    return {"name": model, "pretrained": pretrained} | {k: round(v, 4) for k, v in values.items()}
 
 
 def _csv_text(row: dict) -> str:
@@ -179,7 +167,7 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
         old.unlink()  # of an earlier evaluation of another selection
     for result in outcome.sets:
-        _npz(out / PREDICTIONS / f"{_file_name(result.evalset.entry.key)}.npz", result.arrays)
+        _npz(out / PREDICTIONS / f"{result.evalset.entry.folder}.npz", result.arrays)
         record = clip_benchmark_record(result, model, pretrained)
         key = result.evalset.entry.key.replace("/", "_")
         _json(out / "clip_benchmark" / f"{key}_{slug}_{model}_en_{record['task']}.json", record)
@@ -188,13 +176,14 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
     files.write(out / "eval_results.jsonl", lines)
     files.write(out / "results.csv", _csv_text(wide_row(outcome, model, pretrained)))
+    datasets = {r.evalset.entry.key: _set_record(r) for r in outcome.sets}
     contents = {
         "schema": SCHEMA,
         **about,
         "headline": headline(outcome),
-        "datasets": {r.evalset.entry.key: _set_record(r) for r in outcome.sets},
+        "datasets": datasets,
         "triplets": _triplet_record(outcome),
-        "missing": _missing(outcome),
+        "missing": [entry.key for entry in catalog.PAPER if entry.key not in datasets],
         "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
     }
     _json(out / RESULTS, contents)
@@ -223,6 +212,7 @@ class Evaluation:
 
     folder: Path
     data: dict
+    _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -255,10 +245,6 @@ class Evaluation:
     def record(self, key: str) -> dict:
         """What results.json holds of a set (or of `triplets`)."""
         return self.data["triplets"] if key == "triplets" else self.datasets[key]
-
-    @cached_property
-    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
-        return {}
 
     def arrays(self, key: str) -> dict[str, np.ndarray]:
         """Per-sample outcomes of a set (or of `triplets`)."""

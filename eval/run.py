@@ -16,18 +16,14 @@ from pathlib import Path
 
 import tyro
 
-from eval.jobs import Where
-from eval.options import Evaluate
+from eval.options import Evaluate, Where
 from pipeline.base import console, machine
 
 
 def run(options: Evaluate) -> None:
     """Evaluate one checkpoint, or with --watch those of a run, here or in jobs."""
-    from eval.evaluate import (
-        evaluate,
-        evaluate_alone,
-        read_data,
-    )  # they load torch, which --help does not need
+    # These load torch, which --help does not need.
+    from eval.evaluate import evaluate, evaluate_alone, read_data
     from eval.watch import submitted, watch
 
     folder = Path(options.checkpoint)

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from eval import encode
 from eval.cache import Cache
-from eval.crops import Crops
 from eval.distributed import Ranks
 from eval.encode import Encoders
 from eval.metrics import perceptual, retrieval, zeroshot
 from eval.sets.catalog import CLASSIFICATION_TASK
-from eval.sets.evalset import ClassificationSet, EvalSet, RetrievalSet
+from eval.sets.evalset import ClassificationSet, EvalSet, Images, RetrievalSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +34,28 @@ class Settings:
 
 
 @dataclass(kw_only=True)
-class SetResult:
-    """One set's outcome; `arrays` are per-sample, written as an npz."""
+class _Result:
+    """An outcome; `arrays` are per-sample, written as an npz."""
 
-    evalset: EvalSet
     metrics: dict[str, float]
     arrays: dict[str, np.ndarray]
+    crops: str | None = None  # where the crops lie, for the report's images
+
+
+@dataclass(kw_only=True)
+class SetResult(_Result):
+    """One set's outcome."""
+
+    evalset: EvalSet
     unreadable: list[str] = field(default_factory=list)
-    crops: str | None = None  # where its crops lie, for the report's images
     seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
-class TripletResult:
-    """As SetResult, of triplets."""
+class TripletResult(_Result):
+    """The triplets' outcome."""
 
     triplets: perceptual.Triplets
-    metrics: dict[str, float]
-    arrays: dict[str, np.ndarray]
-    crops: str | None = None
-    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -143,38 +144,36 @@ def retrieve(evalset: RetrievalSet, features: Tensor, captions: Tensor, kept: np
     return SetResult(evalset=evalset, metrics=retrieval.metrics(image_to_text, text_to_image), arrays=arrays)
 
 
-def _crops_file(crops: Crops) -> str | None:
-    return str(crops.path) if crops.path is not None and crops.path.is_file() else None
+def _embedded(
+    images: Images, encoders: Encoders, cache: Cache, settings: Settings, ranks: Ranks
+) -> tuple[Tensor, dict[int, str], str | None]:
+    """(features (N, D), {index: message} of unreadable images, where the crops lie)."""
+    crops = encode.crops_of(images, encoders.preprocess, cache)
+    features, unreadable = encode.image_features(
+        crops, encoders, settings.batch_size, settings.workers, ranks
+    )
+    return features, unreadable, str(crops.path) if crops.path and crops.path.is_file() else None
 
 
 def _score_set(
     evalset: EvalSet, vectors: Tensor, encoders: Encoders, cache: Cache, settings: Settings, ranks: Ranks
 ) -> SetResult:
     """vectors: of its texts, as `text_vectors` returns them."""
-    started = time.perf_counter()
-    crops = encode.crops_of(evalset.images, encoders.preprocess, cache)
-    features, unreadable = encode.image_features(
-        crops, encoders, settings.batch_size, settings.workers, ranks
-    )
+    features, unreadable, crops = _embedded(evalset.images, encoders, cache, settings, ranks)
     kept = _readable(evalset, unreadable, settings.max_unreadable)
     if evalset.prompts is None:
         result = retrieve(evalset, features, vectors, kept)
     else:
         result = classify(evalset, features, vectors, kept)
     result.unreadable = [unreadable[i] for i in sorted(unreadable)]
-    result.crops = _crops_file(crops)
-    result.seconds = time.perf_counter() - started
+    result.crops = crops
     return result
 
 
 def _score_triplets(
     triplets: perceptual.Triplets, encoders: Encoders, cache: Cache, settings: Settings, ranks: Ranks
 ) -> TripletResult:
-    started = time.perf_counter()
-    crops = encode.crops_of(triplets.images, encoders.preprocess, cache)
-    features, unreadable = encode.image_features(
-        crops, encoders, settings.batch_size, settings.workers, ranks
-    )
+    features, unreadable, crops = _embedded(triplets.images, encoders, cache, settings, ranks)
     if unreadable:
         first = unreadable[min(unreadable)]
         raise ValueError(f"{first}; {len(unreadable)} images of {triplets.path} cannot be read")
@@ -183,8 +182,7 @@ def _score_triplets(
         triplets=triplets,
         metrics=perceptual.metrics(choices),
         arrays={"rows": triplets.rows, **vars(choices)},
-        crops=_crops_file(crops),
-        seconds=time.perf_counter() - started,
+        crops=crops,
     )
 
 
@@ -211,14 +209,16 @@ def score(
     say(f"texts: {encoded} encoded in {seconds['texts']:.1f} s, the rest was cached")
     results = []
     for evalset, vectors in zip(sets, texts):
+        started = time.perf_counter()
         result = _score_set(evalset, vectors, encoders, cache, settings, ranks)
-        seconds[evalset.entry.key] = result.seconds
+        result.seconds = seconds[evalset.entry.key] = time.perf_counter() - started
         results.append(result)
         say(_set_line(result))
     chosen = None
     if triplets is not None:
+        started = time.perf_counter()
         chosen = _score_triplets(triplets, encoders, cache, settings, ranks)
-        seconds["triplets"] = chosen.seconds
+        seconds["triplets"] = time.perf_counter() - started
         say(_triplets_line(chosen))
     return Outcome(sets=results, triplets=chosen, seconds=seconds, texts_encoded=encoded)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.jobs import Where
+from eval.options import Where
 from eval.results import RESULTS
 from pipeline.base import slurm
 from pipeline.base.console import say
@@ -24,12 +24,9 @@ POLL = 5.0  # seconds between looks at the folder
 
 def _checkpoints(run: Path) -> list[Path]:
     """The whole ones (with a `state.json`), oldest first; a copy with another kind of name does not count."""
-    by_step = {}
-    for path in (run / "checkpoints").glob("step-*/state.json"):
-        digits = path.parent.name.removeprefix("step-")
-        if digits.isdecimal() and path.parent.name == f"step-{int(digits):06d}":
-            by_step[int(digits)] = path.parent
-    return [by_step[step] for step in sorted(by_step)]
+    folders = [path.parent for path in (run / "checkpoints").glob("step-*/state.json")]
+    whole = [f for f in folders if re.fullmatch(r"step-([0-9]{6}|[1-9][0-9]{6,})", f.name)]
+    return sorted(whole, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def pending(run: Path) -> list[Path]:

@@ -14,8 +14,7 @@ from PIL import Image
 from dataprep import build_ffcv, verify
 from dataprep.convert import ImageSettings, Rejected, convert
 from eval.metrics import perceptual
-from eval.sets.evalset import FileImages, Member, Unreadable
-from eval.sets.triplet_images import BetonImages, PreparedImages
+from eval.sets.evalset import BetonImages, FileImages, Member, PreparedImages, Unreadable
 from pipeline.beton.fields import Beton, pairs_schema
 from pipeline.beton.writer import Jpeg, writing
 from pipeline.dali_loader import DALILoader

@@ -117,11 +117,11 @@ def _ours(options: Bench, root: Path, weights: Path, cache: Path, out: Path) -> 
     return Evaluation.read(out)
 
 
-def _theirs(options: Bench, root: Path, weights: Path, keys: dict[str, list[str]], out: Path) -> dict:
-    """clip-benchmark's metrics by set; keys: by task."""
+def _theirs(options: Bench, root: Path, weights: Path, sets: dict[str, dict], out: Path) -> dict:
+    """clip-benchmark's metrics by set; sets: those of our results."""
     metrics: dict[str, dict[str, float]] = {}
-    for task, names in keys.items():
-        if names:
+    for task in (CLASSIFICATION_TASK, RETRIEVAL_TASK):
+        if names := [key for key, record in sets.items() if record["task"] == task]:
             metrics |= oracle.evaluate(
                 root, names, options.model, weights, out, task, options.batch_size, options.model_configs,
                 options.threads,
@@ -154,28 +154,20 @@ def run(options: Bench) -> dict:
             first = _ours(options, root, weights, scratch / "cache", scratch / "cold")
         with stopwatch() as warm:
             again = _ours(options, root, weights, scratch / "cache", scratch / "warm")
-        keys = {
-            task: [k for k, r in again.datasets.items() if r["task"] == task]
-            for task in (CLASSIFICATION_TASK, RETRIEVAL_TASK)
-        }
         with stopwatch() as theirs:
-            metrics = _theirs(options, root, weights, keys, scratch / "theirs")
+            metrics = _theirs(options, root, weights, again.datasets, scratch / "theirs")
     floor = sum(s for name, s in first.data["seconds"].items() if name != "all")
+    ours = {"cold": cold, "warm": warm}
+    sides = {"clip_benchmark": theirs} | ours
     return {
         "model": options.model,
         "sets": {k: r["samples"] for k, r in again.datasets.items()},
         "threads": options.threads,
-        "clip_benchmark_s": round(theirs.wall, 2),
-        "cold_s": round(cold.wall, 2),
-        "warm_s": round(warm.wall, 2),
+        **{f"{name}_s": round(spent.wall, 2) for name, spent in sides.items()},
         "floor_s": round(floor, 2),
-        "clip_benchmark_cpu_s": round(theirs.cpu, 2),
-        "cold_cpu_s": round(cold.cpu, 2),
-        "warm_cpu_s": round(warm.cpu, 2),
-        "cold_vs_clip_benchmark": round(cold.wall / theirs.wall, 4),
-        "warm_vs_clip_benchmark": round(warm.wall / theirs.wall, 4),
-        "cold_vs_clip_benchmark_cpu": round(cold.cpu / theirs.cpu, 4),
-        "warm_vs_clip_benchmark_cpu": round(warm.cpu / theirs.cpu, 4),
+        **{f"{name}_cpu_s": round(spent.cpu, 2) for name, spent in sides.items()},
+        **{f"{name}_vs_clip_benchmark": round(s.wall / theirs.wall, 4) for name, s in ours.items()},
+        **{f"{name}_vs_clip_benchmark_cpu": round(s.cpu / theirs.cpu, 4) for name, s in ours.items()},
         "different_figures": _differences(again, metrics),
     }
 

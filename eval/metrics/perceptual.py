@@ -13,25 +13,23 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from eval.sets.evalset import FileImages, JoinedImages, Member
-from eval.sets.triplet_images import BetonImages, PreparedImages
+from eval.sets.evalset import BetonImages, FileImages, Member, PreparedImages
 from pipeline.beton.fields import Beton
 from pipeline.formats import nights
 
 SPLITS = ("val", "test")
 CONSTRUCTED = "constructed"  # of `Triplets.voters`: nobody was asked
-_IN_WORDS = {CONSTRUCTED: "constructed, no human vote"}
-_OLD_SENTENCES = {words: key for key, words in _IN_WORDS.items()}  # as files had it instead of the key
+_IN_WORDS = "constructed, no human vote"  # also what older files have in place of the key
 
 
 def voters_of(votes: str) -> str:
-    """`Triplets.voters` for what a file's `votes` says; older files have a sentence in place of the key."""
-    return _OLD_SENTENCES.get(votes, votes)
+    """`Triplets.voters` for what a file's `votes` says."""
+    return CONSTRUCTED if votes == _IN_WORDS else votes
 
 
 def describe_votes(voters: str) -> str:
     """Whose votes these are, for people to read."""
-    return _IN_WORDS.get(voters, voters)
+    return _IN_WORDS if voters == CONSTRUCTED else voters
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,7 +43,7 @@ class Triplets:
     """
 
     path: Path
-    images: FileImages | JoinedImages
+    images: FileImages
     rows: np.ndarray
     vote: np.ndarray
     split: np.ndarray
@@ -67,30 +65,37 @@ def _unique(members: Sequence[Member]) -> tuple[list[int], np.ndarray]:
     return first, np.array(rows, np.int64).reshape(-1, 3)
 
 
-def read_beton(path: Path) -> Triplets:
-    """A triplet file of dataprep's.  ValueError when it holds no triplets."""
-    file = Beton(path)
-    if file.kind != "triplets":
-        raise ValueError(f"--triplets {path}: holds {file.kind}, not triplets")
-    table = file.rows(np.arange(len(file)))
-    names = ("ref", "left", "right")
-    spans = [zip(*(column.tolist() for column in table.spans(name))) for name in names]
-    members = [
-        Member(file.path, offset, size, f"{name} of sample {i}")
-        for i, row in enumerate(zip(*spans))
-        for name, (offset, size) in zip(names, row)
-    ]
-    sizes = np.stack([table.sizes(name) for name in names], 1).reshape(-1, 2).tolist()
+def _read_betons(path: Path, files: Sequence[Beton]) -> Triplets:
+    """Triplet files of dataprep's, one after the other.  ValueError when one holds no triplets.
+
+    path: the file's, or that of the folder of several.
+    """
+    sides = ("ref", "left", "right")
+    members: list[Member] = []
+    sizes: list[list[int]] = []
+    votes: list[float] = []
+    for file in files:
+        if file.kind != "triplets":
+            raise ValueError(f"--triplets {file.path}: holds {file.kind}, not triplets")
+        table = file.rows(np.arange(len(file)))
+        spans = [zip(*(column.tolist() for column in table.spans(side))) for side in sides]
+        for i, row in enumerate(zip(*spans)):
+            for side, (offset, size) in zip(sides, row):
+                members.append(Member(file.path, offset, size, f"{side} of sample {i}"))
+        sizes += np.stack([table.sizes(side) for side in sides], 1).reshape(-1, 2).tolist()
+        votes += table.records["vote"].tolist()
     first, rows = _unique(members)
+    voters = [voters_of(str(file.info.get("votes", "votes as given in the file"))) for file in files]
+    sources = {str(file.info.get("source", {}).get("name", "")) for file in files}
     return Triplets(
-        path=file.path,
+        path=path,
         images=BetonImages([members[i] for i in first], [sizes[i] for i in first]),
         rows=rows,
-        vote=table.records["vote"].astype(np.float64),
-        split=np.full(len(file), beton_split(file)),
-        voters=voters_of(str(file.info.get("votes", "votes as given in the file"))),
-        source=str(file.info.get("source", {}).get("name", "")),
-        notes=_left_out(file),
+        vote=np.array(votes),
+        split=np.repeat([beton_split(file) for file in files], [len(file) for file in files]),
+        voters="; ".join(dict.fromkeys(voters)),
+        source=sources.pop() if len(sources) == 1 else "",
+        notes=tuple(note for file in files for note in _left_out(file)),
     )
 
 
@@ -107,28 +112,17 @@ def beton_split(file: Beton) -> str:
     return str(file.info.get("source", {}).get("split") or named)
 
 
-def read_betons(folder: Path, files: list[Path], splits: Sequence[str] = SPLITS) -> Triplets:
-    """The splits asked for of a folder of triplets-*.beton, one after the other; ValueError when none is."""
-    held = [(path, beton_split(Beton(path))) for path in files]
-    parts = [read_beton(path) for wanted in dict.fromkeys(splits) for path, split in held if split == wanted]
-    if not parts:
-        here = ", ".join(f"{path.name} ({split})" for path, split in held)
+def _of_splits(folder: Path, paths: Sequence[Path], splits: Sequence[str]) -> list[Beton]:
+    """Those of a folder's triplet files that hold the splits asked for; ValueError when none does."""
+    held = [(file, beton_split(file)) for file in map(Beton, paths)]
+    chosen = [file for wanted in dict.fromkeys(splits) for file, split in held if split == wanted]
+    if not chosen:
+        here = ", ".join(f"{file.path.name} ({split})" for file, split in held)
         raise ValueError(f"--triplets {folder}: no split {' or '.join(splits)} among {here}")
-    images = JoinedImages([p.images for p in parts])
-    sources = dict.fromkeys(p.source for p in parts)
-    return Triplets(
-        path=folder,
-        images=images,
-        rows=np.concatenate([p.rows + start for p, start in zip(parts, images.starts)]),
-        vote=np.concatenate([p.vote for p in parts]),
-        split=np.concatenate([p.split for p in parts]),
-        voters="; ".join(dict.fromkeys(p.voters for p in parts)),
-        source=sources.popitem()[0] if len(sources) == 1 else "",
-        notes=tuple(note for p in parts for note in p.notes),
-    )
+    return chosen
 
 
-def read_nights(folder: Path, splits: Sequence[str] = SPLITS) -> Triplets:
+def read_nights(folder: Path, splits: Sequence[str]) -> Triplets:
     """A folder laid out as NIGHTS, its table read as dataprep reads it (`pipeline.formats.nights.read`).
 
     A table without a column `split` is taken as a test set.
@@ -160,10 +154,10 @@ def read(path: Path, splits: Sequence[str] = SPLITS) -> Triplets:
     """A .beton file, or these splits of a folder laid out as NIGHTS or holding triplets-*.beton."""
     path = path.parent if path.name in nights.TABLES else path
     if not path.is_dir():
-        return read_beton(path)
-    if files := sorted(path.glob("triplets-*.beton")):
-        return read_betons(path, files, splits)
-    if any(True for form in ("p0", "*/p0", "*/*/p0") for _ in path.glob(form)):
+        return _read_betons(path, [Beton(path)])
+    if paths := sorted(path.glob("triplets-*.beton")):
+        return _read_betons(path, _of_splits(path, paths, splits))
+    if any(any(path.glob(form)) for form in ("p0", "*/p0", "*/*/p0")):
         raise ValueError(
             f"--triplets {path}: BAPPS; dataprep/build_ffcv.py bapps makes the .beton to evaluate"
         )
@@ -177,6 +171,11 @@ class Choices:
     dist: np.ndarray
     vote: np.ndarray
     split: np.ndarray
+
+    def of(self, split: str) -> Choices:
+        """Those of one split ("": all)."""
+        rows = self.split == split if split else slice(None)
+        return Choices(self.dist[rows], self.vote[rows], self.split[rows])
 
     def prefers_right(self) -> np.ndarray:
         """(N,) 1 where right is nearer, 0 where left is, 0.5 at an exact tie."""
@@ -208,17 +207,14 @@ def metrics(choices: Choices) -> dict[str, float]:
     twoafc: agreement with the majority, over the triplets that have one; a tie of distances counts half.
     twoafc_soft: the share of people who are agreed with, which training logs under the same name.
     """
-    credit, soft = choices.credit(), choices.soft_credit()
-    ceiling = np.maximum(choices.vote, 1 - choices.vote)
     out: dict[str, float] = {}
     splits = sorted(set(choices.split.tolist()))
-    for name in ["", *(splits if len(splits) > 1 else [])]:
-        rows = np.ones(len(credit), bool) if not name else choices.split == name
-        end = f"@{name}" if name else ""
-        counted = rows & ~np.isnan(credit)
-        if counted.any():
+    for split in ("", *(splits if len(splits) > 1 else ())):
+        part, end = choices.of(split), f"@{split}" if split else ""
+        credit = part.credit()
+        if (counted := ~np.isnan(credit)).any():
             out[f"twoafc{end}"] = float(credit[counted].mean())
-        out[f"twoafc_soft{end}"] = float(soft[rows].mean())
-        out[f"ceiling{end}"] = float(ceiling[rows].mean())
-        out[f"triplets{end}"] = int(rows.sum())
+        out[f"twoafc_soft{end}"] = float(part.soft_credit().mean())
+        out[f"ceiling{end}"] = float(np.maximum(part.vote, 1 - part.vote).mean())
+        out[f"triplets{end}"] = len(part.vote)
     return out

@@ -33,8 +33,11 @@ class Interval:
         """(low, high), or None."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
-    def __contains__(self, x: float) -> bool:
-        return self.ends is not None and self.ends[0] <= x <= self.ends[1]
+
+def _percentiles(value: float, resampled: np.ndarray) -> Interval:
+    """The interval that holds all but ALPHA of the resampled values."""
+    low, high = np.quantile(resampled, [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(value, float(low), float(high))
 
 
 def _cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -62,19 +65,6 @@ def _resampled_means(clusters: np.ndarray, resamples: int, rng: np.random.Genera
     return out
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Mean of a − b (N,), per-image outcomes of two models, with a percentile interval over images.
-
-    groups (N,): images (or queries) with the same number are drawn together.
-    """
-    d = np.asarray(a, float) - np.asarray(b, float)
-    samples = _resampled_means(_cluster_sums(d, groups), resamples, np.random.default_rng(seed))[:, 0]
-    low, high = np.quantile(samples, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(float(d.mean()), float(low), float(high))
-
-
 def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Two-sided p of "both models are right equally often", from the images they disagree on.
 
@@ -94,28 +84,37 @@ def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> f
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One set's per-image outcomes under two models; sets with equal `images` show the same images."""
+    """One set's per-image outcomes (N,) under two models; sets with equal `images` show the same images.
+
+    groups (N,): images (or queries) with the same number are drawn together.
+    """
 
     a: np.ndarray
     b: np.ndarray
     groups: np.ndarray | None = None
     images: str | None = None
 
+    @property
+    def difference(self) -> np.ndarray:
+        """a − b (N,)."""
+        return np.asarray(self.a, float) - np.asarray(self.b, float)
+
 
 def mean_of_sets(sets: Sequence[Outcomes], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean over sets of the mean of a − b, interval over images; sets over the same images share draws."""
+    """Mean over sets of the mean of a − b, with a percentile interval over images (paired bootstrap).
+
+    Sets over the same images share draws.
+    """
     rng = np.random.default_rng(seed)
     shared: dict[object, list[np.ndarray]] = {}
     for number, outcomes in enumerate(sets):
-        d = np.asarray(outcomes.a, float) - np.asarray(outcomes.b, float)
+        d = outcomes.difference
         key = (outcomes.images, len(d)) if outcomes.images and outcomes.groups is None else number
         shared.setdefault(key, []).append(_cluster_sums(d, outcomes.groups))
     total = np.zeros(resamples)
     for parts in shared.values():
         total += _resampled_means(np.concatenate(parts, 1), resamples, rng).sum(1)
-    value = float(np.mean([np.mean(np.asarray(s.a, float) - np.asarray(s.b, float)) for s in sets]))
-    low, high = np.quantile(total / len(sets), [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(value, float(low), float(high))
+    return _percentiles(float(np.mean([s.difference.mean() for s in sets])), total / len(sets))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -220,5 +219,4 @@ def scaling(samples: Sequence[float], curves: np.ndarray, resamples: int = 2000,
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled):
         return Interval(value, None, None)
-    low, high = np.quantile(resampled, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(value, float(low), float(high))
+    return _percentiles(value, resampled)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -61,53 +62,49 @@ def _votes(arm: Arm) -> dict[str, object] | None:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A comparison with what is drawn of it."""
-
-    comparison: Comparison
-    charts: list[Figure]
-    trios: list[Trio]
-    retrieval: list[RetrievalPanel]
-
-
-def _section(comparison: Comparison) -> Section:
-    return Section(
-        comparison=comparison,
-        charts=_family_charts(comparison),
-        trios=panels.trios(comparison) if comparison.triplets else [],
-        retrieval=panels.retrieval_panels(comparison),
-    )
-
-
 def _file_name(comparison: Comparison, *what: str) -> str:
     """Of a chart of one comparison."""
     return re.sub(r"[^\w-]+", "-", "-".join((*what, comparison.a.label, comparison.b.label)))
 
 
-def _family_charts(comparison: Comparison) -> list[Figure]:
-    """Figure 2: means of the families; empty when only one family was evaluated."""
-    if len({row.name for row in comparison.families}) < 2:
-        return []
-    charts = []
-    for measure in (TOP1, TOP5):
-        if rows := [row for row in comparison.families if row.measure is measure]:
-            chart = figures.bars(
-                name=_file_name(comparison, "families", measure.title),
-                title=f"Mean {measure.title}, %",
-                groups=[row.name for row in rows],
-                values=[[row.a for row in rows], [row.b for row in rows]],
-                labels=[comparison.a.label, comparison.b.label],
-                deltas=[signed(row.delta.value) for row in rows],
-            )
-            charts.append(chart)
-    return charts
+@dataclass(frozen=True)
+class Section:
+    """A comparison with what is drawn of it."""
+
+    comparison: Comparison
+
+    @cached_property
+    def charts(self) -> list[Figure]:
+        """Figure 2: means of the families; empty when only one family was evaluated."""
+        if len({row.name for row in self.comparison.families}) < 2:
+            return []
+        charts, a, b = [], self.comparison.a, self.comparison.b
+        for measure in (TOP1, TOP5):
+            if rows := [row for row in self.comparison.families if row.measure is measure]:
+                chart = figures.bars(
+                    name=_file_name(self.comparison, "families", measure.title),
+                    title=f"Mean {measure.title}, %",
+                    groups=[row.name for row in rows],
+                    values={a.label: [row.a for row in rows], b.label: [row.b for row in rows]},
+                    deltas=[signed(row.delta.value) for row in rows],
+                )
+                charts.append(chart)
+        return charts
+
+    @cached_property
+    def trios(self) -> list[Trio]:
+        return panels.trios(self.comparison)
+
+    @cached_property
+    def retrieval(self) -> list[RetrievalPanel]:
+        return panels.retrieval_panels(self.comparison)
 
 
 def build(options: Report) -> tuple[str, list[Figure]]:
     """(the page, its charts).  Raises ValueError for runs that cannot be compared."""
     arms = runs.arms(options.runs)
-    sections = [_section(compare.compare(arm, arms[-1])) for arm in arms[:-1]]
+    every = [run for arm in arms for run in arm.runs]
+    sections = [Section(compare.compare(arm, arms[-1])) for arm in arms[:-1]]
     scaling, learning = curves.scaling(arms), curves.learning(arms)
     others = " and ".join(arm.label for arm in arms[:-1])
     page = render(
@@ -127,9 +124,9 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         paper_checks=len(paper.checks()),
         paper_remarks=paper.remarks(),
         first=arms[0].first.data,
-        not_shared=provenance.not_shared([run for arm in arms for run in arm.runs]),
+        not_shared=provenance.not_shared(every),
         paper_sets=len(catalog.PAPER),
-        settings=provenance.settings(arms),
+        settings=provenance.settings(every),
         checkpoint=provenance.checkpoint,
     )
     answers = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -30,14 +31,16 @@ class Measure:
     """One figure of a set, and its per-query outcomes.
 
     key: its name in `metrics`.  title: for people.  tested: whether Holm's correction counts its test; the
-    other figures of a set tell the same story again.
+    other figures of a set tell the same story again.  hits: of the queries that count.  crisp: they are hits
+    or misses, as McNemar's test needs, no shares of people.
     """
 
     key: str
     title: str
-    tested: bool
     hits: Callable[[Arrays], np.ndarray]
     groups: Callable[[Arrays], np.ndarray | None] = lambda arrays: None
+    tested: bool = False
+    crisp: bool = True
 
 
 def _classification(k: int) -> Measure:
@@ -72,25 +75,39 @@ RECALLS = tuple(
 )
 
 
-def _choices(arrays: Arrays) -> Choices:
-    return Choices(**{name: arrays[name] for name in ("dist", "vote", "split")})
+def choices(arrays: Arrays) -> Choices:
+    """What a model chose in the triplets."""
+    return Choices(*(arrays[name] for name in ("dist", "vote", "split")))
 
 
-TWOAFC = Measure(key="twoafc", title="2AFC", tested=False, hits=lambda a: _choices(a).credit())
-TWOAFC_SOFT = Measure(key="twoafc_soft", title="2AFC", tested=False, hits=lambda a: _choices(a).soft_credit())
+def _twoafc(key: str, title: str, credit: Callable[[Choices], np.ndarray], split: str) -> Measure:
+    def hits(arrays: Arrays) -> np.ndarray:
+        credits = credit(choices(arrays).of(split))
+        return credits[~np.isnan(credits)]  # even votes have no majority to agree with
+
+    return Measure(
+        key=f"{key}@{split}" if split else key,
+        title=f"{title} {split}".strip(),
+        hits=hits,
+        crisp=credit is Choices.credit,
+    )
+
+
+def twoafc(metrics: dict[str, float], splits: Sequence[str] = ("",)) -> list[Measure]:
+    """Majority and share of people where they differ, else one; of each split, or of all triplets."""
+    kinds = [("twoafc", "2AFC", Choices.credit)]
+    if metrics["ceiling"] != 1:
+        kinds = [
+            ("twoafc", "2AFC (majority)", Choices.credit),
+            ("twoafc_soft", "2AFC (share of people)", Choices.soft_credit),
+        ]
+    return [_twoafc(*kind, split) for kind in kinds for split in splits]
 
 
 def measures(record: dict) -> tuple[Measure, ...]:
     """A set's figures in the order tables show them; top-5 only where it exists."""
     every = (TOP1, TOP5) if record["task"] == CLASSIFICATION_TASK else RECALLS
     return tuple(m for m in every if m.key in record["metrics"])
-
-
-def twoafc_names(metrics: dict[str, float]) -> dict[Measure, str]:
-    """{measure: its name}: majority and share of people where they differ, else one."""
-    if metrics["ceiling"] == 1:
-        return {TWOAFC: "2AFC"}
-    return {TWOAFC: "2AFC (majority)", TWOAFC_SOFT: "2AFC (share of people)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +163,7 @@ class Comparison:
     @property
     def by_set(self) -> list[list[SetRow]]:
         """The rows of each set together."""
-        keys = dict.fromkeys(row.key for row in self.rows)
-        return [[row for row in self.rows if row.key == key] for key in keys]
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: row.key)]
 
 
 # -- comparing -----------------------------------------------------------------------------------
@@ -162,14 +178,19 @@ def compare(a: Arm, b: Arm) -> Comparison:
     triplets = _triplet_rows(a, b)
     if not keys and not triplets:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
-    by_family = families_of(a.runs[0], keys)
-    scored = [k for f, members in by_family.items() if f in catalog.FAMILIES for k in members]
-    scored = scored or [k for members in by_family.values() for k in members]
+    having = {measure: families_of(a.runs[0], keys, measure) for measure in (TOP1, TOP5)}
+    scored = [k for family, sets in having[TOP1].items() if family in catalog.FAMILIES for k in sets]
+    scored = scored or [k for sets in having[TOP1].values() for k in sets]
     return Comparison(
         a=a,
         b=b,
-        rows=_with_holm([_set_row(a, b, key, m) for key in keys for m in measures(a.first.datasets[key])]),
-        families=_family_rows(a, b, by_family),
+        rows=_with_holm([row for key in keys for row in _set_rows(a, b, key)]),
+        families=[
+            _family_row(a, b, family, families[family], measure)
+            for family in having[TOP1]
+            for measure, families in having.items()
+            if family in families
+        ],
         primary=_family_row(a, b, "Mean of the sets", scored, TOP1) if scored else None,
         triplets=triplets,
     )
@@ -181,12 +202,12 @@ def shared_keys(runs: Sequence[Run]) -> list[str]:
     return [k for k in runs[0].final.datasets if k in common]
 
 
-def families_of(run: Run, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Family → its classification sets among `keys`, in the paper's order, then the others."""
+def families_of(run: Run, keys: Sequence[str], measure: Measure) -> dict[str, list[str]]:
+    """Family → its sets among `keys` that have this figure, in the paper's order, then the others."""
     members: dict[str, list[str]] = {family: [] for family in catalog.FAMILIES}
     for key in keys:
         record = run.final.datasets[key]
-        if record["task"] == CLASSIFICATION_TASK:
+        if measure.key in record["metrics"]:
             members.setdefault(record["family"], []).append(key)
     return {family: sets for family, sets in members.items() if sets}
 
@@ -208,9 +229,13 @@ def _check_same(key: str, runs: Sequence[Run]) -> None:
                 )
 
 
-def _hits(arm: Arm, key: str, measure: Measure) -> np.ndarray:
-    """Per-query outcome, averaged over the arm's seeds."""
-    return np.mean([measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs], 0)
+def _outcomes(a: Arm, b: Arm, key: str, measure: Measure) -> Outcomes:
+    """Per-query outcomes, averaged over each arm's seeds."""
+    of_a, of_b = (
+        np.mean([measure.hits(run.final.arrays(key)).astype(float) for run in arm.runs], 0) for arm in (a, b)
+    )
+    groups, images = measure.groups(a.first.arrays(key)), a.first.record(key).get("crops")
+    return Outcomes(of_a, of_b, groups, images)
 
 
 def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
@@ -224,25 +249,36 @@ def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
     }
 
 
-def _single(a: Arm, b: Arm) -> bool:
-    """One run each: their queries are hits or misses, as McNemar's test needs."""
-    return len(a.runs) == len(b.runs) == 1
-
-
-def _set_row(a: Arm, b: Arm, key: str, measure: Measure) -> SetRow:
+def _set_rows(a: Arm, b: Arm, key: str) -> list[SetRow]:
     record = a.first.datasets[key]
-    hits_a, hits_b = _hits(a, key, measure), _hits(b, key, measure)
-    groups = measure.groups(a.first.arrays(key))
+    about = {name: record[name] for name in ("name", "family", "near_chance")}
+    return [_set_row(a, b, key, measure, **about) for measure in measures(record)]
+
+
+def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
+    """Each of `twoafc`, by split if there are several; a split without any majority has no row."""
+    runs = [*a.runs, *b.runs]
+    if any(run.final.data.get("triplets") is None for run in runs):
+        return []
+    _check_same("triplets", runs)
+    splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
+    metrics = a.first.record("triplets")["metrics"]
+    every = twoafc(metrics, splits if len(splits) > 1 else ("",))
+    return [_set_row(a, b, "triplets", m, name=m.title) for m in every if m.key in metrics]
+
+
+def _set_row(a: Arm, b: Arm, key: str, measure: Measure, **about) -> SetRow:
+    """One figure of a set or of the triplets; about: what SetRow says of the set besides."""
+    outcomes = _outcomes(a, b, key, measure)
+    crisp = measure.crisp and len(a.runs) == len(b.runs) == 1  # means over seeds are no hits or misses
     return SetRow(
         key=key,
-        name=record["name"],
-        family=record["family"],
         measure=measure,
-        samples=len(hits_a),
-        near_chance=record["near_chance"],
-        delta=uncertainty.paired_bootstrap(hits_a, hits_b, groups),
-        p=uncertainty.mcnemar(hits_a, hits_b, groups) if _single(a, b) else None,
-        **_both(a, b, lambda evaluation: evaluation.datasets[key]["metrics"][measure.key]),
+        samples=len(outcomes.a),
+        delta=uncertainty.mean_of_sets([outcomes]),
+        p=uncertainty.mcnemar(outcomes.a, outcomes.b, outcomes.groups) if crisp else None,
+        **about,
+        **_both(a, b, lambda evaluation: evaluation.record(key)["metrics"][measure.key]),
     )
 
 
@@ -255,69 +291,11 @@ def _with_holm(rows: list[SetRow]) -> list[SetRow]:
     return [replace(row, adjusted=float(adjusted[i])) if i in adjusted else row for i, row in enumerate(rows)]
 
 
-def _family_rows(a: Arm, b: Arm, by_family: dict[str, list[str]]) -> list[FamilyRow]:
-    """Top-1 of every family, top-5 of those that have it."""
-    rows = []
-    for family, keys in by_family.items():
-        for measure in (TOP1, TOP5):
-            having = [k for k in keys if measure.key in a.first.datasets[k]["metrics"]]
-            if having:
-                rows.append(_family_row(a, b, family, having, measure))
-    return rows
-
-
 def _family_row(a: Arm, b: Arm, family: str, keys: list[str], measure: Measure) -> FamilyRow:
-    outcomes = [
-        Outcomes(
-            _hits(a, key, measure),
-            _hits(b, key, measure),
-            groups=measure.groups(a.first.arrays(key)),
-            images=a.first.datasets[key].get("crops"),
-        )
-        for key in keys
-    ]
     return FamilyRow(
         name=family,
         measure=measure,
         sets=len(keys),
-        delta=uncertainty.mean_of_sets(outcomes),
+        delta=uncertainty.mean_of_sets([_outcomes(a, b, key, measure) for key in keys]),
         **_both(a, b, lambda e: statistics.fmean(e.datasets[k]["metrics"][measure.key] for k in keys)),
-    )
-
-
-# -- triplets ------------------------------------------------------------------------------------
-
-
-def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
-    """Each of `twoafc_names`, by split if there are several; a split without any majority has no row."""
-    runs = [*a.runs, *b.runs]
-    if any(run.final.data.get("triplets") is None for run in runs):
-        return []
-    _check_same("triplets", runs)
-    splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
-    names = twoafc_names(a.first.record("triplets")["metrics"])
-    where = splits if len(splits) > 1 else [""]
-    rows = [_triplet_row(a, b, split, m, name) for m, name in names.items() for split in where]
-    return [row for row in rows if row is not None]
-
-
-def _triplet_row(a: Arm, b: Arm, split: str, measure: Measure, name: str) -> SetRow | None:
-    """One figure of one split ("" for all)."""
-    arrays = a.first.arrays("triplets")
-    counted = np.full(len(arrays["split"]), True) if not split else arrays["split"] == split
-    if measure is TWOAFC:
-        counted &= arrays["vote"] != 0.5
-    if not counted.any():
-        return None
-    hits_a, hits_b = (_hits(arm, "triplets", measure)[counted] for arm in (a, b))
-    key = f"{measure.key}@{split}" if split else measure.key
-    hit_or_miss = _single(a, b) and measure is TWOAFC
-    return SetRow(
-        key="triplets",
-        name=f"{name} {split}".strip(),
-        measure=measure,
-        samples=int(counted.sum()),
-        delta=uncertainty.paired_bootstrap(hits_a, hits_b),
-        p=uncertainty.mcnemar(hits_a, hits_b) if hit_or_miss else None,
-        **_both(a, b, lambda evaluation: evaluation.record("triplets")["metrics"][key]),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,8 +110,7 @@ class ScalingChart:
     near_chance: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
+class _Panel(NamedTuple):
     title: str
     keys: list[str]
     measure: Measure
@@ -145,13 +145,10 @@ def _shared_points(arm: Arm) -> list[int]:
 
 def _accuracy(arm: Arm, keys: Sequence[str], measure: Measure, points: Sequence[int]) -> np.ndarray:
     """(seeds, sets, points) fractions."""
-    out = np.empty((len(arm.runs), len(keys), len(points)))
-    for s, run in enumerate(arm.runs):
-        by_samples = {e.samples: e for e in run.evaluations}
-        for p, samples in enumerate(points):
-            for k, key in enumerate(keys):
-                out[s, k, p] = by_samples[samples].datasets[key]["metrics"][measure.key]
-    return out
+    by_samples = [{e.samples: e.datasets for e in run.evaluations} for run in arm.runs]
+    return np.array(
+        [[[at[p][key]["metrics"][measure.key] for p in points] for key in keys] for at in by_samples]
+    )
 
 
 def beta(interval: Interval) -> str:
@@ -168,16 +165,11 @@ def _panels(arms: Sequence[Arm]) -> list[_Panel]:
     datasets = arms[0].first.datasets
     panels = []
     for measure in (compare.TOP1, compare.TOP5):
-        for family, members in compare.families_of(arms[0].runs[0], keys).items():
-            members = [k for k in members if measure.key in datasets[k]["metrics"]]
-            if members:
-                near_chance = [datasets[k]["name"] for k in members if datasets[k]["near_chance"]]
-                title = f"{family}, {measure.title}"
-                panels.append(_Panel(title=title, keys=members, measure=measure, near_chance=near_chance))
+        for family, members in compare.families_of(arms[0].runs[0], keys, measure).items():
+            near_chance = [datasets[k]["name"] for k in members if datasets[k]["near_chance"]]
+            panels.append(_Panel(f"{family}, {measure.title}", members, measure, near_chance))
     for key in keys:
         if datasets[key]["task"] != CLASSIFICATION_TASK:
-            panels += [
-                _Panel(title=f"{datasets[key]['name']}, {m.title}", keys=[key], measure=m, near_chance=[])
-                for m in compare.measures(datasets[key])
-            ]
+            for measure in compare.measures(datasets[key]):
+                panels.append(_Panel(f"{datasets[key]['name']}, {measure.title}", [key], measure, []))
     return panels

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
     from matplotlib.typing import RcKeyType
-
-    from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
@@ -80,10 +82,8 @@ class Figure:
     alt: str
 
     def _svg(self) -> str:
-        import matplotlib
-
         text = io.StringIO()
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
+        with rc_context({**_STYLE, "svg.hashsalt": self.name}):
             self.drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
         return text.getvalue()
 
@@ -108,9 +108,7 @@ class Figure:
         return [svg, png]
 
 
-def _new(width: float, height: float):
-    from matplotlib.figure import Figure as Drawing
-
+def _new(width: float, height: float) -> tuple[Drawing, Axes]:
     drawing = Drawing(figsize=(width, height))
     return drawing, drawing.add_subplot()
 
@@ -122,18 +120,6 @@ def _thousands(value: float, _=None) -> str:
     return f"{value:g}"
 
 
-def _styled(draw):
-    """Draw with the report's style, leaving the caller's matplotlib settings alone."""
-
-    def wrapped(*args, **kwargs):
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
-
-
 def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     """Centred moving mean over `span` points, shorter at the ends."""
     values = np.asarray(y, float)
@@ -143,18 +129,11 @@ def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-@_styled
+@rc_context(_STYLE)
 def lines(
-    name: str,
-    title: str,
-    series: Sequence[Series],
-    xlabel: str,
-    log: bool = False,
-    percent: bool = False,
+    name: str, title: str, series: Sequence[Series], xlabel: str, log: bool = False, percent: bool = False
 ) -> Figure:
     """Curves of the arms over one x; percent: y are fractions."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     drawing, axes = _new(4.3, 2.75)
     scale = 100 if percent else 1
     for s in series:
@@ -175,39 +154,36 @@ def lines(
     return Figure(name, drawing, f"{title}: {ends}")
 
 
-@_styled
+@rc_context(_STYLE)
 def bars(
     name: str,
     title: str,
     groups: Sequence[str],
-    values: Sequence[Sequence[float]],
-    labels: Sequence[str],
+    values: dict[str, Sequence[float]],
     deltas: Sequence[str],
 ) -> Figure:
-    """Grouped bars (Figure 2): values[arm][group] fractions, the difference written above each group."""
+    """Grouped bars (Figure 2): fractions of each group by arm, the difference written above each group."""
     drawing, axes = _new(max(4.3, 0.95 * len(groups) + 0.6), 2.9)
     width = 0.8 / len(values)
     x = np.arange(len(groups))
-    for arm, heights in enumerate(values):
+    for arm, (label, heights) in enumerate(values.items()):
         axes.bar(
             x + (arm - (len(values) - 1) / 2) * width, 100 * np.asarray(heights), width * 0.92,
-            color=ARM_COLOURS[arm % 4], label=labels[arm],
+            color=ARM_COLOURS[arm % 4], label=label,
         )  # fmt: skip
-    tops = 100 * np.max(np.asarray(values), 0)
+    tops = 100 * np.max([*values.values()], 0)
     for at, top, text in zip(x, tops, deltas):
         axes.annotate(text, (at, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks(x, [textwrap.fill(g, 13) for g in groups], fontsize=9)
     axes.set_ylim(0, float(tops.max()) * 1.18 or 1)
     axes.set_title(title)
-    axes.legend(loc="lower right", ncols=len(labels), bbox_to_anchor=(1.01, 0.99), handlelength=1)
+    axes.legend(loc="lower right", ncols=len(values), bbox_to_anchor=(1.01, 0.99), handlelength=1)
     return Figure(name, drawing, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
 
 
-@_styled
+@rc_context(_STYLE)
 def answers(name: str, panel: RetrievalPanel) -> Figure:
     """Figure 5: a row for each query, beside it both arms' first answers with scores."""
-    from matplotlib.figure import Figure as Drawing
-
     drawing = Drawing(figsize=(13, 1.35 * len(panel.queries) + 0.6), layout="constrained")
     drawing.set_layout_engine("none")  # without this detour, saving would arrange it all anew
     drawing.suptitle(

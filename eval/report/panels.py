@@ -19,7 +19,7 @@ from PIL import Image
 
 from eval.cache import mapped
 from eval.metrics import perceptual
-from eval.report.compare import TWOAFC, Comparison
+from eval.report.compare import Comparison, choices
 from eval.report.render import minus
 from eval.results import Evaluation
 from eval.sets import evalset, sources
@@ -76,13 +76,11 @@ class Images:
     @cached_property
     def _images(self) -> evalset.Images | np.ndarray | None:
         record = self.evaluation.record(self.key)
-        images: evalset.Images | np.ndarray | None = None
         crops = Path(record["crops"] or "")
         with suppress(ValueError, OSError):  # moved or changed since
-            images = self._originals(Path(record["path"]))
-        if images is None and crops.is_file():  # what was evaluated
-            images = mapped(crops)
-        return images
+            if (images := self._originals(Path(record["path"]))) is not None:
+                return images
+        return mapped(crops) if crops.is_file() else None  # what was evaluated
 
     def _originals(self, path: Path) -> evalset.Images | None:
         if self.key == "triplets":
@@ -104,20 +102,21 @@ class Kind:
     shown: list[int]
 
 
-def kinds(a: np.ndarray, b: np.ndarray, labels: tuple[str, str]) -> list[Kind]:
-    """Split queries by whose first answer is right; a, b (Q,) bool."""
+def kinds(hits: dict[str, np.ndarray]) -> list[Kind]:
+    """Split queries by whose first answer is right; hits: (Q,) bool of each of two arms, by label."""
     rng = np.random.default_rng(0)
-    parts = (
-        (f"only {labels[0]} is right", a & ~b),
-        (f"only {labels[1]} is right", b & ~a),
-        ("both are right", a & b),
-        ("neither is right", ~a & ~b),
-    )
+    (one, a), (other, b) = hits.items()
+    parts = {
+        f"only {one} is right": a & ~b,
+        f"only {other} is right": b & ~a,
+        "both are right": a & b,
+        "neither is right": ~a & ~b,
+    }
     out = []
-    for title, mask in parts:
+    for title, mask in parts.items():
         rows = np.flatnonzero(mask)
         chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else rows
-        out.append(Kind(title, len(rows), sorted(int(i) for i in chosen)))
+        out.append(Kind(title, len(rows), sorted(chosen.tolist())))
     return out
 
 
@@ -179,18 +178,14 @@ class _Retrieval:
     """The captions, images and both arms' arrays of one retrieval set."""
 
     def __init__(self, comparison: Comparison, key: str):
-        arms = (comparison.a, comparison.b)
-        self.key = key
-        self.labels = (arms[0].label, arms[1].label)
-        self.arrays = [arm.first.arrays(key) for arm in arms]
-        self.record = arms[0].first.datasets[key]
-        self.images = Images(arms[0].first, key)
-        self.index, self.owner = (self.arrays[0][name] for name in ("index", "owner"))
+        first = comparison.a.first
+        self.key, self.record, self.images = key, first.datasets[key], Images(first, key)
+        self.arrays = {arm.label: arm.first.arrays(key) for arm in (comparison.a, comparison.b)}
+        self.index, self.owner = (first.arrays(key)[name] for name in ("index", "owner"))
         self.captions = [caption for i in self.index for caption in self.record["captions"][i]]
 
     def panel(self, way: str) -> RetrievalPanel:
-        hits = [arrays[f"{way}_first"] == 0 for arrays in self.arrays]
-        groups = kinds(hits[0], hits[1], self.labels)
+        groups = kinds({label: arrays[f"{way}_first"] == 0 for label, arrays in self.arrays.items()})
         return RetrievalPanel(
             key=self.key,
             way=way,
@@ -204,51 +199,34 @@ class _Retrieval:
         image = query if by_image else int(self.owner[query])
         own = np.flatnonzero(self.owner == image).tolist()
         texts = [self.captions[i] for i in (own if by_image else [query])]
-        right = set(own) if by_image else {image}
+        right = own if by_image else [image]
         return Query(
             outcome=outcome,
             thumbnail=self.images.thumbnail(int(self.index[image]), texts[0]) if by_image else None,
             texts=texts,
-            arms=[
-                ArmAnswers(
-                    label=label,
-                    standing=_standing(arrays, way, query, right),
-                    answers=self._answers(arrays, way, query, right),
-                )
-                for label, arrays in zip(self.labels, self.arrays)
-            ],
+            arms=[self._answers(label, way, query, right) for label in self.arrays],
         )
 
-    def _answers(self, arrays: dict[str, np.ndarray], way: str, query: int, right: set[int]) -> list[Answer]:
-        answers = []
-        top, scores = arrays[f"{way}_top"][query][:SHOWN], arrays[f"{way}_scores"][query][:SHOWN]
-        for candidate, score in zip(top.tolist(), scores.tolist()):
-            image = int(self.index[candidate]) if way == "t2i" else None
-            text = self.captions[candidate] if image is None else self._alt(image)
-            answers.append(
-                Answer(
-                    text=text,
-                    thumbnail=None if image is None else self.images.thumbnail(image, text),
-                    score=minus(f"{score:.3f}"),
-                    right=candidate in right,
-                )
-            )
-        return answers
+    def _answers(self, label: str, way: str, query: int, right: list[int]) -> ArmAnswers:
+        """An arm's answers, and the right one's margin over the best wrong one (or behind the first)."""
+        top, scores, rank = (self.arrays[label][f"{way}_{name}"][query] for name in ("top", "scores", "rank"))
+        hit = np.isin(top, right)
+        standing = f"right answer at rank {rank + 1}"
+        if hit.any() and not hit.all():
+            standing += minus(f", margin {scores[hit][0] - scores[~hit][0]:+.3f}")
+        shown = zip(top[:SHOWN].tolist(), scores.tolist(), hit.tolist())
+        answers = [self._answer(way, *candidate) for candidate in shown]
+        return ArmAnswers(label=label, standing=standing, answers=answers)
 
-    def _alt(self, image: int) -> str:
-        captions = self.record["captions"]
-        return captions[image][0] if image < len(captions) and captions[image] else f"image {image}"
-
-
-def _standing(arrays: dict[str, np.ndarray], way: str, query: int, right: set[int]) -> str:
-    """Where the right answer stands, and its margin over the best wrong one (or behind the first)."""
-    top, scores = arrays[f"{way}_top"][query], arrays[f"{way}_scores"][query]
-    rank = int(arrays[f"{way}_rank"][query]) + 1
-    hits = [i for i, t in enumerate(top) if int(t) in right]
-    misses = [i for i, t in enumerate(top) if int(t) not in right]
-    if not hits or not misses:
-        return f"right answer at rank {rank}"
-    return minus(f"right answer at rank {rank}, margin {float(scores[hits[0]] - scores[misses[0]]):+.3f}")
+    def _answer(self, way: str, candidate: int, score: float, right: bool) -> Answer:
+        thumbnail = None
+        if way == "i2t":
+            text = self.captions[candidate]
+        else:
+            image = int(self.index[candidate])
+            text = self.record["captions"][image][0]
+            thumbnail = self.images.thumbnail(image, text)
+        return Answer(text=text, thumbnail=thumbnail, score=minus(f"{score:.3f}"), right=right)
 
 
 # -- triplets -------------------------------------------------------------------------------------
@@ -275,27 +253,22 @@ class Trio:
 
 def trios(comparison: Comparison) -> list[Trio]:
     """Triplets with the voted image marked and both arms' distances."""
-    arms = (comparison.a, comparison.b)
-    arrays = [arm.first.arrays("triplets") for arm in arms]
-    right = [TWOAFC.hits(outcomes) == 1 for outcomes in arrays]  # even votes are NaN, so false
-    images = Images(arms[0].first, "triplets")
-    return [
-        _trio(images, arrays, row, kind)
-        for kind in kinds(right[0], right[1], (arms[0].label, arms[1].label))
-        for row in kind.shown
-    ]
+    arrays = {arm.label: arm.first.arrays("triplets") for arm in (comparison.a, comparison.b)}
+    hits = {label: choices(held).credit() == 1 for label, held in arrays.items()}  # even votes: NaN, so false
+    images = Images(comparison.a.first, "triplets")
+    return [_trio(images, [*arrays.values()], row, kind) for kind in kinds(hits) for row in kind.shown]
 
 
 def _trio(images: Images, arrays: list[dict[str, np.ndarray]], row: int, kind: Kind) -> Trio:
-    reference, *others = arrays[0]["rows"][row].tolist()
+    reference, left, right = arrays[0]["rows"][row].tolist()
     vote = float(arrays[0]["vote"][row])
-    choices = [
-        Choice(
-            thumbnail=images.thumbnail(image, side),
-            voted=vote > 0.5 if side == "right" else vote < 0.5,
-            distances=[f"{outcomes['dist'][row][number]:.3f}" for outcomes in arrays],
-        )
-        for number, (side, image) in enumerate(zip(("left", "right"), others))
-    ]
-    thumbnail = images.thumbnail(reference, "reference")
-    return Trio(reference=thumbnail, choices=choices, outcome=kind.title, count=kind.count)
+    to_left, to_right = zip(*([f"{distance:.3f}" for distance in held["dist"][row]] for held in arrays))
+    return Trio(
+        reference=images.thumbnail(reference, "reference"),
+        choices=[
+            Choice(thumbnail=images.thumbnail(left, "left"), voted=vote < 0.5, distances=[*to_left]),
+            Choice(thumbnail=images.thumbnail(right, "right"), voted=vote > 0.5, distances=[*to_right]),
+        ],
+        outcome=kind.title,
+        count=kind.count,
+    )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from eval import assumptions
-from eval.report.runs import Arm, Run
+from eval.report.runs import Run
 
 
 def not_shared(runs: Sequence[Run]) -> list[str]:
@@ -26,39 +25,28 @@ def flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings as {"a.b": value}."""
     out: dict[str, object] = {}
     for name, value in settings.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
 
 
-def differences(runs: Sequence[Run], part: Callable[[Run], dict]) -> dict[str, list[str]]:
-    """{setting: its value in each run} of those that are not all equal; nested settings as a.b."""
-    by_run = [flat(part(run)) for run in runs]
-    out = {}
+def _compared(by_run: Sequence[dict]) -> tuple[dict[str, list[str]], dict]:
+    """({setting: its value in each run} of those that are not all equal, {setting: value} of the others)."""
+    by_run = [flat(settings) for settings in by_run]
+    differing = {}
     for name in dict.fromkeys(name for settings in by_run for name in settings):
         values = [json.dumps(s[name]).strip('"') if name in s else "–" for s in by_run]
-        if len(set(values)) > 1 and name != "run":
-            out[name] = values
-    return out
+        if len(set(values)) > 1:
+            differing[name] = values
+    return differing, {name: value for name, value in by_run[0].items() if name not in differing}
 
 
-def settings(arms: Sequence[Arm]) -> dict[str, dict]:
+def settings(runs: Sequence[Run]) -> dict[str, dict]:
     """`differing`: {setting: its value in each run}.  `shared`, `evaluated`: {setting: value} of all runs."""
-    runs = [run for arm in arms for run in arm.runs]
-    in_recipe = differences(runs, lambda run: run.recipe)
-    in_evaluation = differences(runs, _evaluated_with)
-    recipe, evaluated = flat(runs[0].recipe), flat(_evaluated_with(runs[0]))
-    return {
-        "differing": in_recipe | {f"evaluated with {name}": v for name, v in in_evaluation.items()},
-        "shared": {name: v for name, v in recipe.items() if name not in {*in_recipe, "run"}},
-        "evaluated": {name: v for name, v in evaluated.items() if name not in in_evaluation},
-    }
-
-
-def _evaluated_with(run: Run) -> dict:
-    return run.final.data["settings"] | run.final.data["versions"]
+    recipes = [{name: value for name, value in run.recipe.items() if name != "run"} for run in runs]
+    in_recipe, shared = _compared(recipes)
+    in_evaluation, evaluated = _compared([r.final.data["settings"] | r.final.data["versions"] for r in runs])
+    differing = in_recipe | {f"evaluated with {name}": v for name, v in in_evaluation.items()}
+    return {"differing": differing, "shared": shared, "evaluated": evaluated}
 
 
 def checkpoint(run: Run) -> list[str]:
@@ -67,4 +55,14 @@ def checkpoint(run: Run) -> list[str]:
     which = about["source"]
     if "samples" in about:
         which = f"step {about['step']:,}, {about['samples']:,} samples"
-    return [which, *assumptions.weights_used_as(run.final.data)]
+    return [which, *weights_used_as(run.final.data)]
+
+
+def weights_used_as(data: dict) -> list[str]:
+    """From a results.json: how the weights were used, and what of that was assumed."""
+    about, pixels = data["checkpoint"], data["settings"].get("preprocess")
+    used = [about["activation"]] if "activation" in about else []
+    if pixels:
+        used += [f"{name} {', '.join(f'{v:.4g}' for v in pixels[name])}" for name in ("mean", "std")]
+    told_by = [f"as {about['told_by']} tells"] if "told_by" in about else []
+    return [*(["; ".join(used)] if used else []), *told_by, *about.get("assumed", ())]

@@ -6,14 +6,11 @@ Everything that a template prints is escaped, except the charts (`drawing` in te
 from __future__ import annotations
 
 import time
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import jinja2
 
 from eval.metrics.uncertainty import Interval
-
-if TYPE_CHECKING:
-    import jinja2
 
 
 def pct(value: float) -> str:
@@ -59,23 +56,17 @@ def on_axis(value: float, limit: float) -> str:
     return f"{50 + 48 * max(-1.0, min(1.0, value / limit)):.2f}"
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for function in (pct, signed, spread, p_value, tied, counted, on_axis):
-        environment.filters[function.__name__] = function
-    return environment
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {f.__name__: f for f in (pct, signed, spread, p_value, tied, counted, on_axis)}
 
 
-def render(template: str = "page.html.j2", **values: object) -> str:
+def render(**values: object) -> str:
     """The page; styles inline, nothing fetched."""
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return _environment().get_template(template).render(written=written, **values)
+    return _TEMPLATES.get_template("page.html.j2").render(written=written, **values)

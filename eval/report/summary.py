@@ -108,7 +108,7 @@ def single_rows(arm: Arm) -> list[SingleRow]:
             rows.append(SingleRow(name=name, measure=measure.title, values=values))
     if all(run.final.data.get("triplets") for run in arm.runs):
         metrics = [run.final.record("triplets")["metrics"] for run in arm.runs]
-        for measure, name in compare.twoafc_names(metrics[0]).items():
+        for measure in compare.twoafc(metrics[0]):
             values = [m.get(measure.key, float("nan")) for m in metrics]
-            rows.append(SingleRow(name=name, measure="", values=values, of_triplets=True))
+            rows.append(SingleRow(name=measure.title, measure="", values=values, of_triplets=True))
     return rows

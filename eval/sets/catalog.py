@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,29 +105,21 @@ _DATACOMP_KEYS = {
     "flickr30k": "retrieval/flickr_1k_test_image_text_retrieval",
     "mscoco_captions": "retrieval/mscoco_2014_5k_test_image_text_retrieval",
 }
-# Names under which people's folders hold a set; matched in lower case with "/" and "_" as "-".
+# Further names under which people's folders hold a set; matched in lower case with "/" and "_" as "-".
 _ALIASES = {
-    "cifar100": "vtab/cifar100", "cifar-100": "vtab/cifar100", "cifar-10": "cifar10",
-    "caltech101": "vtab/caltech101", "dtd": "vtab/dtd", "eurosat": "vtab/eurosat",
-    "flowers": "vtab/flowers", "flowers-102": "vtab/flowers", "flowers102": "vtab/flowers",
-    "pets": "vtab/pets", "oxford-iiit-pet": "vtab/pets", "resisc45": "vtab/resisc45",
-    "svhn": "vtab/svhn", "pcam": "vtab/pcam", "food-101": "food101", "stanford-cars": "cars",
-    "fgvc-aircraft-2013b": "fgvc_aircraft", "rendered-sst2": "renderedsst2", "stl-10": "stl10",
-    "stl10-binary": "stl10", "imagenet": "imagenet1k", "imagenet-1k": "imagenet1k",
-    "imagenet-val": "imagenet1k", "imagenet-1k-val": "imagenet1k", "imagenet1k-val": "imagenet1k",
-    "imagenet-2012": "imagenet1k", "imagenet2012": "imagenet1k", "ilsvrc2012": "imagenet1k",
-    "ilsvrc2012-val": "imagenet1k", "ilsvrc2012-img-val": "imagenet1k", "ilsvrc": "imagenet1k",
-    "imagenet-object-localization-challenge": "imagenet1k",
-    "imageneta": "imagenet-a", "imageneto": "imagenet-o", "imagenetr": "imagenet-r",
-    "imagenet-matched-frequency-format-val": "imagenetv2",
-    "imagenetv2-matched-frequency": "imagenetv2", "imagenet-v2": "imagenetv2",
-    "imagenetv2-matched-frequency-format-val": "imagenetv2", "sketch": "imagenet_sketch",
-    "imagenet-sketch": "imagenet_sketch", "coco": "mscoco_captions", "mscoco": "mscoco_captions",
-    "flickr": "flickr30k",
-    "retrieval-flickr30k": "flickr30k", "fashionmnist": "fashion-mnist", "vocdevkit": "voc2007",
-    "clevr-count-all": "vtab/clevr_count_all",
-    "clevr-closest-object-distance": "vtab/clevr_closest_object_distance",
-    "kitti-closest-vehicle-distance": "vtab/kitti_closest_vehicle_distance",
+    "imagenet1k": (
+        "imagenet", "imagenet-val", "imagenet-1k-val", "imagenet1k-val", "imagenet-2012", "imagenet2012",
+        "ilsvrc", "ilsvrc2012", "ilsvrc2012-val", "ilsvrc2012-img-val",
+        "imagenet-object-localization-challenge",
+    ),
+    "imagenetv2": (
+        "imagenetv2-matched-frequency", "imagenetv2-matched-frequency-format-val",
+        "imagenet-matched-frequency-format-val",
+    ),
+    "imagenet-a": ("imageneta",), "imagenet-o": ("imageneto",), "imagenet-r": ("imagenetr",),
+    "imagenet_sketch": ("sketch",), "vtab/flowers": ("flowers102",), "stl10": ("stl10-binary",),
+    "fgvc_aircraft": ("fgvc-aircraft-2013b",), "voc2007": ("vocdevkit",), "mscoco_captions": ("coco",),
+    "flickr30k": ("retrieval-flickr30k",), "fashion-mnist": ("fashionmnist",),
 }  # fmt: skip
 
 
@@ -148,7 +140,8 @@ def _plain(name: str) -> str:
 _BY_NAME = (
     {_plain(e.name): e for e in ENTRIES}
     | {_plain(n): _BY_KEY[k] for k, n in _DATACOMP_NAMES.items()}
-    | {n: _BY_KEY[k] for n, k in _ALIASES.items()}
+    | {n: _BY_KEY[k] for k, names in _ALIASES.items() for n in names}
+    | {_plain(e.prompts): e for e in ENTRIES}
     | {_plain(e.key): e for e in ENTRIES}
 )
 
@@ -182,7 +175,7 @@ def _key(name: str) -> str:
     return known.key if known else _bare(name)
 
 
-def entry_for(name: str, task: str) -> Entry:
+def entry_for(name: str, task: str = CLASSIFICATION_TASK) -> Entry:
     """The catalog's entry, or a new one of family Other for a set that the catalog does not know."""
     known = find(name)
     if known is not None and known.task == task:
@@ -203,13 +196,12 @@ def check_counts(entry: Entry, samples: int, classes: int | None, where: object)
         raise ValueError(f"{where}: {entry.key} has {entry.classes} classes, {classes} are listed here")
 
 
-def select(datasets: Iterable[str] = (), families: Iterable[str] = ()) -> set[str] | None:
+def select(datasets: Sequence[str] = (), families: Sequence[str] = ()) -> set[str] | None:
     """Keys asked for by name or family; None when nothing was asked for: then every set counts.
 
     `OTHER` among them stands for every set that the catalog does not know.
     Raises ValueError for an unknown family.
     """
-    datasets, families = list(datasets), list(families)
     if not datasets and not families:
         return None
     known = {_plain(f): f for f in (*FAMILIES, RETRIEVAL, DEMO, OTHER)}
@@ -234,10 +226,9 @@ def near(name: str, root: Path) -> str:
 
 
 def check_found(
-    datasets: Iterable[str], families: Iterable[str], entries: Iterable[Entry], root: Path
+    datasets: Sequence[str], families: Sequence[str], entries: Sequence[Entry], root: Path
 ) -> None:
     """ValueError for the first name or family asked for that none of the `entries` under `root` has."""
-    entries = list(entries)
     here = ", ".join(sorted(e.key for e in entries))
     for name in datasets:
         if all(e.key != _key(name) for e in entries):

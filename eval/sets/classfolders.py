@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.sets import catalog, imagenet, prompts
-from eval.sets.catalog import CLASSIFICATION_TASK, Entry
+from eval.sets.catalog import Entry
 from eval.sets.evalset import HIDDEN, ClassificationSet, FileImages, Member, is_foreign, is_image, shown
 
 # Where a set's held-out images lie; the later ones are Kaggle's and tiny-imagenet's.
@@ -27,6 +27,7 @@ _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation", "valid")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ .]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
 _COUNTED = re.compile(r"(\d+)[-_. ]+(\D.*)")
+# Numbers only, or as good as: class_0, c0.
 _NAMELESS = re.compile(r"(?:class|cls|c|category|label|target|id|n|s)?[-_ .]?\d+", re.IGNORECASE)
 _NO_CLASSES = {*_SPLITS, "train", "training", "dev"}
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -162,11 +163,6 @@ def _by_numbers(names: Sequence[str], where: Path, listed: bool) -> list[int]:
     return numbers
 
 
-def _nameless(names: Sequence[str]) -> bool:
-    """Whether these are numbers only, or as good as: class_0, c0."""
-    return all(_NAMELESS.fullmatch(n) for n in names)
-
-
 def _own_names(names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
     """What the folders' names say about the classes; None where they name none."""
     ids = [imagenet.is_wnid(n) for n in names]
@@ -175,7 +171,7 @@ def _own_names(names: Sequence[str], folder: Path) -> tuple[str, ...] | None:
     if any(ids):
         stray = names[ids.index(False)]
         raise ValueError(f"{folder}: class folders are WordNet ids, but {stray} is none; move it away")
-    if _nameless(names):
+    if all(_NAMELESS.fullmatch(n) for n in names):
         return None
     return tuple(n.replace("_", " ") for n in _without_numbers(names))
 
@@ -197,8 +193,7 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
     known = prompts.known_classnames(whose)
     listed = (folder / prompts.CLASSNAMES_FILE).is_file() and (profile is None or known is None)
     own = None if listed or known else _own_names(names, folder)
-    numbered = all(n.isdecimal() for n in names)
-    if _nameless(names) and not (listed or known or own):
+    if not (listed or known or own):
         raise ValueError(
             f"{folder}: class folders are numbered ({names[0]}, …), which names no class; put "
             f"{prompts.CLASSNAMES_FILE} there, one name a line in the order of the numbers, "
@@ -211,7 +206,7 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
         raise ValueError(f"{folder}: {len(names)} class folders but {len(loaded.classes)} class names")
     if shared or loaded.classes == own:
         return loaded, labels, ()
-    if numbered:
+    if all(n.isdecimal() for n in names):
         return loaded, _by_numbers(names, folder, listed), ()
     labels, called = _by_names(imagenet.translated(names), loaded.classes, folder)
     if called == len(names):
@@ -236,14 +231,12 @@ def _labelled(entry: Entry, names: list[str], folder: Path, profile: str | None)
 
 def _not_read(listings: Sequence[Listing]) -> list[str]:
     """What lies beside the images, counted and named."""
-    out, other, folders = [], Counter[str](), []
-    for inside in listings:
-        other += inside.other
-        if inside.broken:
-            other["links to nowhere"] += len(inside.broken)
-        folders += [f"{f.parent.name}/{f.name}" for f in inside.folders]
-    hidden = sum(inside.hidden for inside in listings)
-    if hidden:
+    out = []
+    other = sum((inside.other for inside in listings), Counter[str]())
+    if broken := sum(len(inside.broken) for inside in listings):
+        other["links to nowhere"] = broken
+    folders = [f"{f.parent.name}/{f.name}" for inside in listings for f in inside.folders]
+    if hidden := sum(inside.hidden for inside in listings):
         out.append(f"{hidden} {HIDDEN}")
     if other:
         kinds = shown([f"{n} {suffix}" for suffix, n in sorted(other.items(), key=lambda x: (-x[1], x[0]))])
@@ -270,7 +263,7 @@ def _only_in_train(folder: Path, place: Path, classes: dict[Path, Listing]) -> l
 def entry_of(folder: Path) -> Entry:
     """The catalog's entry by the folder's name, or by that of the folder above `val`, `test`, `images`."""
     named = next((f for f in (folder, *folder.parents) if f.name.lower() not in (*_SPLITS, "images")), folder)
-    return catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
+    return catalog.entry_for(catalog.name_of(named))
 
 
 def _read_classes(

@@ -12,7 +12,7 @@ import os
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
@@ -24,14 +24,11 @@ from eval.cache import Identified
 from eval.sets import catalog
 from eval.sets.catalog import Entry
 from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
+from pipeline.formats import pictures, tars
 
-_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError,
-                  struct.error)  # fmt: skip
+_DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error)
 # What Pillow decodes by itself and people keep images in; EPS (Ghostscript) and documents are left out.
-_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif",
-    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".ico", ".tga", ".pcx", ".qoi",
-}  # fmt: skip
+_SUFFIXES = {f".{ending}" for ending in (*tars.PICTURES, "mpo", "apng", "jpx", "pcx", "qoi")}
 
 
 def is_image(name: str) -> bool:
@@ -55,11 +52,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name."""
-    return sorted(p for p in folder.iterdir() if is_image(p.name))
-
-
 def touched(path: Path) -> tuple[str, int, int, int]:
     """Name, size and times of a file; −1 for one that is not there (its image is unreadable).
 
@@ -70,6 +62,10 @@ def touched(path: Path) -> tuple[str, int, int, int]:
     except OSError:
         return str(path), -1, -1, -1
     return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _hashed(value: object, size: int = 16) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=size).hexdigest()
 
 
 class Unreadable(ValueError):
@@ -113,6 +109,8 @@ class Images(Identified, Protocol):
 class FileImages:
     """Images that are byte ranges of files (tar members, or whole files)."""
 
+    reading = ""  # ends the cache's keys where the same bytes give other pixels than here
+
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
 
@@ -129,13 +127,6 @@ class FileImages:
             file.seek(member.offset)
             return file.read(member.size)
 
-    def _bytes(self, i: int) -> bytes:
-        """As `read`; nothing for a file that is not there, such as a link to nowhere."""
-        try:
-            return self.read(i)
-        except OSError:
-            return b""
-
     def __getitem__(self, i: int) -> Image.Image:
         """Image `i` as RGB, converted before any resizing, as webdataset's and torchvision's loaders do."""
         try:
@@ -149,16 +140,19 @@ class FileImages:
         """Changes whenever a file was touched: a cheap key to what `identity` found by reading."""
         rows = sorted(touched(path) for path in {m.path for m in self.members})
         spans = [(str(m.path), m.offset, m.size) for m in self.members]
-        return hashlib.blake2b(repr((rows, spans)).encode(), digest_size=16).hexdigest()
+        return _hashed((rows, spans)) + self.reading
 
     def identity(self) -> str:
         """Hash of the images' bytes in order: two sets over the same images have the same one."""
         digest = hashlib.blake2b(digest_size=16)
         for i in range(len(self)):
-            data = self._bytes(i)
+            try:
+                data = self.read(i)
+            except OSError:  # not there: a link to nowhere
+                data = b""
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
-        return digest.hexdigest()
+        return digest.hexdigest() + self.reading
 
 
 class ArrayImages:
@@ -201,7 +195,7 @@ class StoredImages(ArrayImages):
             raise ValueError(f"{self.where}: not readable ({error})") from None
 
     def stamp(self) -> str:
-        return hashlib.blake2b(repr(touched(self.where)).encode(), digest_size=16).hexdigest()
+        return _hashed(touched(self.where))
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -213,52 +207,50 @@ class CroppedImages(FileImages):
     def __init__(self, paths: Sequence[Path], boxes: Sequence[Box]):
         super().__init__([Member.whole(path) for path in paths])
         self.boxes = list(boxes)
+        self.reading = f"-{_hashed(self.boxes, 8)}"
 
     def __getitem__(self, i: int) -> Image.Image:
         return super().__getitem__(i).crop(self.boxes[i])
 
-    def stamp(self) -> str:
-        return f"{super().stamp()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
 
-    def identity(self) -> str:
-        return f"{super().identity()}-{hashlib.blake2b(repr(self.boxes).encode(), digest_size=8).hexdigest()}"
+# -- of triplets ------------------------------------------------------------------------------
 
 
-class JoinedImages:
-    """The images of several files' sets, one set after the other; `starts` has the first of each."""
+class PreparedImages(FileImages):
+    """Files as the build prepares them: upright, transparency on white, 16 bits reduced to 8.
 
-    def __init__(self, parts: Sequence[FileImages | JoinedImages]):
-        self.parts = list(parts)
-        self.starts = np.cumsum([0, *map(len, parts)])
+    Zero-shot sets are read as the field's reference reads them: transparency dropped, the EXIF orientation
+    ignored.  A folder of triplets and the .beton made of it must get the same figure, so both are read as
+    `pipeline/formats/pictures.py` says.
+    """
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+    reading = "-prepared"
 
-    def _of(self, i: int) -> tuple[FileImages | JoinedImages, int]:
-        part = int(np.searchsorted(self.starts, i, "right")) - 1
-        return self.parts[part], i - int(self.starts[part])
-
-    def name(self, i: int) -> str:
-        part, i = self._of(i)
-        return part.name(i)
-
-    def read(self, i: int) -> bytes:
-        part, i = self._of(i)
-        return part.read(i)
+    def _pixels(self, i: int) -> np.ndarray:
+        return pictures.read(self.read(i))
 
     def __getitem__(self, i: int) -> Image.Image:
-        part, i = self._of(i)
-        return part[i]
-
-    def stamp(self) -> str:
-        return _joined(p.stamp() for p in self.parts)
-
-    def identity(self) -> str:
-        return _joined(p.identity() for p in self.parts)
+        try:
+            return Image.fromarray(self._pixels(i))
+        except (ValueError, OSError) as error:
+            raise Unreadable(f"{self.name(i)}: {error}") from None
 
 
-def _joined(names: Iterable[str]) -> str:
-    return hashlib.blake2b(" ".join(names).encode(), digest_size=16).hexdigest()
+class BetonImages(PreparedImages):
+    """JPEGs of a .beton; one that the engines would refuse is not read."""
+
+    reading = "-stored"
+
+    def __init__(self, members: Sequence[Member], sizes: Sequence[Sequence[int]]):
+        """sizes: (height, width) of each, as the file's table has them."""
+        super().__init__(members)
+        self.sizes = list(sizes)
+
+    def _pixels(self, i: int) -> np.ndarray:
+        return pictures.stored(self.read(i), *self.sizes[i])
+
+
+# -- sets ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,9 +90,7 @@ def _names_beside(folder: Path) -> dict[str, str]:
 
 def translated(names: Sequence[str]) -> list[str]:
     """ImageNet's names for WordNet ids, anything else as it is."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    known = dict(zip(prompts.packaged()["imagenet_wnids"], IMAGENET_CLASSNAMES))
+    known = dict(zip(prompts.packaged()["imagenet_wnids"], prompts.known_classnames("imagenet1k") or ()))
     return [known.get(n, n) for n in names]
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from pipeline.formats import utf8
+
 PROFILES = ("datacomp", "clip_benchmark")
 BESIDE = "beside the data"
 NO_TEMPLATES = "no published profile: ImageNet's 80 templates"
@@ -69,10 +71,7 @@ def known_templates(name: str, profile: str = PROFILES[0]) -> tuple[str, ...]:
 
 def read_text(path: Path) -> str:
     """A text file of the user's, without a byte-order mark; ValueError if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return utf8.text(path.read_bytes(), str(path))
 
 
 def read_lines(path: Path) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""torchvision's raw data sets, PCAM, ObjectNet and PASCAL VOC 2007's single objects, as they lie on disk.
+"""torchvision's raw data sets, MNIST's files, PCAM, ObjectNet, VOC 2007's objects, as they lie on disk.
 
 torchvision's own classes find and check the files; here they only give up their file lists or
 arrays, so that images are decoded once and by our threads.  The sets whose test split exists only
@@ -7,24 +7,27 @@ as tars (EuroSAT, RESISC45, Caltech-101, CLEVR, KITTI) are not guessed at.
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.sets import catalog, prompts
-from eval.sets.catalog import CLASSIFICATION_TASK
+from eval.sets.classfolders import Listing
 from eval.sets.evalset import (
     ArrayImages,
     Box,
     ClassificationSet,
     CroppedImages,
     FileImages,
+    Images,
     Member,
     StoredImages,
-    image_files,
 )
 
 # catalog key → (torchvision class, its arguments for the test split, the folder it makes under its root)
@@ -45,46 +48,106 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def _contents(dataset: Any) -> tuple[Any, np.ndarray]:
-    """(list of files, or uint8 images (N, H, W, 3)) and labels (N,) of a torchvision set."""
-    for files, labels in (("_image_files", "_labels"), ("_images", "_labels")):
-        if hasattr(dataset, files):
-            return [Path(f) for f in getattr(dataset, files)], np.asarray(getattr(dataset, labels), np.int64)
-    for pairs in ("samples", "_samples"):
-        if hasattr(dataset, pairs):
-            rows = getattr(dataset, pairs)
-            return [Path(f) for f, _ in rows], np.array([label for _, label in rows], np.int64)
+def _made(
+    key: str,
+    folder: Path,
+    form: str,
+    images: Images,
+    labels: Sequence[int] | np.ndarray,
+    profile: str | None,
+    own: Sequence[str] | None = None,
+    groups: np.ndarray | None = None,
+) -> ClassificationSet:
+    """The set of that key (or name); own: what the data call its classes."""
+    entry = catalog.entry_for(key)
+    loaded = prompts.load(entry.prompts, folder, own, profile)
+    return ClassificationSet(entry, folder, form, images, np.asarray(labels, np.int64), loaded, groups)
+
+
+# -- torchvision's ------------------------------------------------------------------------------
+
+
+def _first(dataset: Any, *names: str) -> Any:
+    """The first of these attributes that it has; None if it has none."""
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), None)
+
+
+def _contents(dataset: Any, where: Path) -> tuple[Images, Any]:
+    """The images and labels (N,) of a torchvision set, of which none is decoded."""
+    files = _first(dataset, "_image_files", "_images")
+    labels = _first(dataset, "_labels", "targets", "labels")
+    pairs = _first(dataset, "samples", "_samples")
+    if pairs is not None:
+        files, labels = [file for file, _ in pairs], [label for _, label in pairs]
+    if files is not None:
+        return FileImages([Member.whole(Path(file)) for file in files]), labels
     images = np.asarray(dataset.data)
     if images.ndim == 4 and images.shape[1] == 3:  # SVHN and STL-10 hold planes
         images = images.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), np.asarray(
-        dataset.targets if hasattr(dataset, "targets") else dataset.labels, np.int64
-    )
+    return ArrayImages(np.ascontiguousarray(images), where), labels
 
 
-def _read_torchvision(key: str, folder: Path, profile: str | None) -> ClassificationSet | None:
-    from torchvision import datasets
-
+def _read_torchvision(folder: Path, profile: str | None) -> ClassificationSet | None:
+    entry = catalog.find(catalog.name_of(folder))
+    if entry is not None:
+        key = entry.key
+    else:
+        key = next((k for k, (_, _, inside) in TORCHVISION.items() if folder.name == inside), "")
+    if key not in TORCHVISION:
+        return None
     cls, arguments, inside = TORCHVISION[key]
     root = next((r for r in (folder, folder.parent) if (r / inside).exists()), None)
     if root is None:
         return None
+    from torchvision import datasets
+
     try:
         dataset = getattr(datasets, cls)(str(root), download=False, **arguments)
     except (RuntimeError, OSError, ImportError, KeyError) as error:
         raise ValueError(f"{root / inside}: torchvision cannot read it as {cls} ({error})") from None
-    contents, labels = _contents(dataset)
-    images = (
-        FileImages([Member.whole(f) for f in contents])
-        if isinstance(contents, list)
-        else ArrayImages(contents, root / inside)
-    )
-    entry = catalog.entry_for(key, CLASSIFICATION_TASK)
     own = getattr(dataset, "classes", None)
     if own is not None and key == "food101":
         own = [c.replace("_", " ") for c in own]
-    loaded = prompts.load(entry.prompts, folder, own, profile)
-    return ClassificationSet(entry, folder, f"torchvision {cls}", images, labels, loaded)
+    return _made(key, folder, f"torchvision {cls}", *_contents(dataset, root / inside), profile, own)
+
+
+# -- others' ------------------------------------------------------------------------------------
+
+_IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+def _idx(folder: Path, name: str) -> np.ndarray:
+    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
+    if not path.is_file():
+        raise ValueError(f"{folder}: {name} is missing, and {name}.gz")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not readable ({error})") from None
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+        raise ValueError(f"{path}: not in MNIST's idx format")
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if body.size != int(np.prod(shape)):
+        raise ValueError(f"{path}: holds {body.size} bytes where its header announces {shape}")
+    return body.reshape(shape)
+
+
+def _read_idx(folder: Path, profile: str | None) -> ClassificationSet | None:
+    """The test split of MNIST or Fashion-MNIST; the folder's name says which (of `raw` in it, too)."""
+    places = (folder, folder / "raw")
+    place = next((p for p in places for end in ("", ".gz") if (p / f"{_IDX_IMAGES}{end}").is_file()), None)
+    if place is None:
+        return None
+    named = folder.parent if folder.name == "raw" else folder
+    images, labels = _idx(place, _IDX_IMAGES), _idx(place, _IDX_LABELS)
+    if images.ndim != 3 or labels.ndim != 1:
+        raise ValueError(
+            f"{place}: images {images.shape}, labels {labels.shape}; (N, H, W), (N) are expected"
+        )
+    if len(images) != len(labels):
+        raise ValueError(f"{place}: {len(images)} images but {len(labels)} labels")
+    return _made(catalog.name_of(named), place, "idx", ArrayImages(images, place), labels, profile)
 
 
 def _read_pcam(folder: Path, profile: str | None) -> ClassificationSet | None:
@@ -109,10 +172,8 @@ def _read_pcam(folder: Path, profile: str | None) -> ClassificationSet | None:
             f"{base}: {len(labels)} labels, and images {images.shape} of {images.dtype}; "
             "PCAM has as many, (N, 96, 96, 3) of uint8"
         )
-    entry = catalog.entry_for("vtab/pcam", CLASSIFICATION_TASK)
-    loaded = prompts.load(entry.prompts, folder, None, profile)
     stored = StoredImages(images, base / names[0])
-    return ClassificationSet(entry, folder, "PCAM's HDF5", stored, labels, loaded)
+    return _made("vtab/pcam", folder, "PCAM's HDF5", stored, labels, profile)
 
 
 def _read_objectnet(folder: Path, profile: str | None) -> ClassificationSet | None:
@@ -130,17 +191,11 @@ def _read_objectnet(folder: Path, profile: str | None) -> ClassificationSet | No
         raise ValueError(
             f"{folder}: {names_file.name} and {shared_file.name} do not fit ({error!r})"
         ) from None
-    members: list[Member] = []
-    labels: list[int] = []
-    for label, sub in enumerate(used):
-        files = image_files(place / sub)
-        members += map(Member.whole, files)
-        labels += [label] * len(files)
+    found = [Listing.of(place / sub).images for sub in used]
+    images = FileImages([Member.whole(file) for files in found for file in files])
+    labels = np.repeat(range(len(used)), [len(files) for files in found])
     own = [names[sub].lower() for sub in used]
-    loaded = prompts.load("objectnet", folder, own, profile)
-    entry = catalog.entry_for("objectnet", CLASSIFICATION_TASK)
-    images, numbers = FileImages(members), np.array(labels, np.int64)
-    return ClassificationSet(entry, folder, "objectnet", images, numbers, loaded)
+    return _made("objectnet", folder, "objectnet", images, labels, profile, own)
 
 
 def _voc_objects(path: Path) -> list[tuple[str | None, Box]]:
@@ -178,23 +233,14 @@ def _read_voc2007(folder: Path, profile: str | None) -> ClassificationSet | None
             boxes.append(box)
             labels.append(number[label])
             groups.append(group)
-    loaded = prompts.load("voc2007", folder, None, profile)
     images = CroppedImages(paths, boxes)
-    entry = catalog.entry_for("voc2007", CLASSIFICATION_TASK)
-    numbers, group_numbers = np.array(labels, np.int64), np.array(groups, np.int64)
-    return ClassificationSet(entry, folder, "VOCdevkit", images, numbers, loaded, group_numbers)
+    return _made("voc2007", folder, "VOCdevkit", images, labels, profile, groups=np.array(groups, np.int64))
 
 
 def read(folder: Path, profile: str | None = None) -> ClassificationSet | None:
     """The raw set in this folder, or None when the folder is none of them.
 
-    Raises ValueError when torchvision finds the folder but not a whole set in it.
+    Raises ValueError when its files are there but no whole set.
     """
-    entry = catalog.find(catalog.name_of(folder))
-    key = entry.key if entry is not None else None
-    if key is None:
-        key = next((k for k, (_, _, inside) in TORCHVISION.items() if folder.name == inside), None)
-    evalset = _read_torchvision(key, folder, profile) if key in TORCHVISION else None
-    for reader in (_read_pcam, _read_objectnet, _read_voc2007):
-        evalset = evalset or reader(folder, profile)
-    return evalset
+    readers = (_read_idx, _read_torchvision, _read_pcam, _read_objectnet, _read_voc2007)
+    return next((found for reader in readers if (found := reader(folder, profile)) is not None), None)

@@ -2,8 +2,7 @@
 
 Each sub-folder of a root (or the root itself) may be
   - a clip-benchmark webdataset folder: `test/{nshards.txt, 0.tar, …}` with image and `.cls` or `.txt`;
-  - MNIST-format files: `t10k-images-idx3-ubyte(.gz)` and labels;
-  - one of torchvision's raw sets (`eval/sets/rawsets.py`);
+  - one of torchvision's raw sets, MNIST's files among them (`eval/sets/rawsets.py`);
   - captions: Karpathy's files of COCO and Flickr30k, or `captions.json`;
   - one folder a class, holding images.
 `discover` reads all of them.  A folder in none of these forms is named and passed over.  A set that is
@@ -13,11 +12,9 @@ damaged, or whose labels its names do not settle, is an error (ValueError naming
 from __future__ import annotations
 
 import fnmatch
-import gzip
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +26,6 @@ from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
 from eval.sets.evalset import (
     BLANK,
     HIDDEN,
-    ArrayImages,
     ClassificationSet,
     EvalSet,
     FileImages,
@@ -140,14 +136,14 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
             images.append(Member(shard, offset, size, name))
             targets.append(target)
     files = FileImages(images)
+    task = RETRIEVAL_TASK if kind == "retrieval" else CLASSIFICATION_TASK
+    entry = catalog.entry_for(catalog.name_of(folder), task)
     if kind == "retrieval":
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
         blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
         notes = _passed_over(indices, blank)
-        entry = catalog.entry_for(catalog.name_of(folder), RETRIEVAL_TASK)
         return RetrievalSet(entry, folder, "webdataset", files, captions, notes=notes)
     labels = np.array([_label(t, files.name(i)) for i, t in enumerate(targets)], np.int64)
-    entry = catalog.entry_for(catalog.name_of(folder), CLASSIFICATION_TASK)
     loaded = imagenet.named(prompts.load(entry.prompts, folder, None, profile, by_list=True), folder)
     notes = _passed_over(indices, 0)
     if profile is None and not (folder / prompts.CLASSNAMES_FILE).is_file():
@@ -157,62 +153,24 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     return ClassificationSet(entry, folder, "webdataset", files, labels, loaded, notes=notes)
 
 
-# -- MNIST's format -----------------------------------------------------------------------------
-
-_IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-
-
-def _idx(folder: Path, name: str) -> np.ndarray:
-    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
-    if not path.is_file():
-        raise ValueError(f"{folder}: {name} is missing, and {name}.gz")
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not readable ({error})") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise ValueError(f"{path}: not in MNIST's idx format")
-    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if body.size != int(np.prod(shape)):
-        raise ValueError(f"{path}: holds {body.size} bytes where its header announces {shape}")
-    return body.reshape(shape)
-
-
-def read_idx(folder: Path, profile: str | None = None) -> ClassificationSet:
-    """The test split of MNIST or Fashion-MNIST; the folder's name says which (`raw`: the parent's)."""
-    named = folder.parent if folder.name == "raw" else folder
-    entry = catalog.entry_for(catalog.name_of(named), CLASSIFICATION_TASK)
-    images, labels = _idx(folder, _IDX_IMAGES), _idx(folder, _IDX_LABELS)
-    if images.ndim != 3 or labels.ndim != 1:
-        raise ValueError(
-            f"{folder}: images {images.shape}, labels {labels.shape}; (N, H, W), (N) are expected"
-        )
-    if len(images) != len(labels):
-        raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels")
-    loaded = prompts.load(entry.prompts, folder, None, profile)
-    return ClassificationSet(
-        entry, folder, "idx", ArrayImages(images, folder), labels.astype(np.int64), loaded
-    )
-
-
 # -- captions -----------------------------------------------------------------------------------
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, list[str]]]:
     """clip-benchmark's `flickr30k_test_karpathy.txt`: a header (or none), then `NAME.jpg,CAPTION` lines."""
-    rows: dict[str, list[str]] = {}
+    rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or (number == 1 and ".jpg," not in line):
             continue
         name, mark, caption = line.strip().partition(".jpg,")
         if not mark:
             raise ValueError(f"{path}, line {number}: NAME.jpg,CAPTION is expected")
-        rows.setdefault(f"{name}.jpg", []).append(caption)
-    return list(rows.items())
+        rows.append((f"{name}.jpg", [caption]))
+    return rows
 
 
 def _caption_rows(path: Path) -> list[tuple[str, list[str]]]:
+    """(image, captions) of each of the file's rows; several may be one image's."""
     text = utf8.text(path.read_bytes(), str(path))
     if path.suffix != ".json":
         return _from_lines(text, path)
@@ -283,9 +241,6 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
     """The set in this very folder, or None when it is in none of the known forms."""
     if (folder / "test" / "nshards.txt").is_file():
         return read_webdataset(folder, profile, cache)
-    for place in (folder, folder / "raw"):
-        if any((place / f"{_IDX_IMAGES}{end}").is_file() for end in ("", ".gz")):
-            return read_idx(place, profile)
     if (evalset := rawsets.read(folder, profile)) is not None:
         return evalset
     if files := _caption_files(folder):
@@ -313,23 +268,20 @@ def discover(
     """
     if not root.is_dir():
         raise ValueError(f"--data {root}: no such folder")
-    root = catalog.snapshot(
-        Path(os.path.abspath(root))
-    )  # a set is known by its folder's name, which . has not
+    root = catalog.snapshot(Path(os.path.abspath(root)))  # a set is known by its name, which . has not
     by_key: dict[str, EvalSet] = {}
     passed: list[str] = []
     folders = [root] + sorted(d for d in root.iterdir() if d.is_dir() and not is_foreign(d.name))
     if not _caption_files(root) and any(map(_caption_files, folders[1:])):
         del folders[0]  # its folders hold images, but as sets with captions, not as classes
     for folder in map(catalog.snapshot, folders):
-        if wanted is not None and not _may_be(folder, wanted):
-            continue
+        known = catalog.find(catalog.name_of(folder))
+        if known is not None and not catalog.is_wanted(known, wanted):
+            continue  # another set's name: it need not be opened
         try:
             evalset = read_folder(folder, profile, cache)
         except ValueError:
-            if catalog.is_wanted(
-                catalog.find(catalog.name_of(folder)) or classfolders.entry_of(folder), wanted
-            ):
+            if catalog.is_wanted(known or classfolders.entry_of(folder), wanted):
                 raise
             evalset = None  # damaged, and not what is asked for
         if evalset is None:
@@ -355,9 +307,3 @@ def discover(
         say(f"no evaluation set that is known here, passed over: {', '.join(passed)}")
     order = {e.key: i for i, e in enumerate(catalog.ENTRIES)}
     return sorted(by_key.values(), key=lambda s: (order.get(s.entry.key, len(order)), s.entry.key))
-
-
-def _may_be(folder: Path, wanted: set[str]) -> bool:
-    """False only for a folder whose name is another set's: it need not be opened."""
-    known = catalog.find(catalog.name_of(folder))
-    return known is None or catalog.is_wanted(known, wanted)

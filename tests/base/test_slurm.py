@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.cluster import ClusterSettings
-from eval.jobs import Where
+from eval.options import Where
 from eval.watch import submitted
 from pipeline.base import slurm
 from tests.kits import train as kit

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eval import run, watch
-from eval.jobs import Where
+from eval.options import Where
 from eval.results import Evaluation
 from pipeline.base.console import command
 from tests.kits.eval import encoded, pictures, write_webdataset

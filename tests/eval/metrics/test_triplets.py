@@ -132,8 +132,8 @@ def test_the_two_scores(rows):
     crisp = perceptual.metrics(perceptual.Choices(dist, np.round(vote), np.full(len(rows), "test")))
     assert crisp["twoafc"] == pytest.approx(crisp["twoafc_soft"]) and crisp["ceiling"] == 1
     assert ("twoafc" in found) == bool((vote != 0.5).any())
-    names = compare.twoafc_names(found)
-    assert len(names) == (1 if found["ceiling"] == 1 else 2) and {m.key for m in names} <= {
+    shown = compare.twoafc(found)
+    assert len(shown) == (1 if found["ceiling"] == 1 else 2) and {m.key for m in shown} <= {
         "twoafc",
         "twoafc_soft",
     }

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from eval import assumptions, models, run
+from eval.report import provenance
 from eval.results import Evaluation
 from tests.kits.eval import HALF, MODEL, beside, evaluate
 from train import checkpoint, recipes
@@ -94,7 +95,7 @@ def test_weights_are_used_as_they_were_trained(root, weights, tmp_path):
     data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
     assert data["checkpoint"]["activation"] == "QuickGELU" and data["checkpoint"]["assumed"] == []
     assert data["checkpoint"]["told_by"].endswith("open_clip_config.json")
-    assert assumptions.weights_used_as(data)[1] == f"as {data['checkpoint']['told_by']} tells"
+    assert provenance.weights_used_as(data)[1] == f"as {data['checkpoint']['told_by']} tells"
     used = data["settings"]["preprocess"]
     assert used["mean"] == used["std"] == [0.5] * 3 and "CenterCrop" not in str(used["steps"])
     expected = create(MODEL, quick_gelu=True).eval()
