@@ -253,7 +253,7 @@ class Evaluation:
             if not path.is_file():
                 raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
             try:
-                with np.load(path) as file:
+                with open(path, "rb") as opened, np.load(opened) as file:
                     self._arrays[key] = {name: file[name] for name in file.files}
             except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: damaged ({error}); evaluate again") from None

@@ -81,14 +81,15 @@ def _first_stage(arms: Sequence[Arm]) -> list[Figure]:
 
 
 def _line(rows: list[dict], logged: Logged, label: str, colour: int) -> Series | None:
-    rows = [r for r in rows if r.get(logged.name) is not None]
+    """Against samples: a validation's row has its step alone, and the training row of that step tells."""
+    seen = {r["step"]: r["samples"] for r in rows if "samples" in r}
+    rows = [r for r in rows if r.get(logged.name) is not None and r["step"] in seen]
     if len(rows) < 2:
         return None
     y = [r[logged.name] for r in rows]
     if logged.smooth:
         y = figures.smoothed(y, max(1, len(y) // 25)).tolist()
-    x = [r["samples"] if "samples" in r else r["step"] for r in rows]
-    return Series(label, x, y, colour, marks=not logged.smooth)
+    return Series(label, [seen[r["step"]] for r in rows], y, colour, marks=not logged.smooth)
 
 
 def _chart(prefix: str, logged: Logged, lines: list[Series], xlabel: str) -> Figure:
