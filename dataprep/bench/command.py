@@ -31,7 +31,7 @@ from PIL import Image
 
 from dataprep.build import RunSettings, build
 from dataprep.convert import ImageSettings
-from dataprep.samples import Pair, Source, Task
+from dataprep.samples import Pair, Source, Task, pieces
 from dataprep.shard import SampleSettings
 from dataprep.sources.pairs import open_pairs
 from pipeline.base import console, measure
@@ -205,12 +205,7 @@ class Simulated(Source):
     captions = 1
 
     def tasks(self) -> list[Task]:
-        starts = range(0, self.rows, self.each)
-        counts = [min(self.each, self.rows - start) for start in starts]
-        return [Task("simulated", s, s + n, n, n) for s, n in zip(starts, counts)]
-
-    def images(self) -> int:
-        return self.rows
+        return pieces("simulated", self.rows, self.each)
 
     def read(self, task: Task) -> Iterator[Pair]:
         jpegs = [_tiny_jpeg(level) for level in range(0, 256, 4)]

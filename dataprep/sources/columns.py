@@ -5,17 +5,14 @@ Not here: reading tables (`tables.py`, `parquet.py`, `tars.py`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 # In order of preference: open_clip csv, DeCLIP, img2dataset, COCO, RWKV-CLIP, webdataset exports.
 PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "image", "img", "image_name"]
 BYTES = ["images", "image", "image_bytes", "jpg", "jpeg", "png", "img", "bytes"]
 CAPTIONS = ["captions", "caption", "texts", "text", "txt", "top_caption"]
 PARTS = ["title", "description"]  # taken together, as SLIP does
-MOST_CAPTIONS = 16  # more are taken for a fault of the table, unless --captions is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +84,3 @@ def half_character(texts: Iterable[str]) -> str:
         except UnicodeEncodeError as error:
             return f"half a character (\\u{ord(text[error.start]):04x} without its other half)"
     return ""
-
-
-def state_of(files: Sequence[Path]) -> str:
-    """A digest of files' names, sizes and times, which must be unchanged when a build is resumed."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            status = path.stat()
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError:  # a broken link: its sample is rejected when it is read
-            state = "none"
-        digest.update(f"{path.name}\0{state}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataprep.samples import Pair, Source, Task, Triplet
+from dataprep.samples import Pair, Source, Task, Triplet, pieces
 from dataprep.sources import nights
 from pipeline.base.files import replacing
 from pipeline.formats.nights import Row
@@ -50,10 +50,8 @@ class EmojiPairs(Source):
     captions = 4
 
     def tasks(self) -> list[Task]:
-        return [Task("demo/pairs.parquet", 0, self.images(), self.images(), self.images())]
-
-    def images(self) -> int:
-        return sum(len(rows(vendor)) for vendor in TRAIN)
+        drawings = sum(len(rows(vendor)) for vendor in TRAIN)
+        return pieces("demo/pairs.parquet", drawings, drawings)
 
     def read(self, task: Task) -> Iterator[Pair]:
         for vendor in TRAIN:
@@ -110,11 +108,8 @@ def write_eval(root: Path) -> bool:
 def _write_sets(root: Path) -> None:
     held_out = rows(HELD_OUT)
     images = [_png(row["image"]) for row in held_out]
-    for name, column, template in (
-        ("names", "name", "{c}"),
-        ("subcategories", "subcategory", "{c}"),
-        ("categories", "category", "{c}"),
-    ):
+    columns = {"names": "name", "subcategories": "subcategory", "categories": "category"}
+    for name, column in columns.items():
         labels = [row[column] for row in held_out]
         # Every concept is a class of its own, though two have the same name.
         classes = labels if column == "name" else sorted(set(labels))
@@ -122,7 +117,7 @@ def _write_sets(root: Path) -> None:
         folder = root / f"wds_emoji-{name}"
         _write_shard(folder, images, "cls", [str(n) for n in numbers])
         (folder / "classnames.txt").write_text("".join(f"{_words(c)}\n" for c in classes))
-        (folder / "zeroshot_classification_templates.txt").write_text(template + "\n")
+        (folder / "zeroshot_classification_templates.txt").write_text("{c}\n")
     folder = root / "wds_emoji-retrieval"
     _write_shard(folder, images, "txt", ["\n".join(row["captions"]) for row in held_out])
     (folder / "dataset_type.txt").write_text("retrieval\n")

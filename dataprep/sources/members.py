@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 
-from dataprep.samples import Pair, PassedOver, Source
+from dataprep.samples import PassedOver
 from dataprep.sources import columns
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
@@ -83,14 +81,6 @@ class Reading:
             return lines, []
         further = [PassedOver("further lines of captions, kept as one caption (--caption-lines: one each)")]
         return [text], further if len(lines) > 1 else []
-
-
-@cache
-def most_captions(source: Source) -> int:
-    """The most captions of an image among the first samples."""
-    samples = islice(source.read(source.tasks()[0]), 200)
-    counts = [len(sample.captions) for sample in samples if isinstance(sample, Pair)]
-    return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
 
 
 def fields_instead(texts: Mapping[str, bytes]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dataprep.samples import Bad, PassedOver, Source, Task, Triplet
+from dataprep.samples import Bad, PassedOver, Source, Task, Triplet, pieces
 from pipeline.formats import nights
 
 _SHARD = 2_000  # rows
@@ -16,12 +16,7 @@ _SHARD_REPEATED = 200_000  # where triplets share images
 
 def plan(path: str, rows: int, repeated: bool) -> list[Task]:
     """Tasks of a table of triplets; long ones if images are repeated: a shard stores an image once."""
-    step = _SHARD_REPEATED if repeated else _SHARD
-    tasks = []
-    for start in range(0, rows, step):
-        count = min(step, rows - start)
-        tasks.append(Task(path, start, start + count, most=count, weight=count))
-    return tasks
+    return pieces(path, rows, _SHARD_REPEATED if repeated else _SHARD)
 
 
 @cache

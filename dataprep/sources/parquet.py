@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
 from dataprep.sources import columns
 from pipeline.beton.fields import CONTEXT_LENGTH
 from pipeline.formats import utf8
@@ -109,7 +109,7 @@ def _open(path: Path):
 
 
 @dataclass(frozen=True)
-class Parquet(Source):
+class Parquet(PairSource):
     """A list of parquet files, sorted by name."""
 
     path: Path
@@ -117,17 +117,13 @@ class Parquet(Source):
     choice: columns.Choice
     wanted: int
     without: tuple[Path, ...] = ()  # files beside them without images
-    kind = "pairs"
+    layout = "parquet"
 
-    @property
-    def captions(self) -> int:
-        return self.wanted or min(_most_captions(self), columns.MOST_CAPTIONS)
+    def most_captions(self) -> int:
+        return _most_captions(self)
 
     def tasks(self) -> list[Task]:
         return list(_plan(self))
-
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
 
     def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
         import pyarrow as arrow
@@ -157,10 +153,7 @@ class Parquet(Source):
             yield PassedOver(f"parquet files without image bytes, {name} the first", len(self.without))
 
     def describe(self) -> dict:
-        return {
-            "name": "pairs", "layout": "parquet", "path": str(self.path), "files": len(self.files),
-            "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
-        }  # fmt: skip
+        return self.description(self.path, self.choice, self.files, files=len(self.files))
 
 
 def _sample(key: str, row: Row, tokens: bool) -> Pair | Bad:

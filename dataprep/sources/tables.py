@@ -16,15 +16,16 @@ import re
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
 from dataprep.sources import columns, delimited, json_rows
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -50,10 +51,7 @@ class Record(NamedTuple):
 class Index(NamedTuple):
     """A table cut into shards, and what reading it once has shown."""
 
-    starts: tuple[int, ...]  # offset of each shard
-    lines: tuple[int, ...]  # line of each shard's start
-    counts: tuple[int, ...]  # images in each shard
-    end: int  # offset
+    tasks: tuple[Task, ...]
     most: int  # captions of one image
     repeats: int  # images that come again after others, among the first _LOOKED_AT
 
@@ -196,60 +194,45 @@ def _not_utf8(captions: list[str]) -> str:
 @cache
 def index(table: TableFile) -> Index:
     """Read a table once, to cut it into shards of whole images."""
-    starts: list[int] = []
-    lines: list[int] = []
-    counts: list[int] = []
+    tasks: list[Task] = []
     images = array("q")  # hashes of their names
-    most, count = 1, 0
-    for record in table.groups():
-        if count % SHARD == 0:
-            starts.append(record.offset)
-            lines.append(record.number)
-            counts.append(0)
-        count += 1
-        counts[-1] += 1
-        most = max(most, len(record.captions))
-        if count <= _LOOKED_AT and record.image and not record.fault:
-            images.append(hash(record.image))
-    if not count:
+    most, groups = 1, table.groups()
+    while shard := list(islice(groups, SHARD)):
+        start, count = shard[0], len(shard)
+        tasks.append(Task(str(table.path), start.offset, table.end(), count, count, start.number))
+        most = max(most, *(len(record.captions) for record in shard))
+        if len(tasks) * SHARD <= _LOOKED_AT:
+            images.extend(hash(record.image) for record in shard if record.image and not record.fault)
+    if not tasks:
         raise ValueError(f"{table.path}: no rows")
+    # A shard ends where the next one begins.
+    tasks[:-1] = [task._replace(stop=after.start) for task, after in pairwise(tasks)]
     repeats = int((np.diff(np.sort(np.array(images, np.int64))) == 0).sum())
-    return Index(tuple(starts), tuple(lines), tuple(counts), table.end(), most, repeats)
+    return Index(tuple(tasks), most, repeats)
 
 
 @dataclass(frozen=True)
-class _TableSource(Source):
+class _TableSource(PairSource):
     """Captions in a table, and images elsewhere."""
 
     table: TableFile
     folder: Path  # relative names start here
-    wanted: int  # captions an image; 0: as many as there are
-    kind = "pairs"
-    layout = ""
+    wanted: int
 
-    @property
-    def captions(self) -> int:
-        return self.wanted or min(index(self.table).most, columns.MOST_CAPTIONS)
+    def most_captions(self) -> int:
+        return index(self.table).most
 
     def tasks(self) -> list[Task]:
-        path, cut = str(self.table.path), index(self.table)
-        stops = (*cut.starts[1:], cut.end)
-        shards = zip(cut.starts, stops, cut.counts, cut.lines)
-        return [Task(path, start, stop, count, count, line) for start, stop, count, line in shards]
-
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
+        return list(index(self.table).tasks)
 
     def _beside(self, task: Task) -> list[PassedOver]:
         note = self.table.beside()
         return [PassedOver(note, task.weight)] if note else []
 
     def describe(self) -> dict:
-        path, repeats = self.table.path, index(self.table).repeats
-        return ({"images_again": repeats} if repeats else {}) | {
-            "name": "pairs", "layout": self.layout, "path": str(path), "images": str(self.folder),
-            "captions": self.captions, "columns": vars(self.table.choice), "state": columns.state_of([path]),
-        }  # fmt: skip
+        repeats, path = index(self.table).repeats, self.table.path
+        again = {"images_again": repeats} if repeats else {}
+        return again | self.description(path, self.table.choice, [path], images=str(self.folder))
 
 
 @dataclass(frozen=True)
@@ -284,12 +267,12 @@ class Zips(_TableSource):
     layout = "zips"
 
     def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
-        with contextlib.closing(_LastZip()) as last:
-            for record in self.table.groups(task.start, task.stop, task.line):
-                yield self._photo(record, last)
+        opened = lru_cache(maxsize=1)(_opened)  # the rows of a zip follow each other
+        for record in self.table.groups(task.start, task.stop, task.line):
+            yield self._photo(record, opened)
         yield from self._beside(task)
 
-    def _photo(self, record: Record, last: _LastZip) -> Pair | Bad:
+    def _photo(self, record: Record, opened: Callable[[Path], zipfile.ZipFile | Exception]) -> Pair | Bad:
         """One photograph, from its zip."""
         digits = record.image.removesuffix(".jpg").zfill(8)
         if record.fault or not (digits.isdecimal() and len(digits) == 8):
@@ -297,7 +280,9 @@ class Zips(_TableSource):
             return Bad(where, "bad row", record.fault or f"{record.image!r} is not a photo number")
         path, name = self.folder / digits[:2] / f"{digits[2:5]}.zip", f"{digits[5:]}.jpg"
         try:
-            archive = last.open(path)
+            archive = opened(path)
+            if isinstance(archive, Exception):
+                raise archive.with_traceback(None)
             info = archive.getinfo(name)
             if info.file_size > self.max_bytes:
                 return Bad(digits, "too many bytes", f"{info.file_size}, the limit is {self.max_bytes}")
@@ -310,26 +295,9 @@ class Zips(_TableSource):
             return Bad(digits, "unreadable zip", f"{path}: {error}")
 
 
-class _LastZip:
-    """The zip that was opened last; a bad one is not opened again for each of its photos."""
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self.result: zipfile.ZipFile | Exception = KeyError("none yet")
-
-    def open(self, path: Path) -> zipfile.ZipFile:
-        """The zip at `path`; raises one of _ZIP_FAULTS."""
-        if path != self.path:
-            self.close()
-            self.path = path
-            try:
-                self.result = zipfile.ZipFile(path)
-            except _ZIP_FAULTS as error:
-                self.result = error
-        if not isinstance(self.result, zipfile.ZipFile):
-            raise self.result.with_traceback(None)
-        return self.result
-
-    def close(self) -> None:
-        if isinstance(self.result, zipfile.ZipFile):
-            self.result.close()
+def _opened(path: Path) -> zipfile.ZipFile | Exception:
+    """The zip at `path`, or why it cannot be opened: a bad one is not tried again for each of its photos."""
+    try:
+        return zipfile.ZipFile(path)
+    except _ZIP_FAULTS as error:
+        return error

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
-from dataprep.sources import columns
-from dataprep.sources.members import CAPTIONED, Reading, fields_instead, most_captions, never_downloaded
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
+from dataprep.sources.members import CAPTIONED, Reading, fields_instead, never_downloaded
 from pipeline.formats.tars import ENDINGS, PICTURES, UNSORTED, Fault, Sample, Tar, compression, split
 
 _READ = {*PICTURES, *CAPTIONED}
@@ -19,7 +18,7 @@ _MIXED = "samples of this name are interleaved, so it is unknown which text belo
 
 
 @dataclass(frozen=True)
-class Tars(Source):
+class Tars(PairSource):
     """A list of tars."""
 
     path: Path
@@ -27,11 +26,7 @@ class Tars(Source):
     reading: Reading
     wanted: int
     max_bytes: int
-    kind = "pairs"
-
-    @property
-    def captions(self) -> int:
-        return self.wanted or most_captions(self)
+    layout = "tars"
 
     def tasks(self) -> list[Task]:
         tasks = []
@@ -127,8 +122,5 @@ class Tars(Source):
 
     def describe(self) -> dict:
         lines = {"lines": True} if self.reading.lines else {}
-        return lines | {
-            "name": "pairs", "layout": "tars", "path": str(self.path), "files": len(self.files),
-            "captions": self.captions, "columns": vars(self.reading.choice),
-            "state": columns.state_of(self.files),
-        }  # fmt: skip
+        choice, files = self.reading.choice, len(self.files)
+        return lines | self.description(self.path, choice, self.files, files=files)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.samples import PassedOver, Source, Task, Triplet
-from dataprep.sources.columns import state_of
+from dataprep.samples import PassedOver, Source, Task, Triplet, state_of
 from dataprep.sources.nights import plan
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
