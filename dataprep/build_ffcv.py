@@ -152,7 +152,7 @@ class ThingsCommand:
         if self.answers is not None and self.embedding is None:
             source = Things(self.answers, self.images, self.ids)
         elif self.embedding is not None and self.answers is None:
-            source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
+            source = Spose(self.embedding, self.images, self.ids, count=self.count, seed=self.settings.seed)
         else:
             raise ValueError("things: give --answers FILE or --embedding FILE")
         build(source, self.out, self.settings, self.how, self.where.runner())

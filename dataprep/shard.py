@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from pipeline import text
 from pipeline.base import files
 from pipeline.base.files import replacing
-from pipeline.beton.fields import CONTEXT_LENGTH, Field, pairs_schema, triplets_schema
+from pipeline.beton.fields import CONTEXT_LENGTH, pairs_schema, triplets_schema
 from pipeline.beton.writer import writing
 
 _BATCH = 256  # pairs whose captions are tokenised together
@@ -95,18 +95,13 @@ class Tally:
         return cls(**value | counts | {"caption_lengths": lengths})
 
 
-def schema(source: Source) -> dict[str, Field]:
-    """Columns of the file that `source` becomes."""
-    return pairs_schema(source.captions) if source.kind == "pairs" else triplets_schema()
-
-
 def write_shard(
     source: Source, task: Task, stem: Path, settings: SampleSettings, step: Callable[[int], None]
 ) -> Tally:
     """Convert one task into the files `stem`.*; `step(n)` is called for every n samples seen."""
-    with replacing(stem.with_suffix(".rejects.jsonl")) as name, open(name, "w") as rejects:
-        shard = _Shard(source, task, settings, step, rejects)
-        shard.write(stem.with_suffix(".beton"))
+    shard = _Shard(source, task, settings, step)
+    shard.write(stem.with_suffix(".beton"))
+    files.write(stem.with_suffix(".rejects.jsonl"), "".join(shard.rejects))
     files.write(stem.with_suffix(".warnings.jsonl"), "".join(shard.warnings))
     if settings.dedup:
         with replacing(stem.with_suffix(".hashes.npy")) as name, open(name, "wb") as file:
@@ -115,32 +110,31 @@ def write_shard(
     return shard.tally
 
 
+@dataclass
 class _Shard:
     """The state of one shard while it is written."""
 
-    def __init__(
-        self,
-        source: Source,
-        task: Task,
-        settings: SampleSettings,
-        step: Callable[[int], None],
-        rejects: TextIO,
-    ):
-        self.source, self.task, self.settings, self.step, self.rejects = source, task, settings, step, rejects
-        self.tally = Tally()
-        self.hashes: list[bytes] = []  # 16 bytes a sample
-        self.warnings: list[str] = []  # lines of JSON
-        self.cache: dict[bytes | Path, Converted] = {}
-        self.cached = 0  # bytes in the cache
+    source: Source
+    task: Task
+    settings: SampleSettings
+    step: Callable[[int], None]
+    tally: Tally = field(default_factory=Tally)
+    hashes: list[bytes] = field(default_factory=list)  # 16 bytes a sample
+    rejects: list[str] = field(default_factory=list)  # lines of JSON
+    warnings: list[str] = field(default_factory=list)  # lines of JSON
+    cache: dict[bytes | Path, Converted] = field(default_factory=dict)
+    cached: int = 0  # bytes in the cache
 
     def write(self, beton: Path) -> None:
         """Convert all samples; write them to `beton` if there are any."""
-        samples = self._pairs() if self.source.kind == "pairs" else self._triplets()
+        if pairs := self.source.kind == "pairs":
+            samples, schema = self._pairs(), pairs_schema(self.source.captions)
+        else:
+            samples, schema = self._triplets(), triplets_schema()
         first = next(samples, None)
         if first is not None:
             most = self.task.most or self.source.most(self.task)
-            share = self.source.kind == "triplets"
-            with writing(beton, schema(self.source), most, share=share) as writer:
+            with writing(beton, schema, most, share=not pairs) as writer:
                 for sample in chain([first], samples):
                     writer.add(sample)
                 self.tally.samples = writer.samples
@@ -149,7 +143,7 @@ class _Shard:
     def _reject(self, key: str, error: Rejected) -> None:
         self.tally.rejected[error.reason] += 1
         row = {"source": self.task.path, "key": key, "reason": error.reason, "detail": error.detail}
-        self.rejects.write(json.dumps(row) + "\n")
+        self.rejects.append(json.dumps(row) + "\n")
 
     def _chosen(self) -> Iterator[Any]:
         """The task's samples that are in the share: Pair, Triplet or Bad."""

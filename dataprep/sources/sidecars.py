@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task, pieces
-from dataprep.sources.members import CAPTIONED, Reading, fields_instead, never_downloaded
+from dataprep.sources.members import CAPTIONED, Reading, never_downloaded
 from pipeline.formats.tars import PICTURES
 
 SHARD = 4_000  # samples a shard
@@ -95,20 +95,15 @@ class Sidecars(PairSource):
             return
         try:
             texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in CAPTIONED}
-            captions, passed_over = self.reading.captions(key, texts)
-        except (ValueError, OSError) as error:
+        except OSError as error:
             yield Bad(key, "bad caption", str(error))
             return
+        pair, passed_over = self.reading.pair(key, os.path.join(folder, names[images[0]]), names, texts)
         yield from passed_over
-        if not captions:
-            yield Bad(key, "empty caption", f"it has {', '.join(names)}{fields_instead(texts)}")
-            return
-        if len(images) > 1:
-            yield PassedOver("images beside the one taken", len(images) - 1)
-        unused = [name for ending, name in names.items() if ending == name]
-        if unused:
-            yield PassedOver("files whose names differ only in capitals from one that was taken", len(unused))
-        yield Pair(key, os.path.join(folder, names[images[0]]), captions)
+        unused = sum(ending == name for ending, name in names.items())
+        if unused and isinstance(pair, Pair):
+            yield PassedOver("files whose names differ only in capitals from one that was taken", unused)
+        yield pair
 
     def describe(self) -> dict:
         lines = {"lines": True} if self.reading.lines else {}
