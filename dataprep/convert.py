@@ -34,6 +34,7 @@ from pipeline.formats.pictures import Head, Rejected, read_head
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
 _LONGEST = 65_500  # libjpeg's limit
+_NOT_OF_IMAGES = (Image.DecompressionBombWarning, DeprecationWarning)  # the limit of pixels is ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +175,8 @@ def _messages(data: bytes) -> Iterator[list[str]]:
     """
     messages: list[str] = []
     try:
-        with warnings.catch_warnings(record=True) as caught, _libtiff_lines(data, messages):
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
-            warnings.simplefilter("ignore", DeprecationWarning)  # not about the image
+        recorded = warnings.catch_warnings(record=True, action="always")
+        with recorded as caught, _libtiff_lines(data, messages):
             yield messages
     except Rejected as error:
         details = [error.detail, *_distinct(messages, caught)]
@@ -186,8 +185,8 @@ def _messages(data: bytes) -> Iterator[list[str]]:
 
 
 def _distinct(messages: list[str], caught: list[warnings.WarningMessage]) -> list[str]:
-    lines = [*(str(warning.message) for warning in caught), *messages]
-    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
+    told = [str(warning.message) for warning in caught if not issubclass(warning.category, _NOT_OF_IMAGES)]
+    return list(dict.fromkeys(" ".join(line.split()) for line in (*told, *messages)))
 
 
 @contextmanager
@@ -231,11 +230,10 @@ def _encoder() -> Callable[[np.ndarray, int, str], bytes]:
     """
     try:
         import cv2  # it needs libGL, which a bare container does not have
-
-        factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR  # not in old versions
-    except (ImportError, AttributeError):
+    except ImportError:
         return encode_with_pil
     cv2.setNumThreads(1)
+    factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR
     factors = {"444": 0x111111, "422": 0x211111, "420": 0x221111}
 
     def encode_with_cv2(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:

@@ -19,7 +19,7 @@ import queue
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -32,6 +32,7 @@ _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a 
 _REFRESH = 0.5  # seconds between looks at the count of samples
 
 Work = Callable[[int, Callable[[int], None]], Any]
+Results = Generator[tuple[int, Any]]
 
 
 class WorkersDied(console.Failed):
@@ -55,14 +56,19 @@ def run(
     Raises what a task raised, or WorkersDied when a process died.
     """
     workers = min(workers, len(tasks))
+    results = _alone(work, tasks, progress)
     if workers > 1:
         try:
-            pool = _Pool(work, tasks, workers)
+            results = _Pool(work, tasks, workers).results(progress)
         except (OSError, NotImplementedError) as error:  # limits of files or processes, no /dev/shm
             print(f"note: {workers} processes cannot be started ({error}); one does it all", file=sys.stderr)
-        else:
-            pool.run(weights, progress, finished)
-            return
+    with contextlib.closing(results):
+        for task, result in results:
+            progress.finished(weights[task])
+            finished(task, result)
+
+
+def _alone(work: Work, tasks: Sequence[int], progress: Progress) -> Results:
     seen = 0
 
     def step(samples: int) -> None:
@@ -71,9 +77,7 @@ def run(
         progress.show(seen)
 
     for task in tasks:
-        result = work(task, step)
-        progress.finished(weights[task])
-        finished(task, result)
+        yield task, work(task, step)
     progress.show(seen, force=True)
     progress.end()
 
@@ -106,13 +110,12 @@ class _Pool:
         finally:
             self.processes = [p for p in multiprocessing.active_children() if p not in before]
 
-    def run(self, weights: Sequence[int], progress: Progress, finished: Callable[[int, Any], None]) -> None:
+    def results(self, progress: Progress) -> Results:
+        """(task, result) in the order in which they end; closing it ends the processes."""
         try:
             while self.tasks:
                 future = self._next(progress)
-                task, result = self.tasks.pop(future), future.result()
-                progress.finished(weights[task])
-                finished(task, result)
+                yield self.tasks.pop(future), future.result()
             progress.show(self.seen.value, force=True)
         except BrokenProcessPool:
             raise WorkersDied(self._cause()) from None

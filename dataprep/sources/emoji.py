@@ -17,10 +17,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataprep.samples import Pair, Source, Task, Triplet, pieces
+from dataprep.samples import Pair, Source, Task, pieces
 from dataprep.sources import nights
 from pipeline.base.files import replacing
-from pipeline.formats.nights import Row
 
 FOLDER = Path(__file__).parents[1] / "demo"
 TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
@@ -64,28 +63,21 @@ class EmojiPairs(Source):
         return {"name": "demo", "path": path, "vendors": list(TRAIN), "margin": self.margin}
 
 
-@dataclass(frozen=True)
-class EmojiTriplets(Source):
+@cache
+def _drawings() -> dict[str, bytes]:
+    """The training drawings by the names that the table of triplets gives them."""
+    return {f"{vendor}/{row['id']}.png": row["image"] for vendor in TRAIN for row in rows(vendor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiTriplets(nights.Nights):
     """The constructed triplets of one split; the concepts of `test` are in no train row."""
 
-    split: str
-    kind = "triplets"
+    folder: Path = FOLDER
     votes = "constructed"
 
-    def rows(self) -> tuple[Row, ...]:
-        return nights.read_rows(FOLDER / "triplets.csv", self.split, 1)
-
-    def tasks(self) -> list[Task]:
-        return nights.plan("demo/triplets.csv", len(self.rows()), repeated=True)
-
-    def images(self) -> int:
-        return len({path for row in self.rows() for path in row.paths})
-
-    def read(self, task: Task) -> Iterator[Triplet]:
-        drawings = {f"{v}/{row['id']}.png": row["image"] for v in TRAIN for row in rows(v)}
-        for row in self.rows()[task.start : task.stop]:
-            ref, left, right = (drawings[path] for path in row.paths)
-            yield Triplet(row.key, ref, left, right, row.vote, row.votes)
+    def image(self, path: str) -> bytes:
+        return _drawings()[path]
 
     def describe(self) -> dict:
         return {"name": "demo", "path": "dataprep/demo/triplets.csv", "split": self.split}

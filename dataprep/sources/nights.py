@@ -41,6 +41,9 @@ class Nights(Source):
     def rows(self) -> tuple[nights.Row, ...]:
         return read_rows(self.table(), self.split, self.min_votes)
 
+    def image(self, path: str) -> bytes | Path:
+        return self.folder / path
+
     def tasks(self) -> list[Task]:
         if not self.rows():
             limit = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
@@ -52,7 +55,7 @@ class Nights(Source):
 
     def read(self, task: Task) -> Iterator[Triplet | Bad | PassedOver]:
         for row in self.rows()[task.start : task.stop]:
-            ref, left, right = (self.folder / path for path in row.paths)
+            ref, left, right = map(self.image, row.paths)
             yield Triplet(row.key, ref, left, right, row.vote, row.votes)
         few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
         if few and not task.start:

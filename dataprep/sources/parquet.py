@@ -85,8 +85,7 @@ def _is_bytes(kind) -> bool:
 
     if arrow.types.is_struct(kind):
         return any(f.name == "bytes" and _is_bytes(f.type) for f in kind)
-    binary = arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
-    return binary or str(kind) == "binary_view"
+    return str(kind) in ("binary", "large_binary", "binary_view")
 
 
 def has_images(path: Path) -> bool:
@@ -185,17 +184,14 @@ def _rows(file, group: int, wanted: Columns) -> Iterator[Row]:
 
 def _values(column) -> list:
     """The column's values in Python; _NOT_UTF8 for text that is not UTF-8."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(value) for value in column]
 
+    def value(cell):
+        try:
+            return cell.as_py()
+        except UnicodeDecodeError:
+            return _NOT_UTF8
 
-def _value(value):
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return _NOT_UTF8
+    return [value(cell) for cell in column]
 
 
 def token_rows(value) -> np.ndarray:

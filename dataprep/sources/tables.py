@@ -15,8 +15,9 @@ import os
 import re
 import zipfile
 import zlib
+from abc import abstractmethod
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice, pairwise
@@ -117,16 +118,15 @@ class TableFile:
 
     # -- json -----------------------------------------------------------------------------------
 
-    def _json_lines(self, start: int, stop: int | None, number: int) -> Iterator[Record]:
+    def _json_lines(self, offset: int, stop: int | None, first: int) -> Iterator[Record]:
         with open(self.path, "rb") as file:
-            file.seek(start)
-            while stop is None or file.tell() < stop:
-                offset, line = file.tell(), file.readline()
-                if not line:
+            file.seek(offset)
+            for number, line in enumerate(file, first):
+                if stop is not None and offset >= stop:
                     return
                 if line.strip():
                     yield self._object(offset, number, line)
-                number += 1
+                offset += len(line)
 
     def _object(self, offset: int, number: int, line: bytes | dict) -> Record:
         try:
@@ -225,9 +225,18 @@ class _TableSource(PairSource):
     def tasks(self) -> list[Task]:
         return list(index(self.table).tasks)
 
-    def _beside(self, task: Task) -> list[PassedOver]:
-        note = self.table.beside()
-        return [PassedOver(note, task.weight)] if note else []
+    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
+        _opened.cache_clear()  # what it tells of a zip that was missing may be so no more
+        for record in self.table.groups(task.start, task.stop, task.line):
+            yield self._sample(record)
+        if note := self.table.beside():
+            yield PassedOver(note, task.weight)
+
+    @abstractmethod
+    def _sample(self, record: Record) -> Pair | Bad: ...
+
+    def _bad(self, record: Record, reason: str, detail: str) -> Bad:
+        return Bad(f"{self.table.unit()} {record.number}", reason, detail)
 
     def describe(self) -> dict:
         repeats, path = index(self.table).repeats, self.table.path
@@ -241,22 +250,16 @@ class Table(_TableSource):
 
     layout = "table"
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
-        for record in self.table.groups(task.start, task.stop, task.line):
-            where = f"{self.table.unit()} {record.number}"
-            if record.fault or not record.image:
-                yield Bad(where, "bad row", record.fault or "it names no image")
-            elif _URL.match(record.image):
-                advice = (
-                    "download the images first (img2dataset), or name the column of files: --image-column"
-                )
-                yield Bad(where, "image is a URL", f"{record.image[:120]}; {advice}")
-            elif _BASE64.match(record.image):
-                advice = "write it to a file and name that, or put its bytes into parquet"
-                yield Bad(where, "image is base64", f"{record.image[:24]}…; {advice}")
-            else:
-                yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
-        yield from self._beside(task)
+    def _sample(self, record: Record) -> Pair | Bad:
+        if record.fault or not record.image:
+            return self._bad(record, "bad row", record.fault or "it names no image")
+        if _URL.match(record.image):
+            advice = "download the images first (img2dataset), or name the column of files: --image-column"
+            return self._bad(record, "image is a URL", f"{record.image[:120]}; {advice}")
+        if _BASE64.match(record.image):
+            advice = "write it to a file and name that, or put its bytes into parquet"
+            return self._bad(record, "image is base64", f"{record.image[:24]}…; {advice}")
+        return Pair(record.image, os.path.join(self.folder, record.image), record.captions)
 
 
 @dataclass(frozen=True)
@@ -266,21 +269,14 @@ class Zips(_TableSource):
     max_bytes: int
     layout = "zips"
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
-        opened = lru_cache(maxsize=1)(_opened)  # the rows of a zip follow each other
-        for record in self.table.groups(task.start, task.stop, task.line):
-            yield self._photo(record, opened)
-        yield from self._beside(task)
-
-    def _photo(self, record: Record, opened: Callable[[Path], zipfile.ZipFile | Exception]) -> Pair | Bad:
-        """One photograph, from its zip."""
+    def _sample(self, record: Record) -> Pair | Bad:
         digits = record.image.removesuffix(".jpg").zfill(8)
         if record.fault or not (digits.isdecimal() and len(digits) == 8):
-            where = f"{self.table.unit()} {record.number}"
-            return Bad(where, "bad row", record.fault or f"{record.image!r} is not a photo number")
+            fault = record.fault or f"{record.image!r} is not a photo number"
+            return self._bad(record, "bad row", fault)
         path, name = self.folder / digits[:2] / f"{digits[2:5]}.zip", f"{digits[5:]}.jpg"
         try:
-            archive = opened(path)
+            archive = _opened(path)
             if isinstance(archive, Exception):
                 raise archive.with_traceback(None)
             info = archive.getinfo(name)
@@ -295,6 +291,7 @@ class Zips(_TableSource):
             return Bad(digits, "unreadable zip", f"{path}: {error}")
 
 
+@lru_cache(maxsize=1)  # the photos of a zip follow each other
 def _opened(path: Path) -> zipfile.ZipFile | Exception:
     """The zip at `path`, or why it cannot be opened: a bad one is not tried again for each of its photos."""
     try:
