@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import islice, pairwise
+from itertools import islice, pairwise, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ class TableFile:
         """The rows that begin at offsets from `start` (0: the first), its line `line`, to before `stop`."""
         if not self._is_json():
             return self._delimited(start, stop, line)
-        return self._json_lines(start, stop, line) if self._items() is None else self._rows(start, stop)
+        return starmap(self._object, json_rows.rows(self.path, start, stop, line))
 
     def _is_json(self) -> bool:
         return self.path.suffix.lower() in _JSON_LINES
@@ -93,14 +93,7 @@ class TableFile:
 
     def names(self) -> list[str]:
         """Columns, from the header or the first record."""
-        return list(self._first()) if self._is_json() else delimited.head(self.path).names
-
-    def _first(self) -> dict:
-        items = self._items()
-        if items is None:
-            with open(self.path, "rb") as file:
-                return json_rows.parsed(next(filter(bytes.strip, file), b""))
-        return items[0] if items and isinstance(items[0], dict) else {}
+        return json_rows.names(self.path) if self._is_json() else delimited.head(self.path).names
 
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
         table = delimited.head(self.path)
@@ -115,18 +108,6 @@ class TableFile:
                 continue
             texts = [text for i in captions for text in _cell(fields[i])]
             yield Record(offset, number, fields[image], texts, fault or _not_utf8(texts))
-
-    # -- json -----------------------------------------------------------------------------------
-
-    def _json_lines(self, offset: int, stop: int | None, first: int) -> Iterator[Record]:
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            for number, line in enumerate(file, first):
-                if stop is not None and offset >= stop:
-                    return
-                if line.strip():
-                    yield self._object(offset, number, line)
-                offset += len(line)
 
     def _object(self, offset: int, number: int, line: bytes | dict) -> Record:
         try:
@@ -150,10 +131,6 @@ class TableFile:
         if not_texts and not captions:
             fault = fault or f"its caption is not text: {not_texts[0]!r:.80}"
         return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
-
-    def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
-        for number, row in enumerate((self._items() or [])[start:stop], start):
-            yield self._object(number, number + 1, row)
 
     # -- shards -----------------------------------------------------------------------------------
 

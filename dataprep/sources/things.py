@@ -36,14 +36,9 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    files: dict[str, Path] = {}
-    folders: dict[str, Path | None] = {}
-    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if path.is_dir():
-            folders[path.name] = next(iter(_images_in(path)), None)
-        elif path.suffix.lower() in _ENDINGS:
-            files.setdefault(path.stem, path)
-    images = folders | files
+    folders = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    images = {path.name: next(iter(_images_in(path)), None) for path in folders}
+    images |= {path.stem: path for path in reversed(_images_in(folder)) if not path.is_dir()}
     names = _names(ids) if ids else tuple(sorted(images))
     # An object without an image gets a name that does not exist: it is rejected when it is read.
     return names, tuple(images.get(name) or folder / f"{name}.jpg" for name in names)
