@@ -12,7 +12,8 @@ SCAN, END = 0xDA, 0xD9  # the image's data begins; the image ends
 def next_segment(data, at):
     """(marker, start, stop) of the segment at `at`, marker and length included.
 
-    data: bytes, or (n,) uint8 where it is compiled.  The marker is 0 where the image's data begin, or what is there is no segment.
+    data: bytes, or (n,) uint8 where it is compiled.  The marker is 0 where the image's data
+    begin, or what is there is no segment.
     """
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
