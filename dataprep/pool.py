@@ -93,22 +93,18 @@ class _Pool:
         self.executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_begin, initargs=(work, self.seen, os.getpid())
         )
-        self.processes: list[BaseProcess] = []
+        self.others = multiprocessing.active_children()
         try:
-            self.tasks = self._submit(tasks)
+            self.tasks = {self.executor.submit(_work_on, task): task for task in tasks}
         except BaseException:
             self._end()
             raise
+        self.processes = self._living()
         for future in self.tasks:
             future.add_done_callback(self.done.put)
 
-    def _submit(self, tasks: Sequence[int]) -> dict[Future, int]:
-        """Start the workers; they are known afterwards, whether all could be started or not."""
-        before = multiprocessing.active_children()
-        try:
-            return {self.executor.submit(_work_on, task): task for task in tasks}
-        finally:
-            self.processes = [p for p in multiprocessing.active_children() if p not in before]
+    def _living(self) -> list[BaseProcess]:
+        return [process for process in multiprocessing.active_children() if process not in self.others]
 
     def results(self, progress: Progress) -> Results:
         """(task, result) in the order in which they end; closing it ends the processes."""
@@ -140,7 +136,7 @@ class _Pool:
         return f"a worker process died, {cause}{hint}; the same command goes on from here"
 
     def _end(self) -> None:
-        for process in self.processes:
+        for process in self._living():
             process.kill()
         self.executor.shutdown(cancel_futures=True)
 

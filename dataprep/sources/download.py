@@ -9,7 +9,6 @@ HTTP is fsspec's (`pip install 'fsspec[http]'`); our own are resuming and trying
 
 from __future__ import annotations
 
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -118,8 +117,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             for member in zipped.infolist():
                 name = PurePosixPath(member.filename).name  # never a path of the archive's choosing
                 if name.endswith(".png"):
-                    with zipped.open(member) as source, open(folder / name, "wb") as file:
-                        shutil.copyfileobj(source, file)
+                    (folder / name).write_bytes(zipped.read(member))
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise ValueError(f"{archive.name}: {error}; the same command fetches it again") from None

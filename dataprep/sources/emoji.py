@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataprep.samples import Pair, Source, Task, pieces
 from dataprep.sources import nights
@@ -123,9 +123,7 @@ def _png(data: bytes, margin: int = 0) -> bytes:
     """An embedded drawing as PNG, on a larger white ground if `margin` is given."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        ground = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), "white")
-        ground.paste(image, (margin, margin))
-    ground.save(out, "PNG")
+        ImageOps.expand(image.convert("RGB"), margin, "white").save(out, "PNG")
     return out.getvalue()
 
 

@@ -36,9 +36,8 @@ class Reading:
         except ValueError as error:
             return Bad(key, "bad caption", str(error)), []
         if not captions:
-            return Bad(
-                key, "empty caption", f"it has {', '.join(names)}{_fields_instead(texts)}"
-            ), passed_over
+            detail = f"it has {', '.join(names)}{_fields_instead(texts)}"
+            return Bad(key, "empty caption", detail), passed_over
         if further := len(self.images(names)) - 1:
             passed_over.append(PassedOver("images beside the one taken", further))
         return Pair(key, image, captions), passed_over

@@ -25,6 +25,7 @@ from pipeline.formats import utf8
 from pipeline.text import END, START
 
 _NOT_UTF8 = object()
+_TEXTS = ("string", "large_string", "string_view")  # types of a column
 _ROWS = 4_000  # least rows of a shard, unless the file ends
 
 
@@ -61,8 +62,7 @@ def find_columns(path: Path, choice: columns.Choice) -> Columns:
     kinds = [_inner(schema.field(name).type) for name in captions]
     tokens = [arrow.types.is_floating(kind) or arrow.types.is_integer(kind) for kind in kinds]
     for name, kind, number in zip(captions, kinds, tokens):
-        text = arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or str(kind) == "string_view"
-        if not text and not (number and kind != schema.field(name).type):
+        if str(kind) not in _TEXTS and not (number and kind != schema.field(name).type):
             raise ValueError(f"{path}: {name} holds {kind}, not text; name captions with --caption-columns")
     if any(tokens) and len(captions) > 1:
         raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
@@ -71,11 +71,7 @@ def find_columns(path: Path, choice: columns.Choice) -> Columns:
 
 def _inner(kind):
     """The type of a column's values, inside of lists and dictionaries."""
-    import pyarrow as arrow
-
-    types = arrow.types
-    outer = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_dictionary
-    while any(is_outer(kind) for is_outer in outer):
+    while hasattr(kind, "value_type"):
         kind = kind.value_type
     return kind
 
@@ -239,7 +235,7 @@ def _most_captions(source: Parquet) -> int:
     for path in source.files:
         wanted, file = find_columns(path, source.choice), _open(path)
         names = list(wanted.captions)
-        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in names):
+        if all(str(file.schema_arrow.field(n).type) in _TEXTS for n in names):
             most = max(most, len(names))
             continue
         groups, limit = range(file.num_row_groups), None
