@@ -1,8 +1,9 @@
 """What a source is, and what it delivers: `Pair`, `Triplet`, `Bad`, `PassedOver`.
 
 To add a source:
-1. Subclass `Source` in `dataprep/sources/`, as a frozen dataclass of picklable values (worker processes get a
-   copy).  `sources/bapps.py` is a short example of triplets, `sources/sidecars.py` one of pairs.
+1. Subclass `Source` (for a layout of pairs `PairSource`) in `dataprep/sources/`, as a frozen dataclass of
+   picklable values (worker processes get a copy).  `sources/bapps.py` is a short example of triplets,
+   `sources/sidecars.py` one of pairs.
 2. Triplets get a command of their own in `build_ffcv.py`; a layout of pairs is recognised and opened in
    `sources/pairs.py`.
 3. Test it in `tests/dataprep/` on a small folder of the genuine shape, with damage in it.

@@ -1,10 +1,11 @@
-"""The rows of a JSON document: a list, COCO's captions, or an object of image → captions.
+"""Rows of JSON lines, or of a JSON document: a list, COCO's captions, or an object of image → captions.
 
-Not here: which fields are wanted, and JSON lines (`tables.py`).
+Not here: which fields are wanted (`tables.py`).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -15,17 +16,17 @@ from pipeline.formats import utf8
 from pipeline.formats.captions import from_coco
 from pipeline.formats.tars import PICTURES
 
+_MARK = codecs.BOM_UTF8
+
 
 @cache
 def items(path: Path) -> list | None:
     """The rows of a JSON document; None if the file holds one row a line (JSON lines)."""
     with open(path, "rb") as file:
-        first = file.readline()
-        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
-            first = file.readline()
+        first = next((line for line in file if line.removeprefix(_MARK).strip()), b"")
         more = file.readline()
     utf8.check(first, str(path))
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = first.removeprefix(_MARK).lstrip()
     if path.suffix.lower() != ".json" and not start.startswith(b"["):
         return None
     if more.strip() and parsed(first):

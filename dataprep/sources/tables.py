@@ -3,7 +3,7 @@
 A table of any length is read once, to find where each shard begins and how many captions an image has; a
 shard then reads its own stretch.  Consecutive rows with the same image are its several captions.
 
-Not here: parsing csv (`delimited.py`) and JSON documents (`json_rows.py`).
+Not here: parsing csv (`delimited.py`) and JSON (`json_rows.py`).
 """
 
 from __future__ import annotations
