@@ -24,18 +24,16 @@ class Choice:
 
     def image_column(self, names: Sequence[str], usual: Sequence[str], where: str) -> str:
         """The column that holds the image.  Raises ValueError that lists the columns."""
-        return self._find([self.image] if self.image else usual, names, "image", "--image-column", where)
+        return _find([self.image] if self.image else usual, names, "image", "--image-column", where)
 
     def caption_columns(self, names: Sequence[str], where: str) -> tuple[str, ...]:
         """The columns that hold captions.  Raises ValueError that lists the columns."""
         if self.captions:
-            return tuple(
-                self._find([name], names, "caption", "--caption-columns", where) for name in self.captions
-            )
+            return tuple(_find([n], names, "caption", "--caption-columns", where) for n in self.captions)
         parts = tuple(name for name in PARTS if name in names)
         if parts and not any(name in names for name in CAPTIONS):
             return parts
-        return (self._find(CAPTIONS, names, "caption", "--caption-columns", where),)
+        return (_find(CAPTIONS, names, "caption", "--caption-columns", where),)
 
     def beside(self, names: Sequence[str], where: str) -> str:
         """A note on further columns that seem to hold captions and are not taken; empty without any."""
@@ -46,25 +44,23 @@ class Choice:
         every = " ".join((*taken, *others))
         return f"captions in {', '.join(others)}, beside {taken[0]} (--caption-columns {every} takes all)"
 
-    @staticmethod
-    def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
-        for name in wanted:
-            if name in names:
-                if list(names).count(name) > 1:
-                    raise ValueError(
-                        f"{where}: {list(names).count(name)} columns are called {name}; rename one"
-                    )
-                return name
-        folded = {str(name).strip().casefold(): name for name in names}
-        for name in wanted:
-            if name.casefold() in folded:
-                return folded[name.casefold()]
-        existing = ", ".join(map(str, names)) or "none"
-        urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
-        hint = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
-        raise ValueError(
-            f"{where}: no {what} column {' or '.join(wanted)}; it has {existing}; name it with {option}{hint}"
-        )
+
+def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
+    for name in wanted:
+        if name in names:
+            if list(names).count(name) > 1:
+                raise ValueError(f"{where}: {list(names).count(name)} columns are called {name}; rename one")
+            return name
+    folded = {str(name).strip().casefold(): name for name in names}
+    for name in wanted:
+        if name.casefold() in folded:
+            return folded[name.casefold()]
+    existing = ", ".join(map(str, names)) or "none"
+    urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
+    hint = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
+    raise ValueError(
+        f"{where}: no {what} column {' or '.join(wanted)}; it has {existing}; name it with {option}{hint}"
+    )
 
 
 def strings(value: object) -> list[str]:

@@ -127,12 +127,11 @@ def _read_table(web: HTTPFileSystem, url: str) -> bytes:
     """data.csv, from the middle of the large archive."""
     try:
         with web.open(url) as remote, zipfile.ZipFile(remote) as archive:
-            name = next((n for n in archive.namelist() if PurePosixPath(n).name == "data.csv"), None)
-            table = None if name is None else archive.read(name)
+            for name in archive.namelist():
+                if PurePosixPath(name).name == "data.csv":
+                    return archive.read(name)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{url}: {error}") from None
     except ValueError as error:  # fsspec cannot seek
         raise ValueError(f"{url}: the server does not deliver ranges ({error}); fetch it by hand") from None
-    if table is None:
-        raise ValueError(f"{url}: no data.csv in it")
-    return table
+    raise ValueError(f"{url}: no data.csv in it")
