@@ -174,18 +174,19 @@ class _Shard:
         samples = self._chosen()
         while batch := list(islice(samples, _BATCH)):
             rows = []
-            for sample, tokens in zip(batch, self._tokens(batch)):
+            for sample, ids in zip(batch, _token_ids(batch)):
                 try:
-                    rows.append(self._pair(sample, tokens))
+                    rows.append(self._pair(sample, ids))
                 except Rejected as error:
                     self._reject(sample.key, error)
             if rows:
                 self.tally.count_captions(np.stack([row["tokens"] for row in rows]))
             yield from rows
 
-    def _pair(self, pair: Pair, tokens: np.ndarray | Rejected) -> dict:
-        if isinstance(tokens, Rejected):
-            raise tokens
+    def _pair(self, pair: Pair | Bad, ids: np.ndarray) -> dict:
+        if isinstance(pair, Bad):
+            raise Rejected(pair.reason, pair.detail)
+        tokens = self._tokens(pair, ids)
         data = read_image(pair.image, self.settings.images)
         image = self._convert(data, pair.key)
         if self.settings.dedup:
@@ -193,26 +194,12 @@ class _Shard:
         self.tally.passed += image.passed
         return {"image": image.jpeg, "tokens": tokens, "luma": image.luma, "key": _encoded(pair.key)}
 
-    def _tokens(self, batch: list[Pair | Bad]) -> list[np.ndarray | Rejected]:
-        """(K, 77) token ids of each pair's captions; a Rejected for a sample without any.
-
-        The captions of the whole batch are tokenised in one call.
-        """
-        texts = [s.captions if isinstance(s, Pair) and isinstance(s.captions, list) else [] for s in batch]
-        ids = text.tokenize([caption for captions in texts for caption in captions])
-        not_empty = text.lengths(ids) > 2  # start and end tokens alone say nothing
-        stops = list(accumulate(map(len, texts)))
-        rows = [ids[start:stop][not_empty[start:stop]] for start, stop in zip([0, *stops], stops)]
-        return [self._table(sample, own) for sample, own in zip(batch, rows)]
-
-    def _table(self, sample: Pair | Bad, ids: np.ndarray) -> np.ndarray | Rejected:
-        """The first K of a sample's captions, padded with rows of zeros."""
-        if isinstance(sample, Bad):
-            return Rejected(sample.reason, sample.detail)
-        if isinstance(sample.captions, np.ndarray):
-            ids = sample.captions[text.lengths(sample.captions) > 2]
+    def _tokens(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
+        """The first K of its captions, (K, 77), padded with rows of zeros; Rejected without any."""
+        if isinstance(pair.captions, np.ndarray):
+            ids = pair.captions[text.lengths(pair.captions) > 2]
         if not len(ids):
-            return Rejected("empty caption")
+            raise Rejected("empty caption")
         table = np.zeros((self.source.captions, CONTEXT_LENGTH), np.int32)
         self.tally.captions_left_out += max(0, len(ids) - len(table))
         table[: len(ids)] = ids[: len(table)]
@@ -254,6 +241,15 @@ class _Shard:
             while self.cached > _CACHE_BYTES and len(self.cache) > 1:
                 self.cached -= len(self.cache.pop(next(iter(self.cache))).jpeg.data)
         return self.cache[image]
+
+
+def _token_ids(batch: list[Pair | Bad]) -> list[np.ndarray]:
+    """(captions, 77) token ids of each pair's texts that are not empty, tokenised in one call."""
+    texts = [s.captions if isinstance(s, Pair) and isinstance(s.captions, list) else [] for s in batch]
+    ids = text.tokenize([caption for captions in texts for caption in captions])
+    not_empty = text.lengths(ids) > 2  # start and end tokens alone say nothing
+    stops = list(accumulate(map(len, texts)))
+    return [ids[start:stop][not_empty[start:stop]] for start, stop in zip([0, *stops], stops)]
 
 
 def _encoded(key: str) -> bytes:
