@@ -70,7 +70,16 @@ class Demo:
 
 
 @dataclass(kw_only=True)
-class NightsCommand:
+class Build:
+    """What all commands take that build a user's source."""
+
+    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
+    how: Flat[RunSettings] = field(default_factory=RunSettings)
+    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
+
+
+@dataclass(kw_only=True)
+class NightsCommand(Build):
     """Build the splits of a folder in NIGHTS' layout: data.csv, ref/, distort/."""
 
     source: Path | None = None
@@ -85,9 +94,6 @@ class NightsCommand:
     """Any of train, val, test, test_imagenet, test_no_imagenet; a split without rows is an error."""
     min_votes: int | None = None
     """Rows with fewer are left out; by default 6, as the released loader does, if any row has as many."""
-    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: Flat[RunSettings] = field(default_factory=RunSettings)
-    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         unknown = [name for name in self.splits if name not in SPLITS]
@@ -104,7 +110,7 @@ class NightsCommand:
 
 
 @dataclass(kw_only=True)
-class BappsCommand:
+class BappsCommand(Build):
     """Build BAPPS: 2afc/{train,val}/SUBSET/{ref,p0,p1,judge}, soft votes kept."""
 
     source: Path
@@ -115,9 +121,6 @@ class BappsCommand:
     """Folders of 2afc."""
     subsets: tuple[str, ...] = ()
     """traditional cnn mix superres deblur color frameinterp; by default all that exist."""
-    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: Flat[RunSettings] = field(default_factory=RunSettings)
-    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_splits(self)
@@ -125,7 +128,7 @@ class BappsCommand:
 
 
 @dataclass(kw_only=True)
-class ThingsCommand:
+class ThingsCommand(Build):
     """Build THINGS odd-one-out answers, or triplets drawn from a SPoSE embedding."""
 
     images: Path
@@ -140,9 +143,6 @@ class ThingsCommand:
     """unique_id.txt, the objects' names in their order; by default the images' names, sorted."""
     count: int = 100_000
     """Triplets to draw from the embedding."""
-    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: Flat[RunSettings] = field(default_factory=RunSettings)
-    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)
@@ -152,7 +152,7 @@ class ThingsCommand:
         if self.answers is not None and self.embedding is None:
             source = Things(self.answers, self.images, self.ids)
         elif self.embedding is not None and self.answers is None:
-            source = Spose(self.embedding, self.images, self.count, self.settings.seed, self.ids)
+            source = Spose(self.embedding, self.images, self.ids, count=self.count, seed=self.settings.seed)
         else:
             raise ValueError("things: give --answers FILE or --embedding FILE")
         build(source, self.out, self.settings, self.how, self.where.runner())
@@ -174,7 +174,7 @@ def build_splits(sources: Mapping[str, Source], command: NightsCommand | BappsCo
 
 
 @dataclass(kw_only=True)
-class Pairs:
+class Pairs(Build):
     """Build images with captions: webdataset tars, parquet, a table or texts with files, or SLIP's zips."""
 
     source: Path
@@ -193,9 +193,6 @@ class Pairs:
     """Every line of a .txt is a caption of its own (clip-benchmark's retrieval sets say so themselves)."""
     captions: int = 0
     """Captions kept an image; 0 keeps as many as the image with the most has."""
-    settings: Flat[SampleSettings] = field(default_factory=SampleSettings)
-    how: Flat[RunSettings] = field(default_factory=RunSettings)
-    where: Flat[ClusterSettings] = field(default_factory=ClusterSettings)
 
     def run(self) -> None:
         check_out(self.out)

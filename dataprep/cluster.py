@@ -96,8 +96,7 @@ def _wait(job: Job, jobs: list, unfinished: list[int]) -> None:
     while True:
         ended = all(submitted.done() for submitted in jobs)
         for number in sorted(waiting):
-            tally = job.tally(number)
-            if tally is not None:
+            if (tally := job.tally(number)) is not None:
                 waiting.discard(number)
                 progress.finished(job.weights[number])
                 job.finished(number, tally)

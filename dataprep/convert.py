@@ -19,11 +19,11 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,9 @@ from pipeline.formats import pictures
 from pipeline.formats.pictures import Head, Rejected, read_head
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in JPEG
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LONGEST = 65_500  # libjpeg's limit
+_NOT_OF_IMAGES = (Image.DecompressionBombWarning, DeprecationWarning)  # the limit of pixels is ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,7 @@ class ImageSettings:
             raise ValueError("max_pixels and max_bytes must be positive")
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """What is stored of one image."""
 
     jpeg: Jpeg
@@ -129,12 +130,12 @@ def convert(data: bytes, settings: ImageSettings) -> Converted:
     if not data:
         raise Rejected("empty file")
     _check_bytes(len(data), settings)
-    with _pillow_limit(settings.max_pixels), _messages(data) as messages:
+    with _guarded(data, settings.max_pixels) as messages:
         converted = _passed(data, settings)
         if converted is None:
             pixels = pictures.read(data, max_pixels=settings.max_pixels, upright=settings.orientation)
             converted = encode(pixels, settings)
-    return replace(converted, warned=tuple(messages)) if messages else converted
+    return converted._replace(warned=tuple(messages)) if messages else converted
 
 
 def _passed(data: bytes, settings: ImageSettings) -> Converted | None:
@@ -153,48 +154,37 @@ def _passed(data: bytes, settings: ImageSettings) -> Converted | None:
 
 
 @contextmanager
-def _pillow_limit(pixels: int) -> Iterator[None]:
-    """Pillow's own limit is checked before it allocates, ours after it has opened a file.
+def _guarded(data: bytes, max_pixels: int) -> Iterator[list[str]]:
+    """What decoders say of an image in the meantime, instead of on the terminal; and Pillow's limit is ours.
 
-    Pillow warns above its limit and refuses above twice that.
-    """
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = -(-pixels // 2)
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-@contextmanager
-def _messages(data: bytes) -> Iterator[list[str]]:
-    """What decoders say of an image in the meantime, instead of on the terminal.
-
-    A Rejected that leaves the block takes the messages along: they often say more than Pillow's error.
+    Pillow warns above its limit and refuses above twice that, before it allocates; our own check comes after
+    it has opened a file.  A Rejected that leaves the block takes the messages along: they often say more than
+    Pillow's error.
     """
     messages: list[str] = []
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-max_pixels // 2)
+    recorded = warnings.catch_warnings(record=True, action="always")
     try:
-        with warnings.catch_warnings(record=True) as caught, _libtiff_lines(data, messages):
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
-            warnings.simplefilter("ignore", DeprecationWarning)  # not about the image
+        with recorded as caught, _libtiff_lines(messages) if data[:4] in _TIFF else nullcontext():
             yield messages
     except Rejected as error:
         details = [error.detail, *_distinct(messages, caught)]
         raise Rejected(error.reason, "; ".join(details)) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
     messages[:] = _distinct(messages, caught)
 
 
 def _distinct(messages: list[str], caught: list[warnings.WarningMessage]) -> list[str]:
-    lines = [*(str(warning.message) for warning in caught), *messages]
-    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
+    told = [str(warning.message) for warning in caught if not issubclass(warning.category, _NOT_OF_IMAGES)]
+    return list(dict.fromkeys(" ".join(line.split()) for line in (*told, *messages)))
 
 
 @contextmanager
-def _libtiff_lines(data: bytes, messages: list[str]) -> Iterator[None]:
-    """libtiff writes to the process's stderr itself; for a TIFF file that goes to `messages`."""
+def _libtiff_lines(messages: list[str]) -> Iterator[None]:
+    """libtiff writes to the process's stderr itself; that goes to `messages`."""
     try:
-        terminal = os.dup(2) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
+        terminal = os.dup(2)
     except OSError:  # a process without stderr
         terminal = None
     if terminal is None:
@@ -231,11 +221,10 @@ def _encoder() -> Callable[[np.ndarray, int, str], bytes]:
     """
     try:
         import cv2  # it needs libGL, which a bare container does not have
-
-        factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR  # not in old versions
-    except (ImportError, AttributeError):
+    except ImportError:
         return encode_with_pil
     cv2.setNumThreads(1)
+    factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR
     factors = {"444": 0x111111, "422": 0x211111, "420": 0x221111}
 
     def encode_with_cv2(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:

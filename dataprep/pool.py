@@ -19,7 +19,7 @@ import queue
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -32,6 +32,7 @@ _DATA_LIMIT = 6 << 30  # bytes a worker may allocate: a hostile image becomes a 
 _REFRESH = 0.5  # seconds between looks at the count of samples
 
 Work = Callable[[int, Callable[[int], None]], Any]
+Results = Generator[tuple[int, Any]]
 
 
 class WorkersDied(console.Failed):
@@ -55,14 +56,19 @@ def run(
     Raises what a task raised, or WorkersDied when a process died.
     """
     workers = min(workers, len(tasks))
+    results = _alone(work, tasks, progress)
     if workers > 1:
         try:
-            pool = _Pool(work, tasks, workers)
+            results = _Pool(work, tasks, workers).results(progress)
         except (OSError, NotImplementedError) as error:  # limits of files or processes, no /dev/shm
             print(f"note: {workers} processes cannot be started ({error}); one does it all", file=sys.stderr)
-        else:
-            pool.run(weights, progress, finished)
-            return
+    with contextlib.closing(results):
+        for task, result in results:
+            progress.finished(weights[task])
+            finished(task, result)
+
+
+def _alone(work: Work, tasks: Sequence[int], progress: Progress) -> Results:
     seen = 0
 
     def step(samples: int) -> None:
@@ -71,9 +77,7 @@ def run(
         progress.show(seen)
 
     for task in tasks:
-        result = work(task, step)
-        progress.finished(weights[task])
-        finished(task, result)
+        yield task, work(task, step)
     progress.show(seen, force=True)
     progress.end()
 
@@ -89,30 +93,25 @@ class _Pool:
         self.executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_begin, initargs=(work, self.seen, os.getpid())
         )
-        self.processes: list[BaseProcess] = []
+        self.others = multiprocessing.active_children()
         try:
-            self.tasks = self._submit(tasks)
+            self.tasks = {self.executor.submit(_work_on, task): task for task in tasks}
         except BaseException:
             self._end()
             raise
+        self.processes = self._living()
         for future in self.tasks:
             future.add_done_callback(self.done.put)
 
-    def _submit(self, tasks: Sequence[int]) -> dict[Future, int]:
-        """Start the workers; they are known afterwards, whether all could be started or not."""
-        before = multiprocessing.active_children()
-        try:
-            return {self.executor.submit(_work_on, task): task for task in tasks}
-        finally:
-            self.processes = [p for p in multiprocessing.active_children() if p not in before]
+    def _living(self) -> list[BaseProcess]:
+        return [process for process in multiprocessing.active_children() if process not in self.others]
 
-    def run(self, weights: Sequence[int], progress: Progress, finished: Callable[[int, Any], None]) -> None:
+    def results(self, progress: Progress) -> Results:
+        """(task, result) in the order in which they end; closing it ends the processes."""
         try:
             while self.tasks:
                 future = self._next(progress)
-                task, result = self.tasks.pop(future), future.result()
-                progress.finished(weights[task])
-                finished(task, result)
+                yield self.tasks.pop(future), future.result()
             progress.show(self.seen.value, force=True)
         except BrokenProcessPool:
             raise WorkersDied(self._cause()) from None
@@ -137,7 +136,7 @@ class _Pool:
         return f"a worker process died, {cause}{hint}; the same command goes on from here"
 
     def _end(self) -> None:
-        for process in self.processes:
+        for process in self._living():
             process.kill()
         self.executor.shutdown(cancel_futures=True)
 

@@ -1,8 +1,9 @@
 """What a source is, and what it delivers: `Pair`, `Triplet`, `Bad`, `PassedOver`.
 
 To add a source:
-1. Subclass `Source` in `dataprep/sources/`, as a frozen dataclass of picklable values (worker processes get a
-   copy).  `sources/bapps.py` is a short example of triplets, `sources/sidecars.py` one of pairs.
+1. Subclass `Source` (for a layout of pairs `PairSource`) in `dataprep/sources/`, as a frozen dataclass of
+   picklable values (worker processes get a copy).  `sources/bapps.py` is a short example of triplets,
+   `sources/sidecars.py` one of pairs.
 2. Triplets get a command of their own in `build_ffcv.py`; a layout of pairs is recognised and opened in
    `sources/pairs.py`.
 3. Test it in `tests/dataprep/` on a small folder of the genuine shape, with damage in it.
@@ -14,12 +15,17 @@ K captions of an image.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+MOST_CAPTIONS = 16  # of an image; more are taken for a fault of the source, unless --captions is given
 
 
 class Task(NamedTuple):
@@ -87,9 +93,12 @@ class Source(ABC):
         """Upper bound of the samples of `task`, where `Task.most` is 0; may read the whole piece."""
         return task.most
 
-    @abstractmethod
     def images(self) -> int | None:
-        """How many images will be stored, to estimate the space; None if that is not known."""
+        """How many images will be stored, to estimate the space; None if that is not known.
+
+        By default one for each unit of the tasks' weights.
+        """
+        return sum(task.weight for task in self.tasks())
 
     @abstractmethod
     def read(self, task: Task) -> Iterator[Pair | Triplet | Bad | PassedOver]:
@@ -98,3 +107,52 @@ class Source(ABC):
     @abstractmethod
     def describe(self) -> dict:
         """`name`, `path` and what else goes into the JSON: enough to tell whether the source has changed."""
+
+
+class PairSource(Source):
+    """Images with captions in one of the layouts that `sources/pairs.py` recognises."""
+
+    kind = "pairs"
+    layout: str
+    wanted: int
+    """Captions an image; 0: as many as the image with the most has."""
+
+    @property
+    def captions(self) -> int:
+        return self.wanted or min(self.most_captions(), MOST_CAPTIONS)
+
+    def most_captions(self) -> int:
+        """The most captions of an image, at least 1.  By default among the first samples."""
+        return _most_captions(self)
+
+    def description(self, path: Path, choice: object, files: Iterable[Path], /, **more: object) -> dict:
+        """For `describe`: what all layouts tell.  choice: the user's columns."""
+        return {
+            "name": "pairs", "layout": self.layout, "path": str(path), **more,
+            "captions": self.captions, "columns": vars(choice), "state": state_of(files),
+        }  # fmt: skip
+
+
+@cache
+def _most_captions(source: PairSource) -> int:
+    samples = islice(source.read(source.tasks()[0]), 200)
+    return max([1, *(len(sample.captions) for sample in samples if isinstance(sample, Pair))])
+
+
+def pieces(path: str, samples: int, each: int) -> list[Task]:
+    """Tasks of at most `each` of the samples, which are numbered from 0."""
+    starts = range(0, samples, each)
+    return [Task(path, start, start + n, n, n) for start in starts if (n := min(each, samples - start))]
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """A digest of files' names, sizes and times, which must be unchanged when a build is resumed."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            status = path.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a broken link: its sample is rejected when it is read
+            state = "none"
+        digest.update(f"{path.name}\0{state}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from pipeline import text
 from pipeline.base import files
 from pipeline.base.files import replacing
-from pipeline.beton.fields import CONTEXT_LENGTH, Field, pairs_schema, triplets_schema
+from pipeline.beton.fields import CONTEXT_LENGTH, pairs_schema, triplets_schema
 from pipeline.beton.writer import writing
 
 _BATCH = 256  # pairs whose captions are tokenised together
@@ -95,18 +95,13 @@ class Tally:
         return cls(**value | counts | {"caption_lengths": lengths})
 
 
-def schema(source: Source) -> dict[str, Field]:
-    """Columns of the file that `source` becomes."""
-    return pairs_schema(source.captions) if source.kind == "pairs" else triplets_schema()
-
-
 def write_shard(
     source: Source, task: Task, stem: Path, settings: SampleSettings, step: Callable[[int], None]
 ) -> Tally:
     """Convert one task into the files `stem`.*; `step(n)` is called for every n samples seen."""
-    with replacing(stem.with_suffix(".rejects.jsonl")) as name, open(name, "w") as rejects:
-        shard = _Shard(source, task, settings, step, rejects)
-        shard.write(stem.with_suffix(".beton"))
+    shard = _Shard(source, task, settings, step)
+    shard.write(stem.with_suffix(".beton"))
+    files.write(stem.with_suffix(".rejects.jsonl"), "".join(shard.rejects))
     files.write(stem.with_suffix(".warnings.jsonl"), "".join(shard.warnings))
     if settings.dedup:
         with replacing(stem.with_suffix(".hashes.npy")) as name, open(name, "wb") as file:
@@ -115,32 +110,31 @@ def write_shard(
     return shard.tally
 
 
+@dataclass
 class _Shard:
     """The state of one shard while it is written."""
 
-    def __init__(
-        self,
-        source: Source,
-        task: Task,
-        settings: SampleSettings,
-        step: Callable[[int], None],
-        rejects: TextIO,
-    ):
-        self.source, self.task, self.settings, self.step, self.rejects = source, task, settings, step, rejects
-        self.tally = Tally()
-        self.hashes: list[bytes] = []  # 16 bytes a sample
-        self.warnings: list[str] = []  # lines of JSON
-        self.cache: dict[bytes | Path, Converted] = {}
-        self.cached = 0  # bytes in the cache
+    source: Source
+    task: Task
+    settings: SampleSettings
+    step: Callable[[int], None]
+    tally: Tally = field(default_factory=Tally)
+    hashes: list[bytes] = field(default_factory=list)  # 16 bytes a sample
+    rejects: list[str] = field(default_factory=list)  # lines of JSON
+    warnings: list[str] = field(default_factory=list)  # lines of JSON
+    cache: dict[bytes | Path, Converted] = field(default_factory=dict)
+    cached: int = 0  # bytes in the cache
 
     def write(self, beton: Path) -> None:
         """Convert all samples; write them to `beton` if there are any."""
-        samples = self._pairs() if self.source.kind == "pairs" else self._triplets()
+        if pairs := self.source.kind == "pairs":
+            samples, schema = self._pairs(), pairs_schema(self.source.captions)
+        else:
+            samples, schema = self._triplets(), triplets_schema()
         first = next(samples, None)
         if first is not None:
             most = self.task.most or self.source.most(self.task)
-            share = self.source.kind == "triplets"
-            with writing(beton, schema(self.source), most, share=share) as writer:
+            with writing(beton, schema, most, share=not pairs) as writer:
                 for sample in chain([first], samples):
                     writer.add(sample)
                 self.tally.samples = writer.samples
@@ -149,7 +143,7 @@ class _Shard:
     def _reject(self, key: str, error: Rejected) -> None:
         self.tally.rejected[error.reason] += 1
         row = {"source": self.task.path, "key": key, "reason": error.reason, "detail": error.detail}
-        self.rejects.write(json.dumps(row) + "\n")
+        self.rejects.append(json.dumps(row) + "\n")
 
     def _chosen(self) -> Iterator[Any]:
         """The task's samples that are in the share: Pair, Triplet or Bad."""
@@ -180,18 +174,19 @@ class _Shard:
         samples = self._chosen()
         while batch := list(islice(samples, _BATCH)):
             rows = []
-            for sample, tokens in zip(batch, self._tokens(batch)):
+            for sample, ids in zip(batch, _token_ids(batch)):
                 try:
-                    rows.append(self._pair(sample, tokens))
+                    rows.append(self._pair(sample, ids))
                 except Rejected as error:
                     self._reject(sample.key, error)
             if rows:
                 self.tally.count_captions(np.stack([row["tokens"] for row in rows]))
             yield from rows
 
-    def _pair(self, pair: Pair, tokens: np.ndarray | Rejected) -> dict:
-        if isinstance(tokens, Rejected):
-            raise tokens
+    def _pair(self, pair: Pair | Bad, ids: np.ndarray) -> dict:
+        if isinstance(pair, Bad):
+            raise Rejected(pair.reason, pair.detail)
+        tokens = self._tokens(pair, ids)
         data = read_image(pair.image, self.settings.images)
         image = self._convert(data, pair.key)
         if self.settings.dedup:
@@ -199,26 +194,12 @@ class _Shard:
         self.tally.passed += image.passed
         return {"image": image.jpeg, "tokens": tokens, "luma": image.luma, "key": _encoded(pair.key)}
 
-    def _tokens(self, batch: list[Pair | Bad]) -> list[np.ndarray | Rejected]:
-        """(K, 77) token ids of each pair's captions; a Rejected for a sample without any.
-
-        The captions of the whole batch are tokenised in one call.
-        """
-        texts = [s.captions if isinstance(s, Pair) and isinstance(s.captions, list) else [] for s in batch]
-        ids = text.tokenize([caption for captions in texts for caption in captions])
-        not_empty = text.lengths(ids) > 2  # start and end tokens alone say nothing
-        stops = list(accumulate(map(len, texts)))
-        rows = [ids[start:stop][not_empty[start:stop]] for start, stop in zip([0, *stops], stops)]
-        return [self._table(sample, own) for sample, own in zip(batch, rows)]
-
-    def _table(self, sample: Pair | Bad, ids: np.ndarray) -> np.ndarray | Rejected:
-        """The first K of a sample's captions, padded with rows of zeros."""
-        if isinstance(sample, Bad):
-            return Rejected(sample.reason, sample.detail)
-        if isinstance(sample.captions, np.ndarray):
-            ids = sample.captions[text.lengths(sample.captions) > 2]
+    def _tokens(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
+        """The first K of its captions, (K, 77), padded with rows of zeros; Rejected without any."""
+        if isinstance(pair.captions, np.ndarray):
+            ids = pair.captions[text.lengths(pair.captions) > 2]
         if not len(ids):
-            return Rejected("empty caption")
+            raise Rejected("empty caption")
         table = np.zeros((self.source.captions, CONTEXT_LENGTH), np.int32)
         self.tally.captions_left_out += max(0, len(ids) - len(table))
         table[: len(ids)] = ids[: len(table)]
@@ -260,6 +241,15 @@ class _Shard:
             while self.cached > _CACHE_BYTES and len(self.cache) > 1:
                 self.cached -= len(self.cache.pop(next(iter(self.cache))).jpeg.data)
         return self.cache[image]
+
+
+def _token_ids(batch: list[Pair | Bad]) -> list[np.ndarray]:
+    """(captions, 77) token ids of each pair's texts that are not empty, tokenised in one call."""
+    texts = [s.captions if isinstance(s, Pair) and isinstance(s.captions, list) else [] for s in batch]
+    ids = text.tokenize([caption for captions in texts for caption in captions])
+    not_empty = text.lengths(ids) > 2  # start and end tokens alone say nothing
+    stops = list(accumulate(map(len, texts)))
+    return [ids[start:stop][not_empty[start:stop]] for start, stop in zip([0, *stops], stops)]
 
 
 def _encoded(key: str) -> bytes:

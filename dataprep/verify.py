@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,26 +53,20 @@ class ImageCheck(NamedTuple):
     luma: float = 0.0  # mean, 0…255
 
 
-@dataclass(frozen=True)
-class Verifier:
-    """Checks stretches of samples of one file; picklable."""
-
-    path: Path
-
-    def check(self, task: int, step: Callable[[int], None]) -> Faults:
-        """Check the samples of stretch `task`."""
-        beton, faults = f.Beton(self.path), Faults()
-        indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
-        rows = beton.rows(indices)
-        _check_images(beton, rows, indices, faults, step)
-        for index in indices.tolist():
-            if not beton.text("key", index):
-                faults.add(index, "key", "empty")
-        if beton.kind == "pairs":
-            _check_tokens(rows, indices, faults)
-        else:
-            _check_votes(rows, indices, faults)
-        return faults
+def _check(path: Path, task: int, step: Callable[[int], None]) -> Faults:
+    """Check the samples of stretch `task`."""
+    beton, faults = f.Beton(path), Faults()
+    indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
+    rows = beton.rows(indices)
+    _check_images(beton, rows, indices, faults, step)
+    for index in indices.tolist():
+        if not beton.text("key", index):
+            faults.add(index, "key", "empty")
+    if beton.kind == "pairs":
+        _check_tokens(rows, indices, faults)
+    else:
+        _check_votes(rows, indices, faults)
+    return faults
 
 
 def _check_images(
@@ -144,8 +139,8 @@ def verify(path: Path, workers: int) -> Faults:
         faults.add(-1, "json", "gives another length of the file", str(beton.info["bytes"]))
     tasks = range(-(-len(beton) // _CHUNK))
     weights = [min(_CHUNK, len(beton) - _CHUNK * task) for task in tasks]
-    progress = Progress(Path(path).name, len(beton))
-    run(Verifier(Path(path)).check, tasks, weights, workers, progress, lambda _, more: faults.extend(more))
+    progress = Progress(path.name, len(beton))
+    run(partial(_check, path), tasks, weights, workers, progress, lambda _, more: faults.extend(more))
     for line in faults.named[:_SHOWN]:
         say(line)
     total = sum(faults.counts.values())

@@ -20,7 +20,6 @@ import os
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from PIL import Image
 
 from dataprep.build import RunSettings, build
 from dataprep.convert import ImageSettings
-from dataprep.samples import Pair, Source, Task
+from dataprep.samples import Pair, Source, Task, pieces
 from dataprep.shard import SampleSettings
 from dataprep.sources.pairs import open_pairs
 from pipeline.base import console, measure
@@ -62,12 +61,9 @@ def _on_disk(path: Path) -> int:
 # -- images -----------------------------------------------------------------------------------
 
 
-def _ours(table: Path, out: Path, images: ImageSettings) -> Side:
-    def side() -> None:
-        with _silent(), contextlib.redirect_stdout(io.StringIO()):
-            build(open_pairs(table), out, SampleSettings(images=images), _QUIET)
-
-    return side
+def _ours(table: Path, out: Path, images: ImageSettings) -> None:
+    with _silent(), contextlib.redirect_stdout(io.StringIO()):
+        build(open_pairs(table), out, SampleSettings(images=images), _QUIET)
 
 
 def _stock(files: list[Path], out: Path, longest: int | None) -> Side:
@@ -94,14 +90,20 @@ def _stock(files: list[Path], out: Path, longest: int | None) -> Side:
     return side
 
 
-def _libjpeg_check(files: list[Path]) -> Side:
-    data = [path.read_bytes() for path in files]
+def _libjpeg_check(jpegs: list[bytes]) -> None:
+    for jpeg in jpegs:
+        pictures.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
 
-    def side() -> None:
-        for jpeg in data:
-            pictures.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
 
-    return side
+def _predict(what: str, cores: int, seconds: float, size: float) -> None:
+    """Tell what a full build takes; seconds of a core and bytes of one image."""
+    core_hours = FULL * seconds / 3600
+    print(
+        f"{FULL:,} such images, {what}: {core_hours / cores:.1f} h on {cores} cores "
+        f"({core_hours:,.0f} core hours), {FULL * size / 1e9:,.0f} GB, "
+        f"and as much again for the shards while they are joined",
+        file=sys.stderr,
+    )
 
 
 @dataclass(kw_only=True)
@@ -144,24 +146,22 @@ class Speed:
         longest = round(self.size * 1.5)  # the long side of a 3:2 photograph
         encoding = _best(
             self.rounds,
-            ours=_ours(table, out, ImageSettings(size=self.size, passthrough=False)),
+            ours=lambda: _ours(table, out, ImageSettings(size=self.size, passthrough=False)),
             stock=_stock(files, stock_out, longest),
         )
-        self._predict("re-encoding", FULL * encoding["ours"] / count, FULL * _on_disk(out) / count)
+        _predict("re-encoding", self.cores, encoding["ours"] / count, _on_disk(out) / count)
+        jpegs = [path.read_bytes() for path in files]
         passing = _best(
             self.rounds,
-            ours=_ours(table, out, ImageSettings(size="none")),
+            ours=lambda: _ours(table, out, ImageSettings(size="none")),
             stock=_stock(files, stock_out, None),
-            check=_libjpeg_check(files),
+            check=lambda: _libjpeg_check(jpegs),
         )
         kept = json.loads(out.with_suffix(".json").read_text())["images_kept_byte_for_byte"]
         if kept != count:
             print(f"only {kept} of {count} are baseline RGB", file=sys.stderr)
-        self._predict(
-            "passing through", FULL * passing["ours"] / len(files), FULL * _on_disk(out) / len(files)
-        )
-        words = self._tokenizers(captions)
-        count, texts = len(files), 10 * len(captions)
+        _predict("passing through", self.cores, passing["ours"] / count, _on_disk(out) / count)
+        words, texts = self._tokenizers(captions), 10 * count
         return {
             "reencode_vs_ffcv": encoding["stock"] / encoding["ours"],
             "passthrough_vs_ffcv": passing["stock"] / passing["ours"],
@@ -182,15 +182,6 @@ class Speed:
         tokenize(many), theirs(many)  # both keep the words they have seen
         return _best(self.rounds, ours=lambda: tokenize(many), open_clip=lambda: theirs(many))
 
-    def _predict(self, what: str, core_seconds: float, size: float) -> None:
-        hours = core_seconds / 3600 / self.cores
-        print(
-            f"{FULL:,} such images, {what}: {hours:.1f} h on {self.cores} cores "
-            f"({core_seconds / 3600:,.0f} core hours), {size / 1e9:,.0f} GB, "
-            f"and as much again for the shards while they are joined",
-            file=sys.stderr,
-        )
-
 
 # -- full size ----------------------------------------------------------------------------------
 
@@ -205,12 +196,7 @@ class Simulated(Source):
     captions = 1
 
     def tasks(self) -> list[Task]:
-        starts = range(0, self.rows, self.each)
-        counts = [min(self.each, self.rows - start) for start in starts]
-        return [Task("simulated", s, s + n, n, n) for s, n in zip(starts, counts)]
-
-    def images(self) -> int:
-        return self.rows
+        return pieces("simulated", self.rows, self.each)
 
     def read(self, task: Task) -> Iterator[Pair]:
         jpegs = [_tiny_jpeg(level) for level in range(0, 256, 4)]
@@ -238,16 +224,15 @@ class Rows:
     keep: bool = False
 
     def run(self) -> None:
-        start = time.perf_counter()
-        info = build(Simulated(self.rows), self.out, SampleSettings(), RunSettings(workers=self.workers))
-        seconds = time.perf_counter() - start
+        with measure.stopwatch() as spent:
+            info = build(Simulated(self.rows), self.out, SampleSettings(), RunSettings(workers=self.workers))
         peak, children = (
             resource.getrusage(who).ru_maxrss / 1024
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
         result = {
-            "rows": info["samples"], "bytes": info["bytes"], "seconds": round(seconds, 1),
-            "rows_per_s": round(info["samples"] / seconds),
+            "rows": info["samples"], "bytes": info["bytes"], "seconds": round(spent.wall, 1),
+            "rows_per_s": round(info["samples"] / spent.wall),
             "peak_mb_parent": round(peak), "peak_mb_worker": round(children) if self.workers != 1 else 0,
         }  # fmt: skip
         if not self.keep:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.samples import Bad, Source, Task, Triplet
-from dataprep.sources.columns import state_of
+from dataprep.samples import Bad, Source, Task, Triplet, state_of
 from dataprep.sources.nights import plan
 
 PEOPLE = {"train": 2, "val": 5}

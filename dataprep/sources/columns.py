@@ -5,17 +5,14 @@ Not here: reading tables (`tables.py`, `parquet.py`, `tars.py`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 # In order of preference: open_clip csv, DeCLIP, img2dataset, COCO, RWKV-CLIP, webdataset exports.
 PATHS = ["filepath", "filename", "file_name", "file", "image_path", "path", "image", "img", "image_name"]
 BYTES = ["images", "image", "image_bytes", "jpg", "jpeg", "png", "img", "bytes"]
 CAPTIONS = ["captions", "caption", "texts", "text", "txt", "top_caption"]
 PARTS = ["title", "description"]  # taken together, as SLIP does
-MOST_CAPTIONS = 16  # more are taken for a fault of the table, unless --captions is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +24,16 @@ class Choice:
 
     def image_column(self, names: Sequence[str], usual: Sequence[str], where: str) -> str:
         """The column that holds the image.  Raises ValueError that lists the columns."""
-        return self._find([self.image] if self.image else usual, names, "image", "--image-column", where)
+        return _find([self.image] if self.image else usual, names, "image", "--image-column", where)
 
     def caption_columns(self, names: Sequence[str], where: str) -> tuple[str, ...]:
         """The columns that hold captions.  Raises ValueError that lists the columns."""
         if self.captions:
-            return tuple(
-                self._find([name], names, "caption", "--caption-columns", where) for name in self.captions
-            )
+            return tuple(_find([n], names, "caption", "--caption-columns", where) for n in self.captions)
         parts = tuple(name for name in PARTS if name in names)
         if parts and not any(name in names for name in CAPTIONS):
             return parts
-        return (self._find(CAPTIONS, names, "caption", "--caption-columns", where),)
+        return (_find(CAPTIONS, names, "caption", "--caption-columns", where),)
 
     def beside(self, names: Sequence[str], where: str) -> str:
         """A note on further columns that seem to hold captions and are not taken; empty without any."""
@@ -49,25 +44,23 @@ class Choice:
         every = " ".join((*taken, *others))
         return f"captions in {', '.join(others)}, beside {taken[0]} (--caption-columns {every} takes all)"
 
-    @staticmethod
-    def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
-        for name in wanted:
-            if name in names:
-                if list(names).count(name) > 1:
-                    raise ValueError(
-                        f"{where}: {list(names).count(name)} columns are called {name}; rename one"
-                    )
-                return name
-        folded = {str(name).strip().casefold(): name for name in names}
-        for name in wanted:
-            if name.casefold() in folded:
-                return folded[name.casefold()]
-        existing = ", ".join(map(str, names)) or "none"
-        urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
-        hint = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
-        raise ValueError(
-            f"{where}: no {what} column {' or '.join(wanted)}; it has {existing}; name it with {option}{hint}"
-        )
+
+def _find(wanted: Sequence[str], names: Sequence[str], what: str, option: str, where: str) -> str:
+    for name in wanted:
+        if name in names:
+            if list(names).count(name) > 1:
+                raise ValueError(f"{where}: {list(names).count(name)} columns are called {name}; rename one")
+            return name
+    folded = {str(name).strip().casefold(): name for name in names}
+    for name in wanted:
+        if name.casefold() in folded:
+            return folded[name.casefold()]
+    existing = ", ".join(map(str, names)) or "none"
+    urls = [name for name in folded if what == "image" and name in ("url", "urls", "image_url")]
+    hint = f" (addresses in {urls[0]}: download the images first, with img2dataset)" if urls else ""
+    raise ValueError(
+        f"{where}: no {what} column {' or '.join(wanted)}; it has {existing}; name it with {option}{hint}"
+    )
 
 
 def strings(value: object) -> list[str]:
@@ -87,16 +80,3 @@ def half_character(texts: Iterable[str]) -> str:
         except UnicodeEncodeError as error:
             return f"half a character (\\u{ord(text[error.start]):04x} without its other half)"
     return ""
-
-
-def state_of(files: Sequence[Path]) -> str:
-    """A digest of files' names, sizes and times, which must be unchanged when a build is resumed."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            status = path.stat()
-            state = f"{status.st_size}\0{status.st_mtime_ns}"
-        except OSError:  # a broken link: its sample is rejected when it is read
-            state = "none"
-        digest.update(f"{path.name}\0{state}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]

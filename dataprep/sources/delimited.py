@@ -76,10 +76,8 @@ def rows(path: Path, table: Head, image: int, start: int, stop: int | None, line
             text = raw.decode("utf-8", "surrogateescape")
             if '"' in text:
                 fields, more, fault = _quoted(file, text, table, image)
-                if more:
-                    size, lines = size + sum(map(len, more)), lines + len(more)
-                elif file.tell() != offset + size:
-                    file.seek(offset + size)
+                size, lines = size + sum(map(len, more)), lines + len(more)
+                file.seek(offset + size)  # it may have read on in vain
             else:
                 fields = text.rstrip("\r\n").split(delimiter)
             if len(fields) != columns:

@@ -9,7 +9,6 @@ HTTP is fsspec's (`pip install 'fsspec[http]'`); our own are resuming and trying
 
 from __future__ import annotations
 
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -118,8 +117,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             for member in zipped.infolist():
                 name = PurePosixPath(member.filename).name  # never a path of the archive's choosing
                 if name.endswith(".png"):
-                    with zipped.open(member) as source, open(folder / name, "wb") as file:
-                        shutil.copyfileobj(source, file)
+                    (folder / name).write_bytes(zipped.read(member))
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise ValueError(f"{archive.name}: {error}; the same command fetches it again") from None
@@ -129,12 +127,11 @@ def _read_table(web: HTTPFileSystem, url: str) -> bytes:
     """data.csv, from the middle of the large archive."""
     try:
         with web.open(url) as remote, zipfile.ZipFile(remote) as archive:
-            name = next((n for n in archive.namelist() if PurePosixPath(n).name == "data.csv"), None)
-            table = None if name is None else archive.read(name)
+            for name in archive.namelist():
+                if PurePosixPath(name).name == "data.csv":
+                    return archive.read(name)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{url}: {error}") from None
     except ValueError as error:  # fsspec cannot seek
         raise ValueError(f"{url}: the server does not deliver ranges ({error}); fetch it by hand") from None
-    if table is None:
-        raise ValueError(f"{url}: no data.csv in it")
-    return table
+    raise ValueError(f"{url}: no data.csv in it")

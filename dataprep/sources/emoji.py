@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from dataprep.samples import Pair, Source, Task, Triplet
+from dataprep.samples import Pair, Source, Task, pieces
 from dataprep.sources import nights
 from pipeline.base.files import replacing
-from pipeline.formats.nights import Row
 
 FOLDER = Path(__file__).parents[1] / "demo"
 TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
@@ -50,10 +49,8 @@ class EmojiPairs(Source):
     captions = 4
 
     def tasks(self) -> list[Task]:
-        return [Task("demo/pairs.parquet", 0, self.images(), self.images(), self.images())]
-
-    def images(self) -> int:
-        return sum(len(rows(vendor)) for vendor in TRAIN)
+        drawings = sum(len(rows(vendor)) for vendor in TRAIN)
+        return pieces("demo/pairs.parquet", drawings, drawings)
 
     def read(self, task: Task) -> Iterator[Pair]:
         for vendor in TRAIN:
@@ -66,28 +63,21 @@ class EmojiPairs(Source):
         return {"name": "demo", "path": path, "vendors": list(TRAIN), "margin": self.margin}
 
 
-@dataclass(frozen=True)
-class EmojiTriplets(Source):
+@cache
+def _drawings() -> dict[str, bytes]:
+    """The training drawings by the names that the table of triplets gives them."""
+    return {f"{vendor}/{row['id']}.png": row["image"] for vendor in TRAIN for row in rows(vendor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiTriplets(nights.Nights):
     """The constructed triplets of one split; the concepts of `test` are in no train row."""
 
-    split: str
-    kind = "triplets"
+    folder: Path = FOLDER
     votes = "constructed"
 
-    def rows(self) -> tuple[Row, ...]:
-        return nights.read_rows(FOLDER / "triplets.csv", self.split, 1)
-
-    def tasks(self) -> list[Task]:
-        return nights.plan("demo/triplets.csv", len(self.rows()), repeated=True)
-
-    def images(self) -> int:
-        return len({path for row in self.rows() for path in row.paths})
-
-    def read(self, task: Task) -> Iterator[Triplet]:
-        drawings = {f"{v}/{row['id']}.png": row["image"] for v in TRAIN for row in rows(v)}
-        for row in self.rows()[task.start : task.stop]:
-            ref, left, right = (drawings[path] for path in row.paths)
-            yield Triplet(row.key, ref, left, right, row.vote, row.votes)
+    def image(self, path: str) -> bytes:
+        return _drawings()[path]
 
     def describe(self) -> dict:
         return {"name": "demo", "path": "dataprep/demo/triplets.csv", "split": self.split}
@@ -110,11 +100,8 @@ def write_eval(root: Path) -> bool:
 def _write_sets(root: Path) -> None:
     held_out = rows(HELD_OUT)
     images = [_png(row["image"]) for row in held_out]
-    for name, column, template in (
-        ("names", "name", "{c}"),
-        ("subcategories", "subcategory", "{c}"),
-        ("categories", "category", "{c}"),
-    ):
+    columns = {"names": "name", "subcategories": "subcategory", "categories": "category"}
+    for name, column in columns.items():
         labels = [row[column] for row in held_out]
         # Every concept is a class of its own, though two have the same name.
         classes = labels if column == "name" else sorted(set(labels))
@@ -122,7 +109,7 @@ def _write_sets(root: Path) -> None:
         folder = root / f"wds_emoji-{name}"
         _write_shard(folder, images, "cls", [str(n) for n in numbers])
         (folder / "classnames.txt").write_text("".join(f"{_words(c)}\n" for c in classes))
-        (folder / "zeroshot_classification_templates.txt").write_text(template + "\n")
+        (folder / "zeroshot_classification_templates.txt").write_text("{c}\n")
     folder = root / "wds_emoji-retrieval"
     _write_shard(folder, images, "txt", ["\n".join(row["captions"]) for row in held_out])
     (folder / "dataset_type.txt").write_text("retrieval\n")
@@ -136,9 +123,7 @@ def _png(data: bytes, margin: int = 0) -> bytes:
     """An embedded drawing as PNG, on a larger white ground if `margin` is given."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        ground = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), "white")
-        ground.paste(image, (margin, margin))
-    ground.save(out, "PNG")
+        ImageOps.expand(image.convert("RGB"), margin, "white").save(out, "PNG")
     return out.getvalue()
 
 

@@ -1,12 +1,14 @@
-"""The rows of a JSON document: a list, COCO's captions, or an object of image → captions.
+"""Rows of JSON lines, or of a JSON document: a list, COCO's captions, or an object of image → captions.
 
-Not here: which fields are wanted, and JSON lines (`tables.py`).
+Not here: which fields are wanted (`tables.py`).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,17 +16,17 @@ from pipeline.formats import utf8
 from pipeline.formats.captions import from_coco
 from pipeline.formats.tars import PICTURES
 
+_MARK = codecs.BOM_UTF8
+
 
 @cache
 def items(path: Path) -> list | None:
     """The rows of a JSON document; None if the file holds one row a line (JSON lines)."""
     with open(path, "rb") as file:
-        first = file.readline()
-        while first and not first.removeprefix(b"\xef\xbb\xbf").strip():
-            first = file.readline()
+        first = next((line for line in file if line.removeprefix(_MARK).strip()), b"")
         more = file.readline()
     utf8.check(first, str(path))
-    start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = first.removeprefix(_MARK).lstrip()
     if path.suffix.lower() != ".json" and not start.startswith(b"["):
         return None
     if more.strip() and parsed(first):
@@ -36,6 +38,32 @@ def items(path: Path) -> list | None:
             raise ValueError(f"{path}: not JSON: {error}") from None
         return None  # each line is then reported with its own fault
     return data if isinstance(data, list) else _document(path, data)
+
+
+def rows(path: Path, start: int, stop: int | None, line: int) -> Iterator[tuple[int, int, bytes | dict]]:
+    """(offset, number from 1, content) of the rows from offset `start`, in line `line`, to before `stop`.
+
+    Of a document the content is parsed, and an offset counts its items; of JSON lines it is the line itself.
+    """
+    document = items(path)
+    if document is not None:
+        yield from ((item, item + 1, row) for item, row in enumerate(document[start:stop], start))
+        return
+    with open(path, "rb") as file:
+        file.seek(start)
+        for number, text in enumerate(file, line):
+            if stop is not None and start >= stop:
+                return
+            if text.strip():
+                yield start, number, text
+            start += len(text)
+
+
+def names(path: Path) -> list[str]:
+    """The fields of the first row; none where it is no JSON object."""
+    _, _, row = next(rows(path, 0, None, 1), (0, 0, {}))
+    row = parsed(row) if isinstance(row, bytes) else row
+    return list(row) if isinstance(row, dict) else []
 
 
 class _Repeated(ValueError):

@@ -7,13 +7,11 @@ empty.  `--caption-columns` names others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 
-from dataprep.samples import Pair, PassedOver, Source
+from dataprep.samples import Bad, Pair, PassedOver
 from dataprep.sources import columns
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
@@ -28,6 +26,21 @@ class Reading:
 
     choice: columns.Choice  # endings of parts (txt, outputs.txt); other names are fields of the .json
     lines: bool  # every line of a .txt is a caption of its own
+
+    def pair(
+        self, key: str, image: bytes | str, names: Collection[str], texts: Mapping[str, bytes]
+    ) -> tuple[Pair | Bad, list[PassedOver]]:
+        """(the sample, what is passed over).  names: the endings of all its parts."""
+        try:
+            captions, passed_over = self.captions(key, texts)
+        except ValueError as error:
+            return Bad(key, "bad caption", str(error)), []
+        if not captions:
+            detail = f"it has {', '.join(names)}{_fields_instead(texts)}"
+            return Bad(key, "empty caption", detail), passed_over
+        if further := len(self.images(names)) - 1:
+            passed_over.append(PassedOver("images beside the one taken", further))
+        return Pair(key, image, captions), passed_over
 
     def captions(self, key: str, texts: Mapping[str, bytes]) -> tuple[list[str], list[PassedOver]]:
         """(captions, what is passed over).  Raises ValueError that names the bad part."""
@@ -85,15 +98,7 @@ class Reading:
         return [text], further if len(lines) > 1 else []
 
 
-@cache
-def most_captions(source: Source) -> int:
-    """The most captions of an image among the first samples."""
-    samples = islice(source.read(source.tasks()[0]), 200)
-    counts = [len(sample.captions) for sample in samples if isinstance(sample, Pair)]
-    return min(max(counts, default=0) or 1, columns.MOST_CAPTIONS)
-
-
-def fields_instead(texts: Mapping[str, bytes]) -> str:
+def _fields_instead(texts: Mapping[str, bytes]) -> str:
     """What a .json without a caption holds instead, for a message; empty if that is unknown."""
     try:
         fields = json.loads(texts.get("json") or b"{}")

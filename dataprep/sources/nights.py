@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dataprep.samples import Bad, PassedOver, Source, Task, Triplet
+from dataprep.samples import Bad, PassedOver, Source, Task, Triplet, pieces
 from pipeline.formats import nights
 
 _SHARD = 2_000  # rows
@@ -16,12 +16,7 @@ _SHARD_REPEATED = 200_000  # where triplets share images
 
 def plan(path: str, rows: int, repeated: bool) -> list[Task]:
     """Tasks of a table of triplets; long ones if images are repeated: a shard stores an image once."""
-    step = _SHARD_REPEATED if repeated else _SHARD
-    tasks = []
-    for start in range(0, rows, step):
-        count = min(step, rows - start)
-        tasks.append(Task(path, start, start + count, most=count, weight=count))
-    return tasks
+    return pieces(path, rows, _SHARD_REPEATED if repeated else _SHARD)
 
 
 @cache
@@ -46,6 +41,9 @@ class Nights(Source):
     def rows(self) -> tuple[nights.Row, ...]:
         return read_rows(self.table(), self.split, self.min_votes)
 
+    def image(self, path: str) -> bytes | Path:
+        return self.folder / path
+
     def tasks(self) -> list[Task]:
         if not self.rows():
             limit = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
@@ -57,7 +55,7 @@ class Nights(Source):
 
     def read(self, task: Task) -> Iterator[Triplet | Bad | PassedOver]:
         for row in self.rows()[task.start : task.stop]:
-            ref, left, right = (self.folder / path for path in row.paths)
+            ref, left, right = map(self.image, row.paths)
             yield Triplet(row.key, ref, left, right, row.vote, row.votes)
         few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
         if few and not task.start:

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Triplet
+from dataprep.samples import Pair, Source
 from dataprep.sources import columns
 from dataprep.sources.members import Reading
 from dataprep.sources.parquet import Parquet, find_columns, has_images
@@ -179,7 +179,8 @@ def notes(source: Source, path: Path) -> Iterator[str]:
         yield f"several splits ({', '.join(sorted(splits))}) are taken together: --source names one"
     if isinstance(source, Table | Zips):
         yield from _notes_on_columns(source)
-    captions = [text for sample in islice(source.read(source.tasks()[0]), 200) for text in _texts(sample)]
+    samples = [s for s in islice(source.read(source.tasks()[0]), 200) if isinstance(s, Pair)]
+    captions = [text for sample in samples if isinstance(sample.captions, list) for text in sample.captions]
     encoded = next(filter(_ENCODED.search, captions), "")
     if encoded and not any(re.search(r"\s", text) for text in captions):
         yield f"captions look URL-encoded ({encoded[:60]}): decode them first (urllib.parse.unquote_plus)"
@@ -192,10 +193,6 @@ def _notes_on_columns(source: Table | Zips) -> Iterator[str]:
     images = [name for name in columns.PATHS if name in names] if isinstance(source, Table) else []
     if len(images) > 1 and not source.table.choice.image:
         yield f"images are those of column {images[0]}, not of {', '.join(images[1:])} (--image-column)"
-
-
-def _texts(sample: Pair | Triplet | Bad | PassedOver) -> list[str]:
-    return sample.captions if isinstance(sample, Pair) and isinstance(sample.captions, list) else []
 
 
 # -- searching folders ----------------------------------------------------------------------------

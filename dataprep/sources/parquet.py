@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
 from dataprep.sources import columns
 from pipeline.beton.fields import CONTEXT_LENGTH
 from pipeline.formats import utf8
 from pipeline.text import END, START
 
 _NOT_UTF8 = object()
+_TEXTS = ("string", "large_string", "string_view")  # types of a column
 _ROWS = 4_000  # least rows of a shard, unless the file ends
 
 
@@ -61,8 +62,7 @@ def find_columns(path: Path, choice: columns.Choice) -> Columns:
     kinds = [_inner(schema.field(name).type) for name in captions]
     tokens = [arrow.types.is_floating(kind) or arrow.types.is_integer(kind) for kind in kinds]
     for name, kind, number in zip(captions, kinds, tokens):
-        text = arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or str(kind) == "string_view"
-        if not text and not (number and kind != schema.field(name).type):
+        if str(kind) not in _TEXTS and not (number and kind != schema.field(name).type):
             raise ValueError(f"{path}: {name} holds {kind}, not text; name captions with --caption-columns")
     if any(tokens) and len(captions) > 1:
         raise ValueError(f"{path}: {', '.join(captions)} are numbers; token ids are read from one column")
@@ -71,11 +71,7 @@ def find_columns(path: Path, choice: columns.Choice) -> Columns:
 
 def _inner(kind):
     """The type of a column's values, inside of lists and dictionaries."""
-    import pyarrow as arrow
-
-    types = arrow.types
-    outer = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_dictionary
-    while any(is_outer(kind) for is_outer in outer):
+    while hasattr(kind, "value_type"):
         kind = kind.value_type
     return kind
 
@@ -85,8 +81,7 @@ def _is_bytes(kind) -> bool:
 
     if arrow.types.is_struct(kind):
         return any(f.name == "bytes" and _is_bytes(f.type) for f in kind)
-    binary = arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)
-    return binary or str(kind) == "binary_view"
+    return str(kind) in ("binary", "large_binary", "binary_view")
 
 
 def has_images(path: Path) -> bool:
@@ -109,7 +104,7 @@ def _open(path: Path):
 
 
 @dataclass(frozen=True)
-class Parquet(Source):
+class Parquet(PairSource):
     """A list of parquet files, sorted by name."""
 
     path: Path
@@ -117,17 +112,13 @@ class Parquet(Source):
     choice: columns.Choice
     wanted: int
     without: tuple[Path, ...] = ()  # files beside them without images
-    kind = "pairs"
+    layout = "parquet"
 
-    @property
-    def captions(self) -> int:
-        return self.wanted or min(_most_captions(self), columns.MOST_CAPTIONS)
+    def most_captions(self) -> int:
+        return _most_captions(self)
 
     def tasks(self) -> list[Task]:
         return list(_plan(self))
-
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
 
     def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
         import pyarrow as arrow
@@ -157,10 +148,7 @@ class Parquet(Source):
             yield PassedOver(f"parquet files without image bytes, {name} the first", len(self.without))
 
     def describe(self) -> dict:
-        return {
-            "name": "pairs", "layout": "parquet", "path": str(self.path), "files": len(self.files),
-            "captions": self.captions, "columns": vars(self.choice), "state": columns.state_of(self.files),
-        }  # fmt: skip
+        return self.description(self.path, self.choice, self.files, files=len(self.files))
 
 
 def _sample(key: str, row: Row, tokens: bool) -> Pair | Bad:
@@ -192,17 +180,14 @@ def _rows(file, group: int, wanted: Columns) -> Iterator[Row]:
 
 def _values(column) -> list:
     """The column's values in Python; _NOT_UTF8 for text that is not UTF-8."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(value) for value in column]
 
+    def value(cell):
+        try:
+            return cell.as_py()
+        except UnicodeDecodeError:
+            return _NOT_UTF8
 
-def _value(value):
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return _NOT_UTF8
+    return [value(cell) for cell in column]
 
 
 def token_rows(value) -> np.ndarray:
@@ -250,7 +235,7 @@ def _most_captions(source: Parquet) -> int:
     for path in source.files:
         wanted, file = find_columns(path, source.choice), _open(path)
         names = list(wanted.captions)
-        if all(str(file.schema_arrow.field(n).type) in ("string", "large_string") for n in names):
+        if all(str(file.schema_arrow.field(n).type) in _TEXTS for n in names):
             most = max(most, len(names))
             continue
         groups, limit = range(file.num_row_groups), None

@@ -13,9 +13,8 @@ from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
-from dataprep.sources import columns
-from dataprep.sources.members import CAPTIONED, Reading, fields_instead, most_captions, never_downloaded
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task, pieces
+from dataprep.sources.members import CAPTIONED, Reading, never_downloaded
 from pipeline.formats.tars import PICTURES
 
 SHARD = 4_000  # samples a shard
@@ -70,23 +69,16 @@ def folders(path: Path) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Sidecars(Source):
+class Sidecars(PairSource):
     """All samples under a folder, folder by folder, sorted by name."""
 
     path: Path
     reading: Reading
     wanted: int
-    kind = "pairs"
-
-    @property
-    def captions(self) -> int:
-        return self.wanted or most_captions(self)
+    layout = "files"
 
     def tasks(self) -> list[Task]:
         return list(_plan(self.path))
-
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
 
     def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
         samples = _samples(task.path)
@@ -103,41 +95,27 @@ class Sidecars(Source):
             return
         try:
             texts = {e: Path(folder, names[e]).read_bytes() for e in names if e in CAPTIONED}
-            captions, passed_over = self.reading.captions(key, texts)
-        except (ValueError, OSError) as error:
+        except OSError as error:
             yield Bad(key, "bad caption", str(error))
             return
+        pair, passed_over = self.reading.pair(key, os.path.join(folder, names[images[0]]), names, texts)
         yield from passed_over
-        if not captions:
-            yield Bad(key, "empty caption", f"it has {', '.join(names)}{fields_instead(texts)}")
-            return
-        if len(images) > 1:
-            yield PassedOver("images beside the one taken", len(images) - 1)
-        unused = [name for ending, name in names.items() if ending == name]
-        if unused:
-            yield PassedOver("files whose names differ only in capitals from one that was taken", len(unused))
-        yield Pair(key, os.path.join(folder, names[images[0]]), captions)
+        unused = sum(ending == name for ending, name in names.items())
+        if unused and isinstance(pair, Pair):
+            yield PassedOver("files whose names differ only in capitals from one that was taken", unused)
+        yield pair
 
     def describe(self) -> dict:
         lines = {"lines": True} if self.reading.lines else {}
         paths = sorted({task.path for task in self.tasks()})
         # Every file, not the folders: rewriting a text leaves its folder as it was.
         files = [Path(p, name) for p in paths for parts in _samples(p).values() for name in parts.values()]
-        return lines | {
-            "name": "pairs", "layout": "files", "path": str(self.path), "folders": len(paths),
-            "captions": self.captions, "columns": vars(self.reading.choice),
-            "state": columns.state_of(files),
-        }  # fmt: skip
+        return lines | self.description(self.path, self.reading.choice, files, folders=len(paths))
 
 
 @cache
 def _plan(path: Path) -> tuple[Task, ...]:
-    tasks: list[Task] = []
-    for folder in folders(path):
-        count = len(_samples(folder))
-        for start in range(0, count, SHARD):
-            size = min(SHARD, count - start)
-            tasks.append(Task(folder, start, start + size, size, size))
+    tasks = [task for folder in folders(path) for task in pieces(folder, len(_samples(folder)), SHARD)]
     if not tasks:
         raise ValueError(f"{path}: no images with texts of the same name")
     return tuple(tasks)

@@ -3,7 +3,7 @@
 A table of any length is read once, to find where each shard begins and how many captions an image has; a
 shard then reads its own stretch.  Consecutive rows with the same image are its several captions.
 
-Not here: parsing csv (`delimited.py`) and JSON documents (`json_rows.py`).
+Not here: parsing csv (`delimited.py`) and JSON (`json_rows.py`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import os
 import re
 import zipfile
 import zlib
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import islice, pairwise, starmap
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
 from dataprep.sources import columns, delimited, json_rows
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -50,10 +52,7 @@ class Record(NamedTuple):
 class Index(NamedTuple):
     """A table cut into shards, and what reading it once has shown."""
 
-    starts: tuple[int, ...]  # offset of each shard
-    lines: tuple[int, ...]  # line of each shard's start
-    counts: tuple[int, ...]  # images in each shard
-    end: int  # offset
+    tasks: tuple[Task, ...]
     most: int  # captions of one image
     repeats: int  # images that come again after others, among the first _LOOKED_AT
 
@@ -70,7 +69,7 @@ class TableFile:
         """The rows that begin at offsets from `start` (0: the first), its line `line`, to before `stop`."""
         if not self._is_json():
             return self._delimited(start, stop, line)
-        return self._json_lines(start, stop, line) if self._items() is None else self._rows(start, stop)
+        return starmap(self._object, json_rows.rows(self.path, start, stop, line))
 
     def _is_json(self) -> bool:
         return self.path.suffix.lower() in _JSON_LINES
@@ -94,14 +93,7 @@ class TableFile:
 
     def names(self) -> list[str]:
         """Columns, from the header or the first record."""
-        return list(self._first()) if self._is_json() else delimited.head(self.path).names
-
-    def _first(self) -> dict:
-        items = self._items()
-        if items is None:
-            with open(self.path, "rb") as file:
-                return json_rows.parsed(next(filter(bytes.strip, file), b""))
-        return items[0] if items and isinstance(items[0], dict) else {}
+        return json_rows.names(self.path) if self._is_json() else delimited.head(self.path).names
 
     def _delimited(self, start: int, stop: int | None, line: int) -> Iterator[Record]:
         table = delimited.head(self.path)
@@ -116,19 +108,6 @@ class TableFile:
                 continue
             texts = [text for i in captions for text in _cell(fields[i])]
             yield Record(offset, number, fields[image], texts, fault or _not_utf8(texts))
-
-    # -- json -----------------------------------------------------------------------------------
-
-    def _json_lines(self, start: int, stop: int | None, number: int) -> Iterator[Record]:
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            while stop is None or file.tell() < stop:
-                offset, line = file.tell(), file.readline()
-                if not line:
-                    return
-                if line.strip():
-                    yield self._object(offset, number, line)
-                number += 1
 
     def _object(self, offset: int, number: int, line: bytes | dict) -> Record:
         try:
@@ -152,10 +131,6 @@ class TableFile:
         if not_texts and not captions:
             fault = fault or f"its caption is not text: {not_texts[0]!r:.80}"
         return Record(offset, number, name, captions, fault or columns.half_character([name, *captions]))
-
-    def _rows(self, start: int, stop: int | None) -> Iterator[Record]:
-        for number, row in enumerate((self._items() or [])[start:stop], start):
-            yield self._object(number, number + 1, row)
 
     # -- shards -----------------------------------------------------------------------------------
 
@@ -196,60 +171,54 @@ def _not_utf8(captions: list[str]) -> str:
 @cache
 def index(table: TableFile) -> Index:
     """Read a table once, to cut it into shards of whole images."""
-    starts: list[int] = []
-    lines: list[int] = []
-    counts: list[int] = []
+    tasks: list[Task] = []
     images = array("q")  # hashes of their names
-    most, count = 1, 0
-    for record in table.groups():
-        if count % SHARD == 0:
-            starts.append(record.offset)
-            lines.append(record.number)
-            counts.append(0)
-        count += 1
-        counts[-1] += 1
-        most = max(most, len(record.captions))
-        if count <= _LOOKED_AT and record.image and not record.fault:
-            images.append(hash(record.image))
-    if not count:
+    most, groups = 1, table.groups()
+    while shard := list(islice(groups, SHARD)):
+        start, count = shard[0], len(shard)
+        tasks.append(Task(str(table.path), start.offset, table.end(), count, count, start.number))
+        most = max(most, *(len(record.captions) for record in shard))
+        if len(tasks) * SHARD <= _LOOKED_AT:
+            images.extend(hash(record.image) for record in shard if record.image and not record.fault)
+    if not tasks:
         raise ValueError(f"{table.path}: no rows")
+    # A shard ends where the next one begins.
+    tasks[:-1] = [task._replace(stop=after.start) for task, after in pairwise(tasks)]
     repeats = int((np.diff(np.sort(np.array(images, np.int64))) == 0).sum())
-    return Index(tuple(starts), tuple(lines), tuple(counts), table.end(), most, repeats)
+    return Index(tuple(tasks), most, repeats)
 
 
 @dataclass(frozen=True)
-class _TableSource(Source):
+class _TableSource(PairSource):
     """Captions in a table, and images elsewhere."""
 
     table: TableFile
     folder: Path  # relative names start here
-    wanted: int  # captions an image; 0: as many as there are
-    kind = "pairs"
-    layout = ""
+    wanted: int
 
-    @property
-    def captions(self) -> int:
-        return self.wanted or min(index(self.table).most, columns.MOST_CAPTIONS)
+    def most_captions(self) -> int:
+        return index(self.table).most
 
     def tasks(self) -> list[Task]:
-        path, cut = str(self.table.path), index(self.table)
-        stops = (*cut.starts[1:], cut.end)
-        shards = zip(cut.starts, stops, cut.counts, cut.lines)
-        return [Task(path, start, stop, count, count, line) for start, stop, count, line in shards]
+        return list(index(self.table).tasks)
 
-    def images(self) -> int:
-        return sum(task.weight for task in self.tasks())
+    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
+        _opened.cache_clear()  # what it tells of a zip that was missing may be so no more
+        for record in self.table.groups(task.start, task.stop, task.line):
+            yield self._sample(record)
+        if note := self.table.beside():
+            yield PassedOver(note, task.weight)
 
-    def _beside(self, task: Task) -> list[PassedOver]:
-        note = self.table.beside()
-        return [PassedOver(note, task.weight)] if note else []
+    @abstractmethod
+    def _sample(self, record: Record) -> Pair | Bad: ...
+
+    def _bad(self, record: Record, reason: str, detail: str) -> Bad:
+        return Bad(f"{self.table.unit()} {record.number}", reason, detail)
 
     def describe(self) -> dict:
-        path, repeats = self.table.path, index(self.table).repeats
-        return ({"images_again": repeats} if repeats else {}) | {
-            "name": "pairs", "layout": self.layout, "path": str(path), "images": str(self.folder),
-            "captions": self.captions, "columns": vars(self.table.choice), "state": columns.state_of([path]),
-        }  # fmt: skip
+        repeats, path = index(self.table).repeats, self.table.path
+        again = {"images_again": repeats} if repeats else {}
+        return again | self.description(path, self.table.choice, [path], images=str(self.folder))
 
 
 @dataclass(frozen=True)
@@ -258,22 +227,16 @@ class Table(_TableSource):
 
     layout = "table"
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
-        for record in self.table.groups(task.start, task.stop, task.line):
-            where = f"{self.table.unit()} {record.number}"
-            if record.fault or not record.image:
-                yield Bad(where, "bad row", record.fault or "it names no image")
-            elif _URL.match(record.image):
-                advice = (
-                    "download the images first (img2dataset), or name the column of files: --image-column"
-                )
-                yield Bad(where, "image is a URL", f"{record.image[:120]}; {advice}")
-            elif _BASE64.match(record.image):
-                advice = "write it to a file and name that, or put its bytes into parquet"
-                yield Bad(where, "image is base64", f"{record.image[:24]}…; {advice}")
-            else:
-                yield Pair(record.image, os.path.join(self.folder, record.image), record.captions)
-        yield from self._beside(task)
+    def _sample(self, record: Record) -> Pair | Bad:
+        if record.fault or not record.image:
+            return self._bad(record, "bad row", record.fault or "it names no image")
+        if _URL.match(record.image):
+            advice = "download the images first (img2dataset), or name the column of files: --image-column"
+            return self._bad(record, "image is a URL", f"{record.image[:120]}; {advice}")
+        if _BASE64.match(record.image):
+            advice = "write it to a file and name that, or put its bytes into parquet"
+            return self._bad(record, "image is base64", f"{record.image[:24]}…; {advice}")
+        return Pair(record.image, os.path.join(self.folder, record.image), record.captions)
 
 
 @dataclass(frozen=True)
@@ -283,21 +246,16 @@ class Zips(_TableSource):
     max_bytes: int
     layout = "zips"
 
-    def read(self, task: Task) -> Iterator[Pair | Bad | PassedOver]:
-        with contextlib.closing(_LastZip()) as last:
-            for record in self.table.groups(task.start, task.stop, task.line):
-                yield self._photo(record, last)
-        yield from self._beside(task)
-
-    def _photo(self, record: Record, last: _LastZip) -> Pair | Bad:
-        """One photograph, from its zip."""
+    def _sample(self, record: Record) -> Pair | Bad:
         digits = record.image.removesuffix(".jpg").zfill(8)
         if record.fault or not (digits.isdecimal() and len(digits) == 8):
-            where = f"{self.table.unit()} {record.number}"
-            return Bad(where, "bad row", record.fault or f"{record.image!r} is not a photo number")
+            fault = record.fault or f"{record.image!r} is not a photo number"
+            return self._bad(record, "bad row", fault)
         path, name = self.folder / digits[:2] / f"{digits[2:5]}.zip", f"{digits[5:]}.jpg"
         try:
-            archive = last.open(path)
+            archive = _opened(path)
+            if isinstance(archive, Exception):
+                raise archive.with_traceback(None)
             info = archive.getinfo(name)
             if info.file_size > self.max_bytes:
                 return Bad(digits, "too many bytes", f"{info.file_size}, the limit is {self.max_bytes}")
@@ -310,26 +268,10 @@ class Zips(_TableSource):
             return Bad(digits, "unreadable zip", f"{path}: {error}")
 
 
-class _LastZip:
-    """The zip that was opened last; a bad one is not opened again for each of its photos."""
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self.result: zipfile.ZipFile | Exception = KeyError("none yet")
-
-    def open(self, path: Path) -> zipfile.ZipFile:
-        """The zip at `path`; raises one of _ZIP_FAULTS."""
-        if path != self.path:
-            self.close()
-            self.path = path
-            try:
-                self.result = zipfile.ZipFile(path)
-            except _ZIP_FAULTS as error:
-                self.result = error
-        if not isinstance(self.result, zipfile.ZipFile):
-            raise self.result.with_traceback(None)
-        return self.result
-
-    def close(self) -> None:
-        if isinstance(self.result, zipfile.ZipFile):
-            self.result.close()
+@lru_cache(maxsize=1)  # the photos of a zip follow each other
+def _opened(path: Path) -> zipfile.ZipFile | Exception:
+    """The zip at `path`, or why it cannot be opened: a bad one is not tried again for each of its photos."""
+    try:
+        return zipfile.ZipFile(path)
+    except _ZIP_FAULTS as error:
+        return error

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task
-from dataprep.sources import columns
-from dataprep.sources.members import CAPTIONED, Reading, fields_instead, most_captions, never_downloaded
+from dataprep.samples import Bad, Pair, PairSource, PassedOver, Task
+from dataprep.sources.members import CAPTIONED, Reading, never_downloaded
 from pipeline.formats.tars import ENDINGS, PICTURES, UNSORTED, Fault, Sample, Tar, compression, split
 
 _READ = {*PICTURES, *CAPTIONED}
@@ -19,7 +18,7 @@ _MIXED = "samples of this name are interleaved, so it is unknown which text belo
 
 
 @dataclass(frozen=True)
-class Tars(Source):
+class Tars(PairSource):
     """A list of tars."""
 
     path: Path
@@ -27,11 +26,7 @@ class Tars(Source):
     reading: Reading
     wanted: int
     max_bytes: int
-    kind = "pairs"
-
-    @property
-    def captions(self) -> int:
-        return self.wanted or most_captions(self)
+    layout = "tars"
 
     def tasks(self) -> list[Task]:
         tasks = []
@@ -110,25 +105,14 @@ class Tars(Source):
         if image.data is None:
             return Bad(key, "too many bytes", f"{image.size}, the limit is {self.max_bytes}"), []
         texts = {name: part.data for name, part in parts.items() if part.data is not None}
-        try:
-            captions, passed_over = self.reading.captions(key, texts)
-        except ValueError as error:
-            return Bad(key, "bad caption", str(error)), []
-        if not captions:
-            detail = f"it has {', '.join(parts)}{fields_instead(texts)}"
-            return Bad(key, "empty caption", detail), passed_over
+        pair, passed_over = self.reading.pair(key, image.data, parts, texts)
         dotted = sum(ending.rpartition(".")[2] in PICTURES for ending in parts if "." in ending)
-        if dotted and not self.reading.choice.image:
+        if dotted and not self.reading.choice.image and isinstance(pair, Pair):
             reason = "images whose names have further dots (a key ends at the first dot)"
             passed_over.append(PassedOver(reason, dotted))
-        if len(images) > 1:
-            passed_over.append(PassedOver("images beside the one taken", len(images) - 1))
-        return Pair(key, image.data, captions), passed_over
+        return pair, passed_over
 
     def describe(self) -> dict:
         lines = {"lines": True} if self.reading.lines else {}
-        return lines | {
-            "name": "pairs", "layout": "tars", "path": str(self.path), "files": len(self.files),
-            "captions": self.captions, "columns": vars(self.reading.choice),
-            "state": columns.state_of(self.files),
-        }  # fmt: skip
+        choice, files = self.reading.choice, len(self.files)
+        return lines | self.description(self.path, choice, self.files, files=files)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep.samples import PassedOver, Source, Task, Triplet
-from dataprep.sources.columns import state_of
+from dataprep.samples import PassedOver, Source, Task, Triplet, state_of
 from dataprep.sources.nights import plan
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
@@ -37,14 +36,9 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    files: dict[str, Path] = {}
-    folders: dict[str, Path | None] = {}
-    for path in sorted(path for path in folder.iterdir() if path.name[0] != "."):
-        if path.is_dir():
-            folders[path.name] = next(iter(_images_in(path)), None)
-        elif path.suffix.lower() in _ENDINGS:
-            files.setdefault(path.stem, path)
-    images = folders | files
+    folders = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    images = {path.name: next(iter(_images_in(path)), None) for path in folders}
+    images |= {path.stem: path for path in reversed(_images_in(folder)) if not path.is_dir()}
     names = _names(ids) if ids else tuple(sorted(images))
     # An object without an image gets a name that does not exist: it is rejected when it is read.
     return names, tuple(images.get(name) or folder / f"{name}.jpg" for name in names)
@@ -105,28 +99,42 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Things(Source):
-    """Human odd-one-out answers: two triplets each."""
+class _Objects(Source):
+    """Triplets of objects, by their numbers in `table`."""
 
-    answers: Path
+    table: Path
     images_folder: Path
     ids: Path | None = None
     kind = "triplets"
-    votes = "human"
 
-    def table(self) -> np.ndarray:
-        """(answers, 3) object numbers, the last one odd."""
-        return _answers(self.answers, _images(self.images_folder, self.ids)[0])
+    def names(self) -> tuple[str, ...]:
+        return _images(self.images_folder, self.ids)[0]
 
-    def tasks(self) -> list[Task]:
-        return plan(str(self.answers), 2 * len(self.table()), repeated=True)
+    def files(self) -> tuple[Path, ...]:
+        return _images(self.images_folder, self.ids)[1]
 
     def images(self) -> int:
-        return len(_images(self.images_folder, self.ids)[0])
+        return len(self.names())
+
+    def describe(self) -> dict:
+        files = [self.table, self.images_folder, *([self.ids] if self.ids else [])]
+        return {"name": "things", "path": str(self.table), "state": state_of(files)}
+
+
+class Things(_Objects):
+    """Human odd-one-out answers: two triplets each."""
+
+    votes = "human"
+
+    def answers(self) -> np.ndarray:
+        """(answers, 3) object numbers, the last one odd."""
+        return _answers(self.table, self.names())
+
+    def tasks(self) -> list[Task]:
+        return plan(str(self.table), 2 * len(self.answers()), repeated=True)
 
     def read(self, task: Task) -> Iterator[Triplet | PassedOver]:
-        _, files = _images(self.images_folder, self.ids)
-        table = self.table()
+        table, files = self.answers(), self.files()
         unnamed = len(files) - len(np.unique(table))
         if self.ids is None and unnamed and not task.start:
             reason = "images of no answer (numbers count images by name; --ids gives another order)"
@@ -138,13 +146,9 @@ class Things(Source):
             pair = (odd, near) if right else (near, odd)
             yield Triplet(f"{row // 2}{'ab'[row % 2]}", ref, *pair, float(right), 1)
 
-    def describe(self) -> dict:
-        files = [self.answers, self.images_folder, *([self.ids] if self.ids else [])]
-        return {"name": "things", "path": str(self.answers), "state": state_of(files)}
 
-
-@dataclass(frozen=True)
-class Spose(Source):
+@dataclass(frozen=True, kw_only=True)
+class Spose(_Objects):
     """`count` triplets drawn from a SPoSE embedding.
 
     In the model, of three objects the pair (i, j) is seen as the most similar with a probability proportional
@@ -152,42 +156,34 @@ class Spose(Source):
     sigmoid(x_a·x_c − x_a·x_b) (Hebart et al. 2020, eq. 1–2).
     """
 
-    embedding: Path
-    images_folder: Path
     count: int
-    seed: int = 0
-    ids: Path | None = None
-    kind = "triplets"
+    seed: int
     votes = "by the SPoSE model of human answers, no human vote of its own"
 
     def vectors(self) -> np.ndarray:
         """(objects, dimensions)."""
         try:
-            vectors = np.loadtxt(self.embedding, ndmin=2, encoding="utf-8-sig")
+            vectors = np.loadtxt(self.table, ndmin=2, encoding="utf-8-sig")
         except OSError:
-            raise ValueError(f"{self.embedding}: no such file") from None
+            raise ValueError(f"{self.table}: no such file") from None
         except ValueError as error:
-            raise ValueError(f"{self.embedding}: {error}") from None
+            raise ValueError(f"{self.table}: {error}") from None
         if len(vectors) != self.images():
             images = f"{self.images()} images are in {self.images_folder}"
-            raise ValueError(f"{self.embedding}: {len(vectors)} objects, but {images}")
+            raise ValueError(f"{self.table}: {len(vectors)} objects, but {images}")
         if not np.isfinite(vectors).all():
             row = int(np.argmin(np.isfinite(vectors).all(1)))
-            raise ValueError(f"{self.embedding}: line {row + 1}: not all are finite numbers")
+            raise ValueError(f"{self.table}: line {row + 1}: not all are finite numbers")
         return vectors
 
     def tasks(self) -> list[Task]:
         if self.count < 1 or self.images() < 3:
             raise ValueError("things: --count must be at least 1, and there must be three objects")
         self.vectors()
-        return plan(str(self.embedding), self.count, repeated=True)
-
-    def images(self) -> int:
-        return len(_images(self.images_folder, self.ids)[0])
+        return plan(str(self.table), self.count, repeated=True)
 
     def read(self, task: Task) -> Iterator[Triplet]:
-        _, files = _images(self.images_folder, self.ids)
-        vectors = self.vectors()
+        vectors, files = self.vectors(), self.files()
         for row in range(task.start, task.stop):
             rng = np.random.default_rng([self.seed, row])
             a, b, c = rng.choice(len(files), 3, replace=False)
@@ -196,8 +192,4 @@ class Spose(Source):
             yield Triplet(str(row), files[a], files[b], files[c], float(vote), 0)
 
     def describe(self) -> dict:
-        files = [self.embedding, self.images_folder, *([self.ids] if self.ids else [])]
-        return {
-            "name": "things", "path": str(self.embedding), "count": self.count, "seed": self.seed,
-            "state": state_of(files),
-        }  # fmt: skip
+        return super().describe() | {"count": self.count, "seed": self.seed}
