@@ -147,22 +147,12 @@ def gradient_kernel(
 
 def lse_variant(dtype: torch.dtype) -> Variant:
     """How `lse_kernel` runs for features of this dtype."""
-    arguments = _inputs(dtype) | {"diagonal": "*fp32"} | dict.fromkeys(("n", "N", "width", "offset"), "i32")
-    return _variant("InfoNCE log-sum-exp", lse_kernel, dtype, arguments, {})
+    return _variant("InfoNCE log-sum-exp", lse_kernel, dtype)
 
 
 def gradient_variant(dtype: torch.dtype) -> Variant:
     """How `gradient_kernel` runs for features of this dtype."""
-    arguments = _inputs(dtype) | {"gradient": f"*{TRITON_DTYPES[dtype]}", "d_scale": "*fp32"}
-    arguments |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
-    return _variant("InfoNCE gradient", gradient_kernel, dtype, arguments, {"UNIT": UNIT})
-
-
-def _inputs(dtype: torch.dtype) -> dict[str, str]:
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    masks = {"valid_images": "*u8", "valid_texts": "*u8"}
-    lse = {"row_lse": "*fp32", "column_lse": "*fp32"}
-    return {"image": feature, "texts": feature, "logit_scale": "*fp32"} | masks | lse
+    return _variant("InfoNCE gradient", gradient_kernel, dtype, UNIT=UNIT)
 
 
 def variants() -> list[Variant]:
@@ -170,13 +160,17 @@ def variants() -> list[Variant]:
     return [make(dtype) for dtype in TRITON_DTYPES for make in (lse_variant, gradient_variant)]
 
 
-def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: dict) -> Variant:
+def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Variant:
     wide = dtype == torch.float32  # multiplied without tensor cores
     block = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (64, 64, 32) if wide else (128, 128, 64)))
+    types = dict.fromkeys(("logit_scale", "row_lse", "column_lse", "diagonal", "d_scale"), "*fp32")
+    types |= dict.fromkeys(("valid_images", "valid_texts"), "*u8")
+    types |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
     return Variant(
         name=f"{name} {TRITON_DTYPES[dtype]}",
         kernel=kernel,
-        arguments=arguments,
+        dtype=dtype,
+        types=types,
         constants={**block, "GROUP": 8, "PRECISION": "ieee", **constants},
         warps=4 if wide else 8,
         stages=3,
