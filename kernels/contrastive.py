@@ -45,7 +45,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     *,
     valid: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | Collectives | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE of the global batch.
@@ -57,7 +57,8 @@ def contrastive_loss(
     those of the batch without it, and its own gradients are zero. Without any valid pair the loss is zero.
     None: all are valid. Either every rank passes it or none does.
     group: the process group over which the batch is spread; None means this process alone. Every rank of it
-    must call with the same n and D, and run backward with the same upstream gradient.
+    must call with the same n and D, and run backward with the same upstream gradient. (`Collectives` of one's
+    own stand for ranks that are not there, as in a benchmark.)
     backend: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
     slice (32 MiB) of their gradient. Triton multiplies float32 without tensor cores: give it half precision.
 
@@ -72,25 +73,11 @@ def contrastive_loss(
     Call it outside a torch.compile region, since it communicates. A surrounding autocast does not change it.
     Raises ValueError where shapes, dtypes or devices do not fit.
     """
-    return loss_over(Collectives(group), image, text, logit_scale, valid=valid, backend=backend)
-
-
-def loss_over(
-    collectives: Collectives,
-    image: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    *,
-    valid: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
-    """`contrastive_loss` over ranks that need not be a process group: a benchmark passes a stand-in."""
     _check(image, text, logit_scale, valid)
-    name = resolve(backend, image)
-    if name == "triton":
-        refuse_interpreted(image)
+    ranks = group if isinstance(group, Collectives) else Collectives(group)
+    passes = _passes(resolve(backend, image), image)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, valid, collectives, _passes(name))
+        return _Contrastive.apply(image, text, logit_scale, valid, ranks, passes)
 
 
 class Collectives:
@@ -132,9 +119,10 @@ class _Passes(NamedTuple):
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def _passes(backend: str) -> _Passes:
+def _passes(backend: str, image: Tensor) -> _Passes:
     if backend == "torch":
         return _Passes(_sweep, _gradients)
+    refuse_interpreted(image)
     from kernels.fused import contrastive as fused
 
     return _Passes(fused.sweep, fused.gradients)

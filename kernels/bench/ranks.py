@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.contrastive import Collectives, loss_over
+from kernels.contrastive import Collectives, contrastive_loss
 
 
 class EqualRanks(Collectives):
@@ -38,7 +38,7 @@ def rank_loss(
     image: Tensor, text: Tensor, logit_scale: Tensor, world_size: int, backend: Backend = "auto"
 ) -> Tensor:
     """`contrastive_loss` as a rank of several runs it: image, text (n, D) → ()."""
-    return loss_over(EqualRanks(world_size), image, text, logit_scale, backend=backend)
+    return contrastive_loss(image, text, logit_scale, group=EqualRanks(world_size), backend=backend)
 
 
 def open_clip_rank_loss(image: Tensor, text: Tensor, logit_scale: Tensor, world_size: int) -> Tensor:
