@@ -111,6 +111,11 @@ def triplets_schema() -> dict[str, Field]:
     }
 
 
+def pointers(records: np.ndarray, kind: int) -> np.ndarray:
+    """Where the values of a column of the metadata table lie, for a kind that `ALLOCATES`: a view."""
+    return records if kind == ARRAY else records["data_ptr" if kind == IMAGE else "ptr"]
+
+
 def metadata_dtype(fields: dict[str, Field]) -> np.dtype:
     """The record a sample has in the metadata table (FFCV aligns it, but not the image record)."""
     return np.dtype([(name, METADATA[f.kind]) for name, f in fields.items()], align=True)
@@ -324,12 +329,8 @@ class Rows:
         Our writer puts the allocations in sample-major order, so a span is one look-up; a file
         in another order is sorted once.
         """
-        file, record = self.file, self.records[name]
-        kind = file.fields[name].kind
-        if kind == IMAGE:
-            ptr = record["data_ptr"]
-        else:
-            ptr = record["ptr"] if kind == BYTES else record
+        file = self.file
+        ptr = pointers(self.records[name], file.fields[name].kind)
         row = self.allocations[..., file._pointed.index(name)]
         size = row["size"]
         if not (row["ptr"] == ptr).all():
