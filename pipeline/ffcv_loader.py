@@ -97,13 +97,9 @@ class _Work:
             memory = torch.from_numpy(values).view(self._dtype)
         valid = np.zeros(shape[:2], np.bool_)
         parts = (slice(first, first + _CHUNK) for first in range(0, len(t), _CHUNK))
-        chunks = [self._decoders.submit(self._decode, plan, part, values, valid) for part in parts]
+        shared = self._source.file, self._table, values, valid
+        chunks = [self._decoders.submit(plan.decode, part, *shared) for part in parts]
         return _Batch(plan, memory.permute(0, 1, 4, 2, 3), valid, chunks)
-
-    def _decode(self, plan: Plan, part: slice, values: np.ndarray, valid: np.ndarray) -> None:
-        """values: (V, B, S, S, 3)."""
-        for v in range(len(values)):
-            plan.decode(self._source.file, v, part, self._table, values[v], valid[v])
 
     def finish(self, batch: _Batch) -> tuple[ImageText | Triplet, int]:
         """Wait for a batch; (batch, rejected).  Raises what a thread raised."""

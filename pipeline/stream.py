@@ -54,14 +54,14 @@ class Plan:
     draws: Draws
     rows: Rows
 
-    def decode(
-        self, file: Beton, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
-    ) -> None:
-        """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
-        size = self.size[part, view]
-        data, start = file.read(self.start[part, view], size)
-        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
-        pixels.process(jpegs, self.draws.of_view(view, part), table, out[part], valid[part])
+    def decode(self, part: slice, file: Beton, table: np.ndarray, out: np.ndarray, valid: np.ndarray) -> None:
+        """`pixels.process` for samples `part` of the batch; written to out (V, B, S, S, 3), valid (V, B)."""
+        for view in range(len(out)):
+            size = self.size[part, view]
+            data, start = file.read(self.start[part, view], size)
+            jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
+            draws = self.draws.of_view(view, part)
+            pixels.process(jpegs, draws, table, out[view, part], valid[view, part])
 
 
 class Source:

@@ -287,40 +287,35 @@ class _File:
         return self.last
 
 
-class _Zstd(io.RawIOBase):
-    """pyarrow's zstd stream with the forward seeks that tarfile makes; Python has its own from 3.14 on."""
+class _Zstd:
+    """pyarrow's zstd stream with the forward seeks that `_File` makes; Python has its own from 3.14 on."""
 
     def __init__(self, path: Path):
         import pyarrow
 
         self._stream, self._at = pyarrow.input_stream(str(path), compression="zstd"), 0
+        self.close = self._stream.close
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        offset += self._at if whence == 1 else 0
-        if whence == 2 or offset < self._at:
-            raise io.UnsupportedOperation("a link inside zstd leads back; unpack it first (unzstd)")
-        while self._at < offset and (data := self._stream.read(min(_CHUNK, offset - self._at))):
-            self._at += len(data)
+    def tell(self) -> int:
         return self._at
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int) -> None:
+        if offset < self._at:
+            raise io.UnsupportedOperation("a link inside zstd leads back; unpack it first (unzstd)")
+        while self._at < offset and self.read(min(_CHUNK, offset - self._at)):
+            pass
 
 
 def _zstd(path: Path, _mode: str):
     try:
         from compression import zstd
     except ImportError:
-        return io.BufferedReader(_Zstd(path))
+        return _Zstd(path)
     return zstd.open(path)
 
 
