@@ -22,7 +22,7 @@ from kernels import reference
 from kernels.attention import AttentionBackend, attention
 from kernels.bench.cases import Case, Step, synthetic_captions, synthetic_lengths
 from kernels.bench.clock import call_ms, kernel_ms, peak_bytes
-from kernels.bench.ranks import open_clip_rank_loss, rank_loss
+from kernels.bench.ranks import EqualRanks, open_clip_rank_loss
 from kernels.contrastive import contrastive_loss
 from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from kernels.triplet import triplet_loss
@@ -98,7 +98,7 @@ def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
     scale = torch.tensor(100.0, device="cuda", requires_grad=True)
     inputs = image.requires_grad_(), text.requires_grad_(), scale
     sides = {
-        "triton": partial(rank_loss, *inputs, RANKS, backend="triton"),
+        "triton": partial(contrastive_loss, *inputs, group=EqualRanks(RANKS), backend="triton"),
         "open_clip": partial(open_clip_rank_loss, *inputs, RANKS),
     }
     flop = 4 * 2 * BATCH * RANKS * BATCH * WIDTH

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fused.variant import TRITON_DTYPES, Variant, power_of_two
+from kernels.fused.variant import TRITON_DTYPES, Variant
 
 MAX_WIDTH = 4096  # three rows of it fit in the registers of 8 warps
 EPS = 1e-8  # least length to divide by, as in torch.cosine_similarity
@@ -89,7 +89,7 @@ def scale_kernel(
 
 def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
     """How `triplet_kernel` runs for features of this dtype and width."""
-    block = power_of_two(width, 256)
+    block = max(256, triton.next_power_of_2(width))
     types = dict.fromkeys(("vote", "loss", "hits"), "*fp32")
     types |= {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"}
     return Variant(

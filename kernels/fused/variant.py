@@ -38,8 +38,3 @@ class Variant:
 def capability(x: torch.Tensor) -> int:
     """The compiled generation that x's device belongs to: 80 (in the interpreter too) or 90."""
     return 90 if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0) else 80
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is ≥ n and ≥ least."""
-    return max(least, 1 << (n - 1).bit_length())

@@ -46,11 +46,9 @@ def command(run: Callable[[], int | None], interrupted: str = "interrupted") -> 
     settle_streams()
     try:
         return run() or 0
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(describe(error), file=sys.stderr)
+    except (KeyboardInterrupt, Exception) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        print(interrupted if stopped else describe(error), file=sys.stderr)
         return exit_code(error)
 
 

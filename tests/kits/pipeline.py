@@ -106,7 +106,7 @@ def pil(file: Beton, index: int, name: str = "image") -> Image.Image:
 def draws_of(file: Beton, augment, seed: int, epoch, index: Sequence[int]) -> Draws:
     """`sample_draws` for samples of a pairs file."""
     index = np.asarray(index)
-    size = file.sizes("image", index)
+    size = file.rows(index).sizes("image")
     luma = file.metadata["luma"][index][:, None]
     return sample_draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)
 
