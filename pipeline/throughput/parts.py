@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,26 +28,18 @@ class Part:
     gpu: bool = False  # needs a GPU; measured by the clock instead of CPU-seconds
 
 
-_STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
-
-
 def _engine(
-    name: str,
-    changes: Mapping[str, Any],
-    file: Beton,
-    settings: Settings,
-    augment: Augment,
-    **arguments: Any,
+    name: str, file: Beton, settings: Settings, augment: Augment, *, stock: bool = False, **arguments: Any
 ) -> Generator:
-    """A loader of ours, by its name; changes: of the preset."""
+    """A loader of ours, by its name; stock: without what stock FFCV does not do, or only slowly."""
+    augment = dataclasses.replace(augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0) if stock else augment
     return iter(getattr(pipeline, name)(
-        file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1,
-        augment=dataclasses.replace(augment, **changes), workers=settings.workers, **arguments,
+        file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1, augment=augment,
+        workers=settings.workers, **arguments,
     ))  # fmt: skip
 
 
-_ffcv, _ffcv_crop = partial(_engine, "FFCVLoader", {}), partial(_engine, "FFCVLoader", _STOCK)
-_dali, _dali_crop = partial(_engine, "DALILoader", {}), partial(_engine, "DALILoader", _STOCK)
+_ffcv, _dali = partial(_engine, "FFCVLoader"), partial(_engine, "DALILoader")
 
 
 def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]:
@@ -104,10 +96,10 @@ PARTS = {
     "read": Part("read bytes", _read),
     "decode": Part("decode", _decode),
     "pack": Part("pack captions", _pack),
-    "ffcv_crop": Part("FFCV engine, crop + flip", _ffcv_crop),
+    "ffcv_crop": Part("FFCV engine, crop + flip", partial(_ffcv, stock=True)),
     "ffcv": Part("FFCV engine, full", _ffcv),
     "ffcv_block": Part("FFCV engine, full, block order", partial(_ffcv, order=Order(kind="block"))),
-    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", partial(_dali_crop, device="cpu")),
+    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", partial(_dali, stock=True, device="cpu")),
     "dali_cpu": Part("DALI engine cpu, full", partial(_dali, device="cpu")),
     "peer_open_clip": Part("PIL + torchvision DataLoader, full", peers.open_clip),
     "peer_ffcv": Part("stock FFCV Loader, crop + flip", peers.stock_ffcv),
