@@ -120,10 +120,7 @@ class _Buffers:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        try:
-            memory = self._free.popleft()
-        except IndexError:
-            memory = None
+        memory = self._free.popleft() if self._free else None
         if memory is None or memory.nbytes < nbytes:
             memory = np.empty(nbytes, np.uint8)
         return np.asarray(_Lent(memory, self._free))[:nbytes].view(dtype).reshape(shape)

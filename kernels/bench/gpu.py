@@ -185,9 +185,11 @@ def whole_step(
 
 
 def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Forward, backward and update."""
+    """Forward in bfloat16, backward and update."""
     optimizer.zero_grad(set_to_none=True)
-    loss().backward()
+    with torch.autocast("cuda", torch.bfloat16):
+        value = loss()
+    value.backward()
     optimizer.step()
 
 
@@ -204,25 +206,14 @@ def our_loss(model: Any, backend: AttentionBackend, batch: int) -> Callable[[], 
         text = encode_packed_text(model, *packed, settings)
         return F.normalize(image.float(), dim=-1).bfloat16(), F.normalize(text.float(), dim=-1).bfloat16()
 
-    def loss() -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            image, text = towers(images, packed)
-        return contrastive_loss(image, text, model.logit_scale.exp())
-
-    return loss
+    return lambda: contrastive_loss(*towers(images, packed), model.logit_scale.exp())
 
 
 def open_clip_loss(model: Any, compiled: bool, batch: int) -> Callable[[], Tensor]:
     """open_clip's forward and loss on captions padded to 77 tokens."""
     images = torch.randn(batch, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
     step = Step(model, images, synthetic_captions(synthetic_lengths(batch)).cuda())
-    run = torch.compile(step.loss) if compiled else step.loss
-
-    def loss() -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return run(Case())
-
-    return loss
+    return partial(torch.compile(step.loss) if compiled else step.loss, Case())
 
 
 def useful_flop(model: Any) -> float:
