@@ -151,11 +151,9 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor):
-        image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
+        image, texts, logit_scale, scale, *lse = ctx.saved_tensors
         ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
-        d_image, d_texts, d_scale = ctx.passes.gradients(
-            image, texts, scale, row_lse, column_lse, ctx.offset, ctx.masks
-        )
+        d_image, d_texts, d_scale = ctx.passes.gradients(image, texts, scale, lse, ctx.offset, ctx.masks)
         unit = upstream / (2 * ctx.pairs)
         features = unit * scale * ranks.world_size  # DDP divides by the world size again
         return (
@@ -168,11 +166,13 @@ class _Contrastive(torch.autograd.Function):
         )
 
 
-Masks = tuple[Tensor, Tensor] | None  # which of this rank's images and of all texts are valid
+Pair = tuple[
+    Tensor, Tensor
+]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
 
 
 def _sweep(
-    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Masks
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     rows, columns, diagonals = [], None, []
@@ -191,15 +191,10 @@ def _sweep(
 
 
 def _gradients(
-    image: Tensor,
-    texts: Tensor,
-    scale: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    offset: int,
-    masks: Masks,
+    image: Tensor, texts: Tensor, scale: Tensor, lse: Pair, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of the module's head."""
+    row_lse, column_lse = lse
     wide = texts.to(scale.dtype)
     d_image, d_texts, d_scale = [], torch.zeros_like(wide), torch.zeros_like(scale)
     for start, part in _chunks(image, texts):
@@ -216,7 +211,7 @@ def _gradients(
     return torch.cat(d_image), d_texts, d_scale
 
 
-def _outside(masks: tuple[Tensor, Tensor], start: int, count: int) -> Tensor:
+def _outside(masks: Pair, start: int, count: int) -> Tensor:
     """Which logits of `count` rows have an invalid image or text: (count, N)."""
     images, texts = masks
     return ~(images[start : start + count, None] & texts)

@@ -15,6 +15,9 @@ from torch import Tensor
 from kernels.fused.variant import TRITON_DTYPES, Variant
 
 SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
+Pair = tuple[
+    Tensor, Tensor
+]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
 UNIT = 1024.0  # stored for a gradient of 1: keeps 1/32768 among float16's normal numbers
 
 
@@ -179,7 +182,7 @@ def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Varia
 
 
 def sweep(
-    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: tuple[Tensor, Tensor] | None = None
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     variant = lse_variant(image.dtype)
@@ -194,13 +197,7 @@ def sweep(
 
 
 def gradients(
-    image: Tensor,
-    texts: Tensor,
-    scale: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    offset: int,
-    masks: tuple[Tensor, Tensor] | None = None,
+    image: Tensor, texts: Tensor, scale: Tensor, lse: Pair, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of `kernels/contrastive.py`."""
     variant = gradient_variant(image.dtype)
@@ -210,13 +207,12 @@ def gradients(
     step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
     d_image, d_texts = scale.new_zeros(image.shape), scale.new_empty(texts.shape)
     d_scale = torch.zeros_like(scale)
-    valid_images, valid_texts = _bytes(masks, image, texts)
+    inputs = (wide_image, wide_texts, scale, *_bytes(masks, image, texts), *lse)
     for start in range(0, N, step):
         size = min(step, N - start)
         gradient = image.new_empty(n, size)
         tiles = triton.cdiv(n, block_m) * triton.cdiv(size, block_n)
         partial = scale.new_empty(tiles)
-        inputs = (wide_image, wide_texts, scale, valid_images, valid_texts, row_lse, column_lse)
         variant.launch((tiles,), *inputs, gradient, partial, n, N, width, offset, start, size)
         d_image += _product(gradient, texts[start : start + size])
         d_texts[start : start + size] = _product(gradient.T, image)
@@ -224,7 +220,7 @@ def gradients(
     return d_image.div_(UNIT), d_texts.div_(UNIT), d_scale
 
 
-def _bytes(masks: tuple[Tensor, Tensor] | None, image: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+def _bytes(masks: Pair | None, image: Tensor, texts: Tensor) -> Pair:
     """Which images and texts are valid, as bytes; without masks, all of them."""
     if masks is None:
         return tuple(x.new_ones(len(x), dtype=torch.uint8) for x in (image, texts))
