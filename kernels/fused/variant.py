@@ -31,7 +31,6 @@ class Variant:
 
     def launch(self, grid: tuple[int, ...], *args: Any) -> None:
         """Run over the grid with the run-time arguments in order."""
-        assert len(args) == len(self.arguments)
         self.kernel[grid](*args, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
