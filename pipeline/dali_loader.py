@@ -28,7 +28,7 @@ from pipeline.augment import Augment, lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
 from pipeline.screen import Screen
-from pipeline.stream import Plan, Source, StreamLoader
+from pipeline.stream import Plan, Source, StreamLoader, delayed
 
 log = logging.getLogger(__name__)
 
@@ -107,23 +107,15 @@ def _screened(
     The screen is some batches ahead, and the disk some batches ahead of the screen.
     """
 
-    def screening():
-        for t in _ahead(positions, source.read_ahead.request):
-            plan = source.plan(t)
-            yield plan, screen.begin(plan), screen.read(plan)
+    def requested(t: np.ndarray) -> np.ndarray:
+        source.read_ahead.request(t)
+        return t
 
-    return _ahead(screening())
+    def screened(t: np.ndarray):
+        plan = source.plan(t)
+        return plan, screen.begin(plan), screen.read(plan)
 
-
-def _ahead(items: Iterator, begin: Callable[[Any], object] = lambda item: None) -> Iterator:
-    """`items`, delayed by `_QUEUE` of them; `begin` is called with each as soon as it is known."""
-    waiting: deque = deque()
-    for item in items:
-        begin(item)
-        waiting.append(item)
-        if len(waiting) > _QUEUE:
-            yield waiting.popleft()
-    yield from waiting
+    return delayed(map(screened, delayed(map(requested, positions), _QUEUE)), _QUEUE)
 
 
 def _submit(
