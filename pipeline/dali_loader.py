@@ -14,7 +14,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -52,8 +51,8 @@ class DALILoader(StreamLoader):
         warned = False
 
         def feed() -> Iterator[tuple]:
-            for plan, readable, read in _screened(source, positions, screen):
-                submitted.append(_submit(source, plan, *read.result(), readable().T, side))
+            for plan, screened in _screened(source, positions, screen):
+                submitted.append(_submit(source, plan, *screened(), side))
                 yield submitted[-1].arguments
 
         with closing(Screen(source, self.workers)) as screen:
@@ -101,8 +100,8 @@ class _Submitted:
 
 def _screened(
     source: Source, positions: Iterator[np.ndarray], screen: Screen
-) -> Iterator[tuple[Plan, Callable[[], np.ndarray], Future[tuple[np.ndarray, np.ndarray]]]]:
-    """(plan, `Screen.begin` of it, `Screen.read` of it) for each array of positions.
+) -> Iterator[tuple[Plan, Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]]]:
+    """(plan, `Screen.begin` of it) for each array of positions.
 
     The screen is some batches ahead, and the disk some batches ahead of the screen.
     """
@@ -111,11 +110,8 @@ def _screened(
         source.read_ahead.request(t)
         return t
 
-    def screened(t: np.ndarray):
-        plan = source.plan(t)
-        return plan, screen.begin(plan), screen.read(plan)
-
-    return delayed(map(screened, delayed(map(requested, positions), _QUEUE)), _QUEUE)
+    plans = map(source.plan, delayed(map(requested, positions), _QUEUE))
+    return delayed(((plan, screen.begin(plan)) for plan in plans), _QUEUE)
 
 
 def _submit(
