@@ -307,7 +307,7 @@ class Job:
         rows = []
         for shard, kept in zip(shards, keep):
             beton, duplicates = Beton(shard), np.flatnonzero(~kept)
-            self.total.count_captions(beton.arrays("tokens", duplicates), -1)
+            self.total.count_captions(beton.rows(duplicates).arrays("tokens"), -1)
             path = self.tasks[int(shard.stem)].path
             keys = (beton.text("key", int(i)) for i in duplicates)
             rows += [{"source": path, "key": key, "reason": "duplicate", "detail": ""} for key in keys]

@@ -46,7 +46,7 @@ def _describe(beton: Beton) -> None:
             f"{_range(sizes)} bytes"
         )
     if beton.kind == "pairs":
-        tokens = beton.arrays("tokens", samples[:_CAPTIONS])
+        tokens = beton.rows(samples[:_CAPTIONS]).arrays("tokens")
         used = tokens[..., 0] != 0
         say(
             f"  captions: up to {tokens.shape[1]} an image, {used.sum(1).mean():.2f} on average; "
@@ -100,6 +100,6 @@ def _label(beton: Beton, index: int, lines: int, letters: int) -> str:
         record = beton.rows(np.array([index])).records[0]
         vote, votes = float(record["vote"]), int(record["votes"])
         return f"{key}\nref, left, right: {vote:.2f} of {votes} for right"
-    tokens = beton.arrays("tokens", np.array([index]))[0]
+    tokens = beton.rows(np.array([index])).arrays("tokens")[0]
     captions = [text.decode(row)[:letters] for row in tokens if row[0]]
     return "\n".join([key, *captions][:lines])

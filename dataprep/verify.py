@@ -95,7 +95,7 @@ def image_columns(beton: f.Beton) -> list[str]:
 
 def check_image(beton: f.Beton, index: int, name: str) -> ImageCheck:
     """Decode one stored image in full, as the engines do."""
-    height, width = beton.sizes(name, np.array(index)).tolist()
+    height, width = beton.rows(np.array(index)).sizes(name).tolist()
     try:
         data = beton.jpeg(index, name).tobytes()
         head = pictures.read_head(data)

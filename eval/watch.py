@@ -11,13 +11,14 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from eval.options import Where
 from eval.results import RESULTS
 from pipeline.base import slurm
 from pipeline.base.console import say
-from pipeline.base.slurm import SameDevices, check_path, submitting
+from pipeline.base.slurm import check_path, submitting, with_devices
 
 POLL = 5.0  # seconds between looks at the folder
 
@@ -81,7 +82,8 @@ def submitted(
     with submitting():
         parameters = where.slurm_parameters(run.name) if cluster == "slurm" else {}
         executor = slurm.executor(cluster, run / "eval" / "jobs", parameters, where.timeout)
-    task = SameDevices(function, os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster == "local" else function
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    task = partial(with_devices, visible, function) if cluster == "local" else function
 
     def evaluate(checkpoint: str, out: Path) -> None:
         with submitting():

@@ -45,7 +45,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     *,
     valid: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | Collectives | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Symmetric InfoNCE of the global batch.
@@ -57,7 +57,8 @@ def contrastive_loss(
     those of the batch without it, and its own gradients are zero. Without any valid pair the loss is zero.
     None: all are valid. Either every rank passes it or none does.
     group: the process group over which the batch is spread; None means this process alone. Every rank of it
-    must call with the same n and D, and run backward with the same upstream gradient.
+    must call with the same n and D, and run backward with the same upstream gradient. (`Collectives` of one's
+    own stand for ranks that are not there, as in a benchmark.)
     backend: "torch" makes a slice of logits at a time; "triton" makes them tile by tile on the chip, and a
     slice (32 MiB) of their gradient. Triton multiplies float32 without tensor cores: give it half precision.
 
@@ -72,25 +73,11 @@ def contrastive_loss(
     Call it outside a torch.compile region, since it communicates. A surrounding autocast does not change it.
     Raises ValueError where shapes, dtypes or devices do not fit.
     """
-    return loss_over(Collectives(group), image, text, logit_scale, valid=valid, backend=backend)
-
-
-def loss_over(
-    collectives: Collectives,
-    image: Tensor,
-    text: Tensor,
-    logit_scale: Tensor,
-    *,
-    valid: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
-    """`contrastive_loss` over ranks that need not be a process group: a benchmark passes a stand-in."""
     _check(image, text, logit_scale, valid)
-    name = resolve(backend, image)
-    if name == "triton":
-        refuse_interpreted(image)
+    ranks = group if isinstance(group, Collectives) else Collectives(group)
+    passes = _passes(resolve(backend, image), image)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image, text, logit_scale, valid, collectives, _passes(name))
+        return _Contrastive.apply(image, text, logit_scale, valid, ranks, passes)
 
 
 class Collectives:
@@ -132,9 +119,10 @@ class _Passes(NamedTuple):
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def _passes(backend: str) -> _Passes:
+def _passes(backend: str, image: Tensor) -> _Passes:
     if backend == "torch":
         return _Passes(_sweep, _gradients)
+    refuse_interpreted(image)
     from kernels.fused import contrastive as fused
 
     return _Passes(fused.sweep, fused.gradients)
@@ -163,11 +151,9 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor):
-        image, texts, logit_scale, scale, row_lse, column_lse = ctx.saved_tensors
+        image, texts, logit_scale, scale, *lse = ctx.saved_tensors
         ranks, (need_image, need_text, need_scale) = ctx.ranks, ctx.needs_input_grad[:3]
-        d_image, d_texts, d_scale = ctx.passes.gradients(
-            image, texts, scale, row_lse, column_lse, ctx.offset, ctx.masks
-        )
+        d_image, d_texts, d_scale = ctx.passes.gradients(image, texts, scale, lse, ctx.offset, ctx.masks)
         unit = upstream / (2 * ctx.pairs)
         features = unit * scale * ranks.world_size  # DDP divides by the world size again
         return (
@@ -180,11 +166,13 @@ class _Contrastive(torch.autograd.Function):
         )
 
 
-Masks = tuple[Tensor, Tensor] | None  # which of this rank's images and of all texts are valid
+Pair = tuple[
+    Tensor, Tensor
+]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
 
 
 def _sweep(
-    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Masks
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     rows, columns, diagonals = [], None, []
@@ -203,15 +191,10 @@ def _sweep(
 
 
 def _gradients(
-    image: Tensor,
-    texts: Tensor,
-    scale: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    offset: int,
-    masks: Masks,
+    image: Tensor, texts: Tensor, scale: Tensor, lse: Pair, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of the module's head."""
+    row_lse, column_lse = lse
     wide = texts.to(scale.dtype)
     d_image, d_texts, d_scale = [], torch.zeros_like(wide), torch.zeros_like(scale)
     for start, part in _chunks(image, texts):
@@ -228,7 +211,7 @@ def _gradients(
     return torch.cat(d_image), d_texts, d_scale
 
 
-def _outside(masks: tuple[Tensor, Tensor], start: int, count: int) -> Tensor:
+def _outside(masks: Pair, start: int, count: int) -> Tensor:
     """Which logits of `count` rows have an invalid image or text: (count, N)."""
     images, texts = masks
     return ~(images[start : start + count, None] & texts)

@@ -4,15 +4,13 @@ The rewritten tower would leave out any part that is not listed here (a norm of 
 tokens). So an image tower with such a part runs as it is, and a text tower is refused. The lists cover
 open_clip 3, whose blocks hold torch's MultiheadAttention, and 4, whose blocks hold an Attention of
 open_clip's own with the same parameters.
-
-W width, D width of the features.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 _VIT: tuple[str, ...] = ("conv1", "class_embedding", "positional_embedding", "patch_dropout", "ln_pre")
 _VIT += ("transformer", "ln_post", "proj")
@@ -26,35 +24,25 @@ _ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj", "num_heads")
 _MLP = ("c_fc", "gelu", "c_proj")
 
 
-class TextTower(NamedTuple):
-    """The parts of CLIP's or CustomTextCLIP's text tower."""
+def text_tower(model: Any) -> Any:
+    """The module that holds an open_clip model's text tower: a CLIP itself, a part of a CustomTextCLIP.
 
-    token_embedding: nn.Embedding
-    positional_embedding: Tensor  # (context, W)
-    transformer: Any
-    ln_final: nn.Module
-    projection: Any  # None, Linear or (W, D)
-    pool_type: str
-    eos_id: int
-
-
-def text_tower(model: Any) -> TextTower:
-    """The text tower of an open_clip model. Raises ValueError where the savings would not be exact."""
+    Raises ValueError where the savings would not be exact.
+    """
     text = getattr(model, "text", model)
     if reason := _why_not_text(text):
         raise ValueError(
             f"text tower {type(text).__name__}: {reason}; only open_clip's causal transformer pooled at the "
             "end token is supported; use model.encode_text"
         )
-    return TextTower(
-        token_embedding=text.token_embedding,
-        positional_embedding=text.positional_embedding,
-        transformer=text.transformer,
-        ln_final=text.ln_final,
-        projection=text.text_projection,
-        pool_type=_either(text, "pool_type", "text_pool_type"),
-        eos_id=_either(text, "eos_id", "text_eos_id"),
-    )
+    return text
+
+
+def end_id(text: Any) -> int | None:
+    """The token at whose first place a text tower pools; None where that is the highest id of a caption."""
+    if _either(text, "pool_type", "text_pool_type") == "argmax":
+        return None
+    return _either(text, "eos_id", "text_eos_id")
 
 
 def why_slow(visual: Any) -> str:
@@ -64,11 +52,6 @@ def why_slow(visual: Any) -> str:
     if hasattr(visual, "stem"):
         return _why_not_resnet(visual)
     return f"a {type(visual).__name__}"
-
-
-def is_vit(visual: Any) -> bool:
-    """Whether `encode_image` rewrites all of this tower: a ViT pooled at its class token."""
-    return hasattr(visual, "class_embedding") and not _why_not_vit(visual)
 
 
 def _why_not_vit(visual: Any) -> str:

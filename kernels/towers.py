@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import AttentionBackend, attention
 from kernels.backend import check_choice
-from kernels.structure import TextTower, is_vit, text_tower, why_slow
+from kernels.structure import end_id, text_tower, why_slow
 
 Recompute = Literal["none", "pointwise", "blocks"]
 
@@ -93,7 +93,8 @@ def encode_text(model: nn.Module, tokens: Tensor, settings: TowerSettings = DEFA
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"encode_text: expected tokens (B, T) with B > 0, got {tuple(tokens.shape)}")
     _check_tokens("encode_text", tower, tokens, tokens.shape[1])
-    end = _end_positions(tower, tokens)
+    eos = end_id(tower)
+    end = tokens.argmax(-1) if eos is None else (tokens == eos).int().argmax(-1)
     captions = (_trimmed if settings.trim else _padded)(tokens, end, settings.attention)
     return _encode_captions(tower, captions, settings)
 
@@ -129,29 +130,6 @@ def encode_packed_text(
     return _encode_captions(tower, _Captions(tokens, position, pool, attend), settings)
 
 
-def kept_bytes(
-    model: nn.Module, images: int, text_tokens: int, settings: TowerSettings = DEFAULT, itemsize: int = 2
-) -> dict[str, int]:
-    """Bytes that the towers' blocks keep for the backward pass: {"image": …, "text": …}.
-
-    images: their number. text_tokens: R · L of all packed captions. itemsize: bytes a number (bfloat16: 2).
-    A block keeps 16 numbers of the width for each token (its input, LayerNorm's output, 3 projections,
-    attention's output, the sum, LayerNorm's output, 4 + 4 around GELU); 10 with recompute "pointwise"; 1 with
-    "blocks", and one block's 16 for a while in the backward pass. Embeddings and features are not counted.
-    """
-    numbers = {"none": 16, "pointwise": 10, "blocks": 1}[settings.recompute]
-    result = {"text": text_tokens * numbers * _block_widths(text_tower(model).transformer) * itemsize}
-    visual: Any = model.visual
-    if is_vit(visual):
-        tokens = images * (visual.grid_size[0] * visual.grid_size[1] + 1)
-        result["image"] = tokens * numbers * _block_widths(visual.transformer) * itemsize
-    return result
-
-
-def _block_widths(transformer: Any) -> int:
-    return sum(block.attn.out_proj.in_features for block in transformer.resblocks)
-
-
 Attend = Callable[[Tensor, int], Tensor]  # packed projections (…, 3W), heads → (…, W)
 
 
@@ -162,7 +140,7 @@ class _Captions(NamedTuple):
     attend: Attend
 
 
-def _check_tokens(name: str, tower: TextTower, tokens: Tensor, length: int) -> None:
+def _check_tokens(name: str, tower: Any, tokens: Tensor, length: int) -> None:
     context, vocabulary = len(tower.positional_embedding), tower.token_embedding.num_embeddings
     if tokens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: tokens are int32 or int64, got {tokens.dtype}")
@@ -173,12 +151,6 @@ def _check_tokens(name: str, tower: TextTower, tokens: Tensor, length: int) -> N
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"{name}: token ids from {low} to {high}, but the vocabulary has {vocabulary}")
-
-
-def _end_positions(tower: TextTower, tokens: Tensor) -> Tensor:
-    if tower.pool_type == "argmax":  # the end token has the highest id
-        return tokens.argmax(-1)
-    return (tokens == tower.eos_id).int().argmax(-1)
 
 
 def _padded(tokens: Tensor, end: Tensor, backend: AttentionBackend) -> _Captions:
@@ -204,15 +176,16 @@ def _trimmed(tokens: Tensor, end: Tensor, backend: AttentionBackend) -> _Caption
     return _Captions(flat, slots % longest, (end + 1).cumsum(0) - 1, attend)
 
 
-def _encode_captions(tower: TextTower, captions: _Captions, settings: TowerSettings) -> Tensor:
+def _encode_captions(tower: Any, captions: _Captions, settings: TowerSettings) -> Tensor:
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(captions.tokens).to(dtype)
     x = x + F.embedding(captions.position, tower.positional_embedding.to(dtype))
     x = _transformer(tower.transformer, x, captions.attend, captions.pool, settings)
     x = tower.ln_final(x)
-    if tower.projection is None:
+    projection = tower.text_projection
+    if projection is None:
         return x
-    return tower.projection(x) if isinstance(tower.projection, nn.Linear) else x @ tower.projection
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
 def _embed_image(visual: Any, images: Tensor, settings: TowerSettings) -> Tensor:
@@ -272,48 +245,45 @@ def _transformer(
     """x (…, W) through all blocks; the pooled tokens (B, W) of the result."""
     if transformer.grad_checkpointing:
         raise ValueError("the model has grad checkpointing on: turn it off and set recompute='blocks'")
+    run: Callable[..., Tensor] = _block
+    if settings.recompute == "blocks" and torch.is_grad_enabled():
+        run = partial(_checkpoint, _block)  # only the arguments are kept for the backward pass
     *blocks, last = transformer.resblocks
     for block in blocks:
-        x = _run_block(settings, _block, block, x, attend, settings)
+        x = run(block, x, attend, settings)
     if settings.prune:
-        return _run_block(settings, _last_block, last, x, attend, pool, settings)
-    return _select(_run_block(settings, _block, last, x, attend, settings), pool)
+        return run(last, x, attend, settings, pool)
+    return _select(run(last, x, attend, settings), pool)
 
 
-def _block(block: Any, x: Tensor, attend: Attend, settings: TowerSettings) -> Tensor:
-    projection = block.attn
-    project = partial(F.linear, weight=projection.in_proj_weight, bias=projection.in_proj_bias)
-    qkv = _product(settings, block.ln_1, project, x)
-    x = x + block.ls_1(projection.out_proj(attend(qkv, projection.num_heads)))
-    return x + _mlp(block, x, settings)
-
-
-def _last_block(block: Any, x: Tensor, attend: Attend, pool: Tensor, settings: TowerSettings) -> Tensor:
-    """As `_block`, but returns only the pooled tokens (B, W), and computes only what they need.
-
-    The queries of all other tokens are zero; their attention, which is cheap, is computed and not read.
-    """
-    projection, width = block.attn, x.shape[-1]
-    q_weight, kv_weight = projection.in_proj_weight.split([width, 2 * width])
-    q_bias, kv_bias = (
-        (None, None) if projection.in_proj_bias is None else projection.in_proj_bias.split([width, 2 * width])
-    )
-
-    def project(x: Tensor) -> Tensor:
-        q = F.linear(_select(x, pool), q_weight, q_bias)
-        kv = F.linear(x, kv_weight, kv_bias)
-        q = q.new_zeros(x.shape[:-1].numel(), width).index_copy(0, pool, q)
-        return torch.cat([q.view(x.shape), kv], dim=-1)
-
-    qkv = _product(settings, block.ln_1, project, x)
-    pooled = _select(attend(qkv, projection.num_heads), pool)
-    x = _select(x, pool) + block.ls_1(projection.out_proj(pooled))
-    return x + _mlp(block, x, settings)
-
-
-def _mlp(block: Any, x: Tensor, settings: TowerSettings) -> Tensor:
+def _block(
+    block: Any, x: Tensor, attend: Attend, settings: TowerSettings, pool: Tensor | None = None
+) -> Tensor:
+    """x (…, W) through a block; with `pool` only those tokens (B, W), computing only what they need."""
+    qkv = _product(settings, block.ln_1, partial(_project, block.attn, pool), x)
+    attended = attend(qkv, block.attn.num_heads)
+    if pool is not None:
+        attended, x = _select(attended, pool), _select(x, pool)
+    x = x + block.ls_1(block.attn.out_proj(attended))
     hidden = _product(settings, block.ln_2, block.mlp.c_fc, x)
-    return block.ls_2(_product(settings, block.mlp.gelu, block.mlp.c_proj, hidden))
+    return x + block.ls_2(_product(settings, block.mlp.gelu, block.mlp.c_proj, hidden))
+
+
+def _project(projection: Any, pool: Tensor | None, x: Tensor) -> Tensor:
+    """Queries, keys and values (…, 3W) of x (…, W).
+
+    With `pool` the queries of all other tokens are zero; their attention, which is cheap, is computed and not
+    read.
+    """
+    weight, bias, width = projection.in_proj_weight, projection.in_proj_bias, x.shape[-1]
+    if pool is None:
+        return F.linear(x, weight, bias)
+    q_weight, kv_weight = weight.split([width, 2 * width])
+    q_bias, kv_bias = (None, None) if bias is None else bias.split([width, 2 * width])
+    q = F.linear(_select(x, pool), q_weight, q_bias)
+    kv = F.linear(x, kv_weight, kv_bias)
+    q = q.new_zeros(x.shape[:-1].numel(), width).index_copy(0, pool, q)
+    return torch.cat([q.view(x.shape), kv], dim=-1)
 
 
 def _product(settings: TowerSettings, before: Callable, product: Callable, x: Tensor) -> Tensor:
@@ -328,13 +298,6 @@ def _product(settings: TowerSettings, before: Callable, product: Callable, x: Te
     if torch.compiler.is_compiling():
         return product(_checkpoint(before, x))
     return _checkpoint(lambda x: product(before(x)), x)
-
-
-def _run_block(settings: TowerSettings, block: Callable, *args: Any) -> Tensor:
-    """block(*args); with recompute "blocks" only the arguments are kept for the backward pass."""
-    if settings.recompute != "blocks" or not torch.is_grad_enabled():
-        return block(*args)
-    return _checkpoint(block, *args)
 
 
 def _checkpoint(function: Callable, *args: Any) -> Tensor:

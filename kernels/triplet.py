@@ -41,10 +41,8 @@ def triplet_loss(
     _check(ref, left, right, vote, reduction)
     dtype = torch.promote_types(ref.dtype, torch.float32)
     if resolve(backend, ref) == "triton":
-        losses, hits = _Fused.apply(ref, left, right, vote.float(), float(margin), reduction)
-        return losses, hits
-    vote = vote.to(dtype)
-    ref, left, right = (x.to(dtype) for x in (ref, left, right))
+        return _Fused.apply(ref, left, right, vote.float(), float(margin), reduction)
+    ref, left, right, vote = (x.to(dtype) for x in (ref, left, right, vote))
     losses = reference.triplet_losses(ref, left, right, vote, margin)
     with torch.no_grad():
         hits = reference.triplet_hits(ref, left, right, vote)

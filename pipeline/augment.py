@@ -235,11 +235,6 @@ def _sample_draws(seed, epochs, indices, heights, widths, luma, crop, strengths,
     return Draws(box, crop == CENTRE, matrix, coloured, sigma, flip, choice)
 
 
-def blur_radius(sigma: float, side: int) -> int:
-    """Half the blur's window: DALI's ceil(3 sigma), kept inside an image of `side` pixels."""
-    return min(int(np.ceil(3 * np.float32(sigma))), side - 1)
-
-
 def lookup_table(augment: Augment, dtype: torch.dtype) -> torch.Tensor:
     """(3, 256): the normalised value of each level of each channel, rounded once to `dtype`."""
     import torch

@@ -14,7 +14,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +27,7 @@ from pipeline.augment import Augment, lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
 from pipeline.screen import Screen
-from pipeline.stream import Plan, Source, StreamLoader
+from pipeline.stream import Plan, Source, StreamLoader, delayed
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class DALILoader(StreamLoader):
         warned = False
 
         def feed() -> Iterator[tuple]:
-            for plan, readable, read in _screened(source, positions, screen):
-                submitted.append(_submit(source, plan, *read.result(), readable().T, side))
+            for plan, screened in _screened(source, positions, screen):
+                submitted.append(_submit(source, plan, *screened(), side))
                 yield submitted[-1].arguments
 
         with closing(Screen(source, self.workers)) as screen:
@@ -101,29 +100,18 @@ class _Submitted:
 
 def _screened(
     source: Source, positions: Iterator[np.ndarray], screen: Screen
-) -> Iterator[tuple[Plan, Callable[[], np.ndarray], Future[tuple[np.ndarray, np.ndarray]]]]:
-    """(plan, `Screen.begin` of it, `Screen.read` of it) for each array of positions.
+) -> Iterator[tuple[Plan, Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]]]:
+    """(plan, `Screen.begin` of it) for each array of positions.
 
     The screen is some batches ahead, and the disk some batches ahead of the screen.
     """
 
-    def screening():
-        for t in _ahead(positions, source.read_ahead.request):
-            plan = source.plan(t)
-            yield plan, screen.begin(plan), screen.read(plan)
+    def requested(t: np.ndarray) -> np.ndarray:
+        source.read_ahead.request(t)
+        return t
 
-    return _ahead(screening())
-
-
-def _ahead(items: Iterator, begin: Callable[[Any], object] = lambda item: None) -> Iterator:
-    """`items`, delayed by `_QUEUE` of them; `begin` is called with each as soon as it is known."""
-    waiting: deque = deque()
-    for item in items:
-        begin(item)
-        waiting.append(item)
-        if len(waiting) > _QUEUE:
-            yield waiting.popleft()
-    yield from waiting
+    plans = map(source.plan, delayed(map(requested, positions), _QUEUE))
+    return delayed(((plan, screen.begin(plan)) for plan in plans), _QUEUE)
 
 
 def _submit(
@@ -135,35 +123,32 @@ def _submit(
     box = np.ascontiguousarray(draws.box.swapaxes(0, 1)).reshape(-1, 4)
     for i in np.flatnonzero(~readable.ravel()):
         jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
-    if draws.covers:
-        grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
-    else:
-        grid = np.empty((len(box), 4), np.int32)  # not asked for
     arguments = {
         "jpeg": jpegs,
         "corner": np.ascontiguousarray(box[:, :2]),
         "size": np.ascontiguousarray(box[:, 2:]),
-        "whole": grid[:, :2].astype(np.float32),
-        "cut": np.ascontiguousarray(grid[:, 2:]),
         "flip": np.tile(draws.flip, views).astype(np.int32),
         "coloured": np.tile(draws.coloured, views),
         "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
         "blurred": np.tile(draws.sigma > 0, views),
         "sigma": np.maximum(np.tile(draws.sigma, views), np.float32(0.1)),  # zeros are not looked at
     }
+    if draws.covers:
+        grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
+        arguments |= {"whole": grid[:, :2].astype(np.float32), "cut": np.ascontiguousarray(grid[:, 2:])}
     return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable)
 
 
-def _inputs(augment: Augment) -> dict[str, int]:
-    """The graph's inputs, name → dimensions of one; only those that this recipe of augmentation uses."""
-    names = {"jpeg": 1, "corner": 1, "size": 1, "flip": 0}
+def _inputs(augment: Augment) -> dict[str, tuple[str, int]]:
+    """The graph's inputs, name → (DALI's type, dimensions of one); only those that this augmentation uses."""
+    inputs = {"jpeg": ("UINT8", 1), "corner": ("INT32", 1), "size": ("INT32", 1), "flip": ("INT32", 0)}
     if augment.crop == "centre":
-        names |= {"whole": 1, "cut": 1}
+        inputs |= {"whole": ("FLOAT", 1), "cut": ("INT32", 1)}
     if augment.jitter_p or augment.gray_p:
-        names |= {"coloured": 0, "matrix": 2}
+        inputs |= {"coloured": ("BOOL", 0), "matrix": ("FLOAT", 2)}
     if augment.blur_p:
-        names |= {"blurred": 0, "sigma": 0}
-    return names
+        inputs |= {"blurred": ("BOOL", 0), "sigma": ("FLOAT", 0)}
+    return inputs
 
 
 @cache
@@ -191,8 +176,7 @@ def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[
     table = lookup_table(source.augment, torch.float32).numpy()
     values = np.empty((*plan.start.T.shape, side, side, 3), np.float32)
     valid = np.empty(values.shape[:2], np.bool_)
-    for v in range(len(source.views)):
-        plan.decode(source.file, v, slice(None), table, values[v], valid[v])
+    plan.decode(slice(None), source.file, table, values, valid)
     return torch.from_numpy(values).permute(0, 1, 4, 2, 3).to(dtype), valid
 
 
@@ -203,31 +187,26 @@ def define(
 
     Building needs the device's driver, defining and serialising does not.
     """
-    from nvidia.dali import pipeline_def, types
+    from nvidia.dali import fn, pipeline_def, types
 
-    kinds = {
-        "jpeg": types.UINT8, "corner": types.INT32, "size": types.INT32, "whole": types.FLOAT,
-        "cut": types.INT32, "flip": types.INT32, "coloured": types.BOOL, "matrix": types.FLOAT,
-        "blurred": types.BOOL, "sigma": types.FLOAT,
-    }  # fmt: skip
     inputs = _inputs(augment)
+    kinds, dimensions = zip(*inputs.values())
     mean, std = ([255 * v for v in values] for values in (augment.mean, augment.std))
     out = types.FLOAT16 if dtype == torch.float16 else types.FLOAT  # DALI has no bfloat16
 
     @pipeline_def(enable_conditionals=True)
     def pipeline():
-        from nvidia.dali import fn
-
         values = fn.external_source(
-            source=source, num_outputs=len(inputs), dtype=[kinds[n] for n in inputs],
-            ndim=list(inputs.values()), no_copy=True,
+            source=source, num_outputs=len(inputs), dtype=[getattr(types, kind) for kind in kinds],
+            ndim=list(dimensions), no_copy=True,
         )  # fmt: skip
         sample = dict(zip(inputs, values))
         image = _resized(sample, device, side)
-        if "matrix" in sample:
-            image = _recoloured(image, sample["coloured"], sample["matrix"])
-        if "sigma" in sample:
-            image = _blurred(image, sample["blurred"], sample["sigma"])
+        # DALI's own conditionals: a part of the batch.
+        if "matrix" in sample and sample["coloured"]:
+            image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
+        if "sigma" in sample and sample["blurred"]:
+            image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
         return fn.crop_mirror_normalize(
             image, mirror=sample["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
         )  # HWC in memory is channels_last
@@ -260,19 +239,3 @@ def _resized(sample: dict, device: str, side: int):
         return fn.resize(image, size=(side, side), **cubic)
     image = fn.resize(image, size=sample["whole"], **cubic)
     return fn.slice(image, start=sample["cut"], shape=[side, side], axis_names="HW")
-
-
-def _recoloured(image, coloured, matrix):
-    from nvidia.dali import fn, types
-
-    if coloured:  # DALI's own conditional: a part of the batch
-        image = fn.coord_transform(image, MT=matrix, dtype=types.UINT8)
-    return image
-
-
-def _blurred(image, blurred, sigma):
-    from nvidia.dali import fn
-
-    if blurred:
-        image = fn.gaussian_blur(image, sigma=sigma)  # window 2 ceil(3 sigma) + 1
-    return image

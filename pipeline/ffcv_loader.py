@@ -8,7 +8,6 @@ loader or the process.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pipeline import pixels
 from pipeline.augment import lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
-from pipeline.stream import Plan, StreamLoader
+from pipeline.stream import Plan, StreamLoader, delayed
 
 _CHUNK = 16  # samples a thread takes at a time: some 10 ms of work
 
@@ -48,16 +47,9 @@ class FFCVLoader(StreamLoader):
         ahead = max(2, -(-2 * self.workers * _CHUNK // self.batch_size))
         planner, decoders = ThreadPoolExecutor(1, "ffcv-plan"), ThreadPoolExecutor(self.workers, "ffcv")
         work = _Work(self, decoders, None if self.pin else _Buffers(ahead + 4))
-        started: deque[Future[_Batch]] = deque()
+        started = (planner.submit(work.start, t) for t in positions)
         try:
-            for t in itertools.chain(positions, itertools.repeat(None)):
-                if t is not None:
-                    started.append(planner.submit(work.start, t))
-                    if len(started) < ahead:
-                        continue
-                if not started:
-                    return
-                yield work.finish(started.popleft().result())
+            yield from map(work.finish, delayed(started, ahead - 1))  # unlike a loop, it keeps no batch
         finally:
             for pool in (planner, decoders):
                 pool.shutdown(cancel_futures=True)
@@ -97,16 +89,13 @@ class _Work:
             memory = torch.from_numpy(values).view(self._dtype)
         valid = np.zeros(shape[:2], np.bool_)
         parts = (slice(first, first + _CHUNK) for first in range(0, len(t), _CHUNK))
-        chunks = [self._decoders.submit(self._decode, plan, part, values, valid) for part in parts]
+        shared = self._source.file, self._table, values, valid
+        chunks = [self._decoders.submit(plan.decode, part, *shared) for part in parts]
         return _Batch(plan, memory.permute(0, 1, 4, 2, 3), valid, chunks)
 
-    def _decode(self, plan: Plan, part: slice, values: np.ndarray, valid: np.ndarray) -> None:
-        """values: (V, B, S, S, 3)."""
-        for v in range(len(values)):
-            plan.decode(self._source.file, v, part, self._table, values[v], valid[v])
-
-    def finish(self, batch: _Batch) -> tuple[ImageText | Triplet, int]:
+    def finish(self, started: Future[_Batch]) -> tuple[ImageText | Triplet, int]:
         """Wait for a batch; (batch, rejected).  Raises what a thread raised."""
+        batch = started.result()
         for chunk in batch.chunks:
             chunk.result()
         valid = np.all(batch.valid, 0)
@@ -124,10 +113,7 @@ class _Buffers:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        try:
-            memory = self._free.popleft()
-        except IndexError:
-            memory = None
+        memory = self._free.popleft() if self._free else None
         if memory is None or memory.nbytes < nbytes:
             memory = np.empty(nbytes, np.uint8)
         return np.asarray(_Lent(memory, self._free))[:nbytes].view(dtype).reshape(shape)

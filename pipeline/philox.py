@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator behind every random choice of the pipeline.
 
 A block is a pure function of (seed, four counters).  So a sample's numbers do not depend on the batch it is
-in, on the worker or on the number of ranks.  `philox` is called from compiled code; `blocks` is for tests.
+in, on the worker or on the number of ranks.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -29,13 +29,3 @@ def philox(seed, c0, c1, c2, c3):
         c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
     return c0, c1, c2, c3
-
-
-@compiled
-def blocks(seed, counters):
-    """`philox` for each row of `counters` (N, 4) uint32; returns (N, 4) uint32."""
-    out = np.empty(counters.shape, np.uint32)
-    for i in range(len(counters)):
-        c = counters[i]
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = philox(seed, c[0], c[1], c[2], c[3])
-    return out

@@ -8,7 +8,7 @@ gets a JPEG: by the scan of `jpeg_scan.py`, and where that does not vouch for it
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -30,24 +30,26 @@ class Screen:
         self._verdicts = np.zeros((len(source.file), len(source.views)), np.uint8)  # 15 MB for 15 M pairs
         self._pool = ThreadPoolExecutor(workers, "screen")
 
-    def begin(self, plan: Plan) -> Callable[[], np.ndarray]:
-        """Start judging the images of a batch; the returned function waits for it and returns (B, V) bool."""
+    def begin(self, plan: Plan) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Start judging and reading the images of a batch; the returned function waits for both.
+
+        It returns the JPEGs, view by view as `Beton.read` does, and which of them are readable, (V, B) bool.
+        """
         rows, views = np.nonzero(self._verdicts[plan.index] == _UNSEEN)
         tasks = [
             self._pool.submit(self._judge, plan, rows[a : a + _CHUNK], views[a : a + _CHUNK])
             for a in range(0, len(rows), _CHUNK)
         ]
 
-        def readable() -> np.ndarray:
+        read = self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
+
+        def finish() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            data, start = read.result()
             for task in tasks:
                 task.result()
-            return self._verdicts[plan.index] == _SOUND
+            return data, start, (self._verdicts[plan.index] == _SOUND).T
 
-        return readable
-
-    def read(self, plan: Plan) -> Future[tuple[np.ndarray, np.ndarray]]:
-        """Start reading the JPEGs of a batch, view by view; the result is that of `Beton.read`."""
-        return self._pool.submit(self._file.read, plan.start.T.ravel(), plan.size.T.ravel())
+        return finish
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
         start, size, *shape = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))

@@ -21,9 +21,10 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from pipeline.order import Order
 from pipeline.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,14 +56,25 @@ class Plan:
     draws: Draws
     rows: Rows
 
-    def decode(
-        self, file: Beton, view: int, part: slice, table: np.ndarray, out: np.ndarray, valid: np.ndarray
-    ) -> None:
-        """`pixels.process` for one view of samples `part` of the batch, written to out[part], valid[part]."""
-        size = self.size[part, view]
-        data, start = file.read(self.start[part, view], size)
-        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
-        pixels.process(jpegs, self.draws.of_view(view, part), table, out[part], valid[part])
+    def decode(self, part: slice, file: Beton, table: np.ndarray, out: np.ndarray, valid: np.ndarray) -> None:
+        """`pixels.process` for samples `part` of the batch; written to out (V, B, S, S, 3), valid (V, B)."""
+        for view in range(len(out)):
+            size = self.size[part, view]
+            data, start = file.read(self.start[part, view], size)
+            jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
+            draws = self.draws.of_view(view, part)
+            pixels.process(jpegs, draws, table, out[view, part], valid[view, part])
+
+
+def delayed(items: Iterator[_Item], by: int) -> Iterator[_Item]:
+    """`items`, each once `by` more of them are known: what they started goes on meanwhile."""
+    waiting: deque[_Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 class Source:

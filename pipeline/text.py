@@ -55,11 +55,7 @@ def vocabulary_file() -> Path:
 @cache
 def _byte_letters() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte, in the vocabulary's order."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
     others = [byte for byte in range(256) if byte not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 

@@ -53,7 +53,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
     with writing(folder / "one.beton", pairs_schema(1), 1) as writer:
         writer.add({"image": Jpeg(data, height, width), "tokens": tokens, "luma": 128.0, "key": b"x"})
     file = Beton(folder / "one.beton")
-    start, size = file.spans("image", np.array([0]))
+    start, size = file.rows(np.array([0])).spans("image")
     images = BetonImages([Member(file.path, int(start[0]), int(size[0]), "x")], [(height, width)])
     try:
         evaluated = images[0].size == (width, height)

@@ -36,7 +36,7 @@ class Log(logging.Handler):
         if self.file is None:
             return
         self.file.write(log_line(text, progress))
-        (self.status.show if progress else self.status.leave)(text)
+        self.status.show(text, stays=not progress)
 
     def emit(self, record: logging.LogRecord) -> None:
         self(record.getMessage())

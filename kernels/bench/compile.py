@@ -6,7 +6,6 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from kernels.fused.variant import Variant
 
@@ -82,11 +81,10 @@ def compile_variant(variant: Variant, card: Card) -> Resources:
 
 
 def _cuobjdump(cubin: bytes) -> str:
-    import triton
+    from triton import knobs
 
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(program), "--dump-resource-usage", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        return subprocess.check_output(command, text=True)

@@ -22,7 +22,7 @@ from kernels import reference
 from kernels.attention import AttentionBackend, attention
 from kernels.bench.cases import Case, Step, synthetic_captions, synthetic_lengths
 from kernels.bench.clock import call_ms, kernel_ms, peak_bytes
-from kernels.bench.ranks import open_clip_rank_loss, rank_loss
+from kernels.bench.ranks import EqualRanks, open_clip_rank_loss
 from kernels.contrastive import contrastive_loss
 from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from kernels.triplet import triplet_loss
@@ -31,6 +31,7 @@ from pipeline.packing import Packed, pack
 
 BATCH, RANKS, WIDTH = 5120, 6, 512  # the paper's batch of 30,720 on 6 GPUs
 ROW = 128
+_LIMITS = {"copy": ("bytes_per_s", "copy rate"), "product": ("flop_per_s", "matrix product rate")}
 PUBLISHED_FLOP = 44.3e9  # a ViT-B/32 pair, forward and backward, 77 tokens
 
 
@@ -89,7 +90,7 @@ def bench_triplet(limits: dict[str, float]) -> dict[str, Any]:
         "torch compiled": partial(torch.compile(plain), *features),
     }
     moved = 6 * features[0].nbytes
-    return compare(f"triplet {batch}×{WIDTH}", sides, features, limits, moved=moved)
+    return compare(f"triplet {batch}×{WIDTH}", sides, features, limits, "copy", moved)
 
 
 def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
@@ -98,11 +99,11 @@ def bench_infonce(limits: dict[str, float]) -> dict[str, Any]:
     scale = torch.tensor(100.0, device="cuda", requires_grad=True)
     inputs = image.requires_grad_(), text.requires_grad_(), scale
     sides = {
-        "triton": partial(rank_loss, *inputs, RANKS, backend="triton"),
+        "triton": partial(contrastive_loss, *inputs, group=EqualRanks(RANKS), backend="triton"),
         "open_clip": partial(open_clip_rank_loss, *inputs, RANKS),
     }
     flop = 4 * 2 * BATCH * RANKS * BATCH * WIDTH
-    return compare(f"InfoNCE {BATCH}×{RANKS * BATCH}×{WIDTH}", sides, inputs, limits, flop=flop)
+    return compare(f"InfoNCE {BATCH}×{RANKS * BATCH}×{WIDTH}", sides, inputs, limits, "product", flop)
 
 
 def bench_attention(limits: dict[str, float]) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def bench_attention(limits: dict[str, float]) -> dict[str, Any]:
             sides["sdpa, causal only"] = partial(attention, qkv, heads, causal=True)
         # Read: qkv twice, the output's gradient. Written: the output, qkv's gradient.
         moved = 3 * qkv.nbytes + 2 * qkv.nbytes // 3
-        results[name] = compare(name, sides, [qkv], limits, moved=moved)
+        results[name] = compare(name, sides, [qkv], limits, "copy", moved)
     return results
 
 
@@ -185,9 +186,11 @@ def whole_step(
 
 
 def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Forward, backward and update."""
+    """Forward in bfloat16, backward and update."""
     optimizer.zero_grad(set_to_none=True)
-    loss().backward()
+    with torch.autocast("cuda", torch.bfloat16):
+        value = loss()
+    value.backward()
     optimizer.step()
 
 
@@ -204,25 +207,14 @@ def our_loss(model: Any, backend: AttentionBackend, batch: int) -> Callable[[], 
         text = encode_packed_text(model, *packed, settings)
         return F.normalize(image.float(), dim=-1).bfloat16(), F.normalize(text.float(), dim=-1).bfloat16()
 
-    def loss() -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            image, text = towers(images, packed)
-        return contrastive_loss(image, text, model.logit_scale.exp())
-
-    return loss
+    return lambda: contrastive_loss(*towers(images, packed), model.logit_scale.exp())
 
 
 def open_clip_loss(model: Any, compiled: bool, batch: int) -> Callable[[], Tensor]:
     """open_clip's forward and loss on captions padded to 77 tokens."""
     images = torch.randn(batch, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
     step = Step(model, images, synthetic_captions(synthetic_lengths(batch)).cuda())
-    run = torch.compile(step.loss) if compiled else step.loss
-
-    def loss() -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return run(Case())
-
-    return loss
+    return partial(torch.compile(step.loss) if compiled else step.loss, Case())
 
 
 def useful_flop(model: Any) -> float:
@@ -240,11 +232,14 @@ def compare(
     sides: Mapping[str, Callable[[], Tensor]],
     inputs: Sequence[Tensor],
     limits: dict[str, float],
-    moved: float = 0.0,
-    flop: float = 0.0,
+    limit: str,
+    work: float,
 ) -> dict[str, Any]:
-    """Forward alone and with backward: time, peak memory, and the share of the limit for both together."""
-    rows = {}
+    """Forward alone and with backward: time, peak memory, and the share of the limit for both together.
+
+    work: bytes moved where the limit is "copy", FLOPs where it is "product".
+    """
+    rows, (rate, words) = {}, _LIMITS[limit]
     for name, call in sides.items():
         upstream = torch.ones_like(call().detach())
 
@@ -252,18 +247,10 @@ def compare(
             torch.autograd.grad(call(), inputs, upstream)
 
         row = {"forward_ms": kernel_ms(call), "ms": kernel_ms(both), "peak_bytes": peak_bytes(both)}
-        seconds = row["ms"] / 1e3
-        if moved:
-            row["share_of_copy"] = moved / seconds / limits["bytes_per_s"]
-        if flop:
-            row["share_of_product"] = flop / seconds / limits["flop_per_s"]
-        rows[name] = row
-        share = "".join(f", {row[key]:.0%} of the {word}" for key, word in _SHARES if key in row)
+        share = work / (row["ms"] / 1e3) / limits[rate]
+        rows[name] = row | {f"share_of_{limit}": share}
         print(
             f"{title}, {name}: {row['forward_ms']:.3f} ms forward, {row['ms']:.3f} ms with backward, "
-            f"{row['peak_bytes'] / 1e6:.0f} MB{share}"
+            f"{row['peak_bytes'] / 1e6:.0f} MB, {share:.0%} of the {words}"
         )
     return rows
-
-
-_SHARES = (("share_of_copy", "copy rate"), ("share_of_product", "matrix product rate"))

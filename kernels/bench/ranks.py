@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import Backend
-from kernels.contrastive import Collectives, loss_over
+from kernels.contrastive import Collectives
 
 
 class EqualRanks(Collectives):
-    """The first of `world_size` ranks that all hold the same pairs."""
+    """The first of `world_size` ranks that all hold the same pairs: a `group` of `contrastive_loss`."""
 
     def __init__(self, world_size: int):
         super().__init__()
@@ -32,13 +31,6 @@ class EqualRanks(Collectives):
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return x * self.world_size
-
-
-def rank_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, world_size: int, backend: Backend = "auto"
-) -> Tensor:
-    """`contrastive_loss` as a rank of several runs it: image, text (n, D) → ()."""
-    return loss_over(EqualRanks(world_size), image, text, logit_scale, backend=backend)
 
 
 def open_clip_rank_loss(image: Tensor, text: Tensor, logit_scale: Tensor, world_size: int) -> Tensor:

@@ -121,30 +121,29 @@ def attention_backward_kernel(
 
 def forward_variant(dtype: torch.dtype, length: int, mask: Mask, capability: int) -> Variant:
     """How `attention_forward_kernel` runs for these projections on a card (80: A100, 90: H100)."""
-    block = _block(length)
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    arguments = {"qkv": feature, "segment": "*i32", "out": feature}
-    return Variant(
-        name=f"attention {TRITON_DTYPES[dtype]} L≤{block} {mask}",
-        kernel=attention_forward_kernel,
-        arguments=arguments | {"length": "i32", "heads": "i32", "scale": "fp32"},
-        constants={"HEAD": HEAD, "BLOCK_L": block, **_mask(mask)},
-        warps=4 if block == 64 else 8,
-    )
+    warps = 4 if _block(length) == 64 else 8
+    return _variant("attention", attention_forward_kernel, dtype, length, mask, warps)
 
 
 def backward_variant(dtype: torch.dtype, length: int, mask: Mask, capability: int) -> Variant:
     """How `attention_backward_kernel` runs for these projections on a card (80: A100, 90: H100)."""
+    queries = _block(length) if capability >= 90 else 32  # an A100 would spill with more
+    constants = {"BLOCK_Q": queries, "LOG2_E": LOG2_E}
+    return _variant("attention backward", attention_backward_kernel, dtype, length, mask, 8, **constants)
+
+
+def _variant(
+    name: str, kernel, dtype: torch.dtype, length: int, mask: Mask, warps: int, **constants: float
+) -> Variant:
     block = _block(length)
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    arguments = {"qkv": feature, "segment": "*i32", "d_out": feature, "d_qkv": feature}
-    queries = block if capability >= 90 else 32  # an A100 would spill with more
+    masked = {"CAUSAL": mask != "full", "SEGMENTS": mask == "segments"}
     return Variant(
-        name=f"attention backward {TRITON_DTYPES[dtype]} L≤{block} {mask}",
-        kernel=attention_backward_kernel,
-        arguments=arguments | {"length": "i32", "heads": "i32", "scale": "fp32"},
-        constants={"HEAD": HEAD, "BLOCK_L": block, "BLOCK_Q": queries, **_mask(mask), "LOG2_E": LOG2_E},
-        warps=8,
+        name=f"{name} {TRITON_DTYPES[dtype]} L≤{block} {mask}",
+        kernel=kernel,
+        dtype=dtype,
+        types={"segment": "*i32", "length": "i32", "heads": "i32", "scale": "fp32"},
+        constants={"HEAD": HEAD, "BLOCK_L": block, **masked, **constants},
+        warps=warps,
     )
 
 
@@ -181,7 +180,3 @@ def backward(qkv: Tensor, segment: Tensor | None, d_out: Tensor, heads: int, mas
 
 def _block(length: int) -> int:
     return next(block for block in BLOCKS if length <= block)
-
-
-def _mask(mask: Mask) -> dict[str, bool]:
-    return {"CAUSAL": mask != "full", "SEGMENTS": mask == "segments"}

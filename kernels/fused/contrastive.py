@@ -15,6 +15,9 @@ from torch import Tensor
 from kernels.fused.variant import TRITON_DTYPES, Variant
 
 SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
+Pair = tuple[
+    Tensor, Tensor
+]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
 UNIT = 1024.0  # stored for a gradient of 1: keeps 1/32768 among float16's normal numbers
 
 
@@ -147,22 +150,12 @@ def gradient_kernel(
 
 def lse_variant(dtype: torch.dtype) -> Variant:
     """How `lse_kernel` runs for features of this dtype."""
-    arguments = _inputs(dtype) | {"diagonal": "*fp32"} | dict.fromkeys(("n", "N", "width", "offset"), "i32")
-    return _variant("InfoNCE log-sum-exp", lse_kernel, dtype, arguments, {})
+    return _variant("InfoNCE log-sum-exp", lse_kernel, dtype)
 
 
 def gradient_variant(dtype: torch.dtype) -> Variant:
     """How `gradient_kernel` runs for features of this dtype."""
-    arguments = _inputs(dtype) | {"gradient": f"*{TRITON_DTYPES[dtype]}", "d_scale": "*fp32"}
-    arguments |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
-    return _variant("InfoNCE gradient", gradient_kernel, dtype, arguments, {"UNIT": UNIT})
-
-
-def _inputs(dtype: torch.dtype) -> dict[str, str]:
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    masks = {"valid_images": "*u8", "valid_texts": "*u8"}
-    lse = {"row_lse": "*fp32", "column_lse": "*fp32"}
-    return {"image": feature, "texts": feature, "logit_scale": "*fp32"} | masks | lse
+    return _variant("InfoNCE gradient", gradient_kernel, dtype, UNIT=UNIT)
 
 
 def variants() -> list[Variant]:
@@ -170,13 +163,17 @@ def variants() -> list[Variant]:
     return [make(dtype) for dtype in TRITON_DTYPES for make in (lse_variant, gradient_variant)]
 
 
-def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: dict) -> Variant:
+def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Variant:
     wide = dtype == torch.float32  # multiplied without tensor cores
     block = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (64, 64, 32) if wide else (128, 128, 64)))
+    types = dict.fromkeys(("logit_scale", "row_lse", "column_lse", "diagonal", "d_scale"), "*fp32")
+    types |= dict.fromkeys(("valid_images", "valid_texts"), "*u8")
+    types |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
     return Variant(
         name=f"{name} {TRITON_DTYPES[dtype]}",
         kernel=kernel,
-        arguments=arguments,
+        dtype=dtype,
+        types=types,
         constants={**block, "GROUP": 8, "PRECISION": "ieee", **constants},
         warps=4 if wide else 8,
         stages=3,
@@ -185,7 +182,7 @@ def _variant(name: str, kernel, dtype: torch.dtype, arguments: dict, constants: 
 
 
 def sweep(
-    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: tuple[Tensor, Tensor] | None = None
+    image: Tensor, texts: Tensor, scale: Tensor, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     variant = lse_variant(image.dtype)
@@ -200,13 +197,7 @@ def sweep(
 
 
 def gradients(
-    image: Tensor,
-    texts: Tensor,
-    scale: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    offset: int,
-    masks: tuple[Tensor, Tensor] | None = None,
+    image: Tensor, texts: Tensor, scale: Tensor, lse: Pair, offset: int, masks: Pair | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of `kernels/contrastive.py`."""
     variant = gradient_variant(image.dtype)
@@ -216,13 +207,12 @@ def gradients(
     step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
     d_image, d_texts = scale.new_zeros(image.shape), scale.new_empty(texts.shape)
     d_scale = torch.zeros_like(scale)
-    valid_images, valid_texts = _bytes(masks, image, texts)
+    inputs = (wide_image, wide_texts, scale, *_bytes(masks, image, texts), *lse)
     for start in range(0, N, step):
         size = min(step, N - start)
         gradient = image.new_empty(n, size)
         tiles = triton.cdiv(n, block_m) * triton.cdiv(size, block_n)
         partial = scale.new_empty(tiles)
-        inputs = (wide_image, wide_texts, scale, valid_images, valid_texts, row_lse, column_lse)
         variant.launch((tiles,), *inputs, gradient, partial, n, N, width, offset, start, size)
         d_image += _product(gradient, texts[start : start + size])
         d_texts[start : start + size] = _product(gradient.T, image)
@@ -230,7 +220,7 @@ def gradients(
     return d_image.div_(UNIT), d_texts.div_(UNIT), d_scale
 
 
-def _bytes(masks: tuple[Tensor, Tensor] | None, image: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+def _bytes(masks: Pair | None, image: Tensor, texts: Tensor) -> Pair:
     """Which images and texts are valid, as bytes; without masks, all of them."""
     if masks is None:
         return tuple(x.new_ones(len(x), dtype=torch.uint8) for x in (image, texts))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fused.variant import TRITON_DTYPES, Variant, power_of_two
+from kernels.fused.variant import TRITON_DTYPES, Variant
 
 MAX_WIDTH = 4096  # three rows of it fit in the registers of 8 warps
 EPS = 1e-8  # least length to divide by, as in torch.cosine_similarity
@@ -89,15 +89,14 @@ def scale_kernel(
 
 def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
     """How `triplet_kernel` runs for features of this dtype and width."""
-    block = power_of_two(width, 256)
-    feature = f"*{TRITON_DTYPES[dtype]}"
-    names = ("ref", "left", "right", "vote", "loss", "hits", "d_ref", "d_left", "d_right")
-    types = (*[feature] * 3, *["*fp32"] * 3, *[feature] * 3)
-    sizes = {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"}
+    block = max(256, triton.next_power_of_2(width))
+    types = dict.fromkeys(("vote", "loss", "hits"), "*fp32")
+    types |= {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"}
     return Variant(
         name=f"triplet {TRITON_DTYPES[dtype]} D={width}{' gradient' if gradient else ''}",
         kernel=triplet_kernel,
-        arguments=dict(zip(names, types)) | sizes,
+        dtype=dtype,
+        types=types,
         constants={"GRADIENT": gradient, "BLOCK_B": max(1, 1024 // block), "BLOCK_D": block, "EPS": EPS},
         warps=max(4, block // 512),
         aligned=("width",) if width % 16 == 0 else (),
@@ -106,11 +105,11 @@ def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
 
 def scale_variant(dtype: torch.dtype) -> Variant:
     """How `scale_kernel` runs for gradients of this dtype."""
-    names = ("x", "factor", "numel", "width", "stride")
     return Variant(
         name=f"triplet scale {TRITON_DTYPES[dtype]}",
         kernel=scale_kernel,
-        arguments=dict(zip(names, (f"*{TRITON_DTYPES[dtype]}", "*fp32", "i32", "i32", "i32"))),
+        dtype=dtype,
+        types={"factor": "*fp32", "numel": "i32", "width": "i32", "stride": "i32"},
         constants={"BLOCK": 1024},
         warps=4,
     )

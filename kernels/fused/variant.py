@@ -15,23 +15,25 @@ class Variant:
 
     name: str  # for display: the kernel and what distinguishes the variant
     kernel: Any  # the triton.jit function
-    arguments: Mapping[str, str]  # run-time arguments in order: Triton types, "*bf16", "i32" …
+    dtype: torch.dtype  # of what the arguments point to, where `types` does not say otherwise
+    types: Mapping[str, str]  # Triton types of the other run-time arguments: "*fp32", "i32" …
     constants: Mapping[str, Any]  # tl.constexpr arguments
     warps: int
     stages: int = 1
     aligned: tuple[str, ...] = ()  # integer arguments that are multiples of 16
 
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The run-time arguments in order, with their Triton types."""
+        feature = f"*{TRITON_DTYPES[self.dtype]}"
+        names = (name for name in self.kernel.arg_names if name not in self.constants)
+        return {name: self.types.get(name, feature) for name in names}
+
     def launch(self, grid: tuple[int, ...], *args: Any) -> None:
         """Run over the grid with the run-time arguments in order."""
-        assert len(args) == len(self.arguments)
         self.kernel[grid](*args, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
 def capability(x: torch.Tensor) -> int:
     """The compiled generation that x's device belongs to: 80 (in the interpreter too) or 90."""
     return 90 if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0) else 80
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is ≥ n and ≥ least."""
-    return max(least, 1 << (n - 1).bit_length())

@@ -46,11 +46,9 @@ def command(run: Callable[[], int | None], interrupted: str = "interrupted") -> 
     settle_streams()
     try:
         return run() or 0
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(describe(error), file=sys.stderr)
+    except (KeyboardInterrupt, Exception) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        print(interrupted if stopped else describe(error), file=sys.stderr)
         return exit_code(error)
 
 
@@ -118,16 +116,11 @@ class StatusLine:
         self.live = sys.stderr.isatty()
         self._open = False  # whether the terminal's last line may be replaced
 
-    def show(self, text: str) -> None:
-        """Put up `text` until the next line."""
-        print(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr)
-        sys.stderr.flush()
-        self._open = self.live
-
-    def leave(self, text: str) -> None:
-        """A line that stays."""
-        print(f"\r\033[K{text}" if self.live else text, file=sys.stderr, flush=True)
-        self._open = False
+    def show(self, text: str, stays: bool = False) -> None:
+        """Put up `text`, until the next line unless it `stays`."""
+        self._open = self.live and not stays
+        line, end = f"\r\033[K{text}" if self.live else text, "" if self._open else "\n"
+        print(line, end=end, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Leave the last line where it stands."""

@@ -26,11 +26,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _naming(path):
-            yield temporary
-            sync(temporary)  # else the name may outlive a crash of the machine, and the contents not
+        yield temporary
+        sync(temporary)  # else the name may outlive a crash of the machine, and the contents not
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:  # of a full disk, which a write raises without the path
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,14 +61,3 @@ def sync_folder(path: Path) -> None:
     """Have the disk hold a folder's names; SMB and some of FUSE cannot."""
     with contextlib.suppress(OSError):
         sync(path)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add the path to the error of a full disk, which a write raises without it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None

@@ -34,7 +34,8 @@ def settle() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # a user id without a name; torch and others ask for one
         os.environ["USER"] = f"uid-{os.getuid()}"
-    if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not _writable(os.path.expanduser("~")):
+    writable = os.access(os.path.expanduser("~"), os.W_OK | os.X_OK)
+    if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not writable:
         folder = private_folder()
         if folder is not None:
             os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
@@ -54,10 +55,6 @@ def _share_cores() -> None:
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
-def _writable(folder: str) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def private_folder() -> Path | None:

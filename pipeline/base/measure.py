@@ -22,9 +22,6 @@ class Spent:
     wall: float = 0.0
     cpu: float = 0.0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.wall + other.wall, self.cpu + other.cpu)
-
 
 @contextlib.contextmanager
 def stopwatch() -> Iterator[Spent]:
@@ -67,10 +64,7 @@ def disk_bytes() -> int:
 
 def anonymous_memory() -> int:
     """Bytes of this process's memory that no file backs (mapped files belong to the page cache)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
+    return int(Path("/proc/self/status").read_text().split("\nRssAnon:")[1].split()[0]) * 1024
 
 
 def forget(path: Path) -> None:
@@ -97,8 +91,3 @@ def paired_rounds(
             times[name].append(spent)
             told(f"round {turn + 1}/{rounds} {name}: {spent.wall:.2f} s")
     return times
-
-
-def times_faster(base: list[Spent], side: list[Spent], clock: str = "wall") -> list[float]:
-    """How many times faster `side` is than `base`, round by round.  clock: wall or cpu."""
-    return [getattr(a, clock) / getattr(b, clock) for a, b in zip(base, side)]

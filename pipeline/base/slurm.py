@@ -208,16 +208,10 @@ def check_path(folder: Path, flag: str) -> None:
         raise ValueError(f"{flag} {ascii(text)}: SLURM and submitit take {names} in a path for a pattern")
 
 
-@dataclass(frozen=True)
-class SameDevices:
-    """A function that sees this environment's GPUs in a local job as well; submitit would renumber them."""
-
-    function: Callable
-    visible: str | None
-
-    def __call__(self, *args: object) -> object:
-        restore("CUDA_VISIBLE_DEVICES", self.visible)
-        return self.function(*args)
+def with_devices(visible: str | None, function: Callable, *args: object) -> object:
+    """function(*args) in a local job that sees the GPUs `visible`; submitit has renumbered them."""
+    restore("CUDA_VISIBLE_DEVICES", visible)
+    return function(*args)
 
 
 def restore(name: str, value: str | None) -> None:

@@ -111,6 +111,11 @@ def triplets_schema() -> dict[str, Field]:
     }
 
 
+def pointers(records: np.ndarray, kind: int) -> np.ndarray:
+    """Where the values of a column of the metadata table lie, for a kind that `ALLOCATES`: a view."""
+    return records if kind == ARRAY else records["data_ptr" if kind == IMAGE else "ptr"]
+
+
 def metadata_dtype(fields: dict[str, Field]) -> np.dtype:
     """The record a sample has in the metadata table (FFCV aligns it, but not the image record)."""
     return np.dtype([(name, METADATA[f.kind]) for name, f in fields.items()], align=True)
@@ -135,7 +140,10 @@ class Beton:
         if self.size < HEADER.itemsize:
             raise ValueError(f"{self.path}: too short for a .beton header")
         (header,) = self._table(HEADER, 0, 1)
-        self._check_header(header)
+        if header["version"] != VERSION:
+            raise ValueError(f"{self.path}: not an FFCV file of version {VERSION}")
+        if not 0 < int(header["alloc_table_ptr"]) <= self.size:
+            raise ValueError(f"{self.path}: unfinished or truncated .beton; build the file again")
         self._num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
         self._allocations_at = int(header["alloc_table_ptr"])
@@ -194,12 +202,6 @@ class Beton:
         width = each * dtype.itemsize
         at = start + index.ravel() * width
         return self.read(at, np.full_like(at, width))[0].view(dtype).reshape(*index.shape, each)
-
-    def _check_header(self, header: np.void) -> None:
-        if header["version"] != VERSION:
-            raise ValueError(f"{self.path}: not an FFCV file of version {VERSION}")
-        if not 0 < int(header["alloc_table_ptr"]) <= self.size:
-            raise ValueError(f"{self.path}: unfinished or truncated .beton; build the file again")
 
     def _read_fields(self, count: int) -> dict[str, Field]:
         if HEADER.itemsize + count * DESCRIPTOR.itemsize > self._allocations_at:
@@ -272,14 +274,6 @@ class Beton:
         order = np.argsort(table["ptr"], kind="stable")
         return table["ptr"][order], table["size"][order]
 
-    def spans(self, name: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`Rows.spans` of samples `index`."""
-        return self.rows(index).spans(name)
-
-    def sizes(self, name: str, index: np.ndarray) -> np.ndarray:
-        """`Rows.sizes` of samples `index`."""
-        return self.rows(index).sizes(name)
-
     # -- values -------------------------------------------------------------------------
 
     def jpeg(self, index: int, name: str = "image") -> np.ndarray:
@@ -288,10 +282,6 @@ class Beton:
         if row.records[name]["mode"][0] != JPEG_MODE:
             raise ValueError(f"{self.path}: {name} of sample {index} is stored raw, not as JPEG")
         return self.read(*row.spans(name))[0]
-
-    def arrays(self, name: str, index: np.ndarray) -> np.ndarray:
-        """An ARRAY column of samples `index` (N,): (N, *shape)."""
-        return self.rows(index).arrays(name)
 
     def text(self, name: str, index: int) -> str:
         """A BYTES column of one sample, as UTF-8."""
@@ -324,12 +314,8 @@ class Rows:
         Our writer puts the allocations in sample-major order, so a span is one look-up; a file
         in another order is sorted once.
         """
-        file, record = self.file, self.records[name]
-        kind = file.fields[name].kind
-        if kind == IMAGE:
-            ptr = record["data_ptr"]
-        else:
-            ptr = record["ptr"] if kind == BYTES else record
+        file = self.file
+        ptr = pointers(self.records[name], file.fields[name].kind)
         row = self.allocations[..., file._pointed.index(name)]
         size = row["size"]
         if not (row["ptr"] == ptr).all():

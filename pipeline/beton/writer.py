@@ -102,7 +102,7 @@ class Writer:
         self._file, self._table, self._capacity, self._page = file, table, capacity, page_size
         self._metadata = np.zeros(_CHUNK, f.metadata_dtype(self.schema))
         self._pointed = [n for n, field in self.schema.items() if field.kind in f.ALLOCATES]
-        self._allocations = np.zeros(_CHUNK * len(self._pointed), f.ALLOCATION)
+        self._allocations = np.zeros((_CHUNK, len(self._pointed)), f.ALLOCATION)
         self._share, self._shared = share, dict[bytes, tuple[int, int]]()  # digest → (offset, size)
         self._start = len(head(self.schema, 0, page_size, 0))
         self._end = align(self._start + capacity * self._metadata.itemsize, page_size)
@@ -121,10 +121,9 @@ class Writer:
                 record.append(spans[name])
             else:
                 record.append(spans[name][0] if field.kind == f.ARRAY else value)
-        slot, width = self.samples % _CHUNK, len(self._pointed)
+        slot = self.samples % _CHUNK
         self._metadata[slot] = tuple(record)
-        rows = [(self.samples, *spans[name]) for name in self._pointed]
-        self._allocations[slot * width : (slot + 1) * width] = rows
+        self._allocations[slot] = [(self.samples, *spans[name]) for name in self._pointed]
         self.samples += 1
         if slot + 1 == _CHUNK:
             self._flush(_CHUNK)
@@ -178,7 +177,7 @@ class Writer:
         """Move the `count` newest records from memory to the file."""
         start = self._start + (self.samples - count) * self._metadata.itemsize
         _pwrite(self._file.fileno(), self._metadata[:count].tobytes(), start)
-        self._table.write(self._allocations[: count * len(self._pointed)].tobytes())
+        self._table.write(self._allocations[:count].tobytes())
 
     def finish(self) -> None:
         """Write the allocation table and, last, the header that makes the file valid."""
@@ -220,19 +219,17 @@ def join(shards: Sequence[str | os.PathLike], out: str | os.PathLike, keep: Sequ
     samples, page = sum(part.samples for part in parts), max(part.page for part in parts)
     start = len(head(schema, samples, page, 0))
     end = align(start + samples * f.metadata_dtype(schema).itemsize, page)
+    for part in parts:
+        end = part.move_after(end)
+    first, table = 0, align(end, 8)
     with replacing(out) as temporary, open(temporary, "w+b", buffering=0) as file:
-        first = 0
         for part in parts:
-            end = part.move_to(first, end)
             _copy_range(part.path, part.low, part.high, file.fileno(), part.low + part.shift)
-            for records in part.metadata():
+            for records, rows in part.tables():
+                rows["sample_id"] = np.arange(first, first + len(rows))[:, None]
                 _pwrite(file.fileno(), records.tobytes(), start + first * records.itemsize)
-                first += len(records)
-        table = end = align(end, 8)
-        for part in parts:
-            for rows in part.allocations():
-                _pwrite(file.fileno(), rows.tobytes(), end)
-                end += rows.nbytes
+                _pwrite(file.fileno(), rows.tobytes(), table + first * rows.strides[0])
+                first += len(rows)
         os.fsync(file.fileno())  # the header makes the file valid, so it goes last
         _pwrite(file.fileno(), head(schema, samples, page, table), 0)
     return samples
@@ -252,45 +249,27 @@ class _Part:
         allocations = beton.allocations
         self.low = int(allocations["ptr"].min())
         self.high = int((allocations["ptr"] + allocations["size"]).max())
-        self.shift = self.first = 0
+        self.shift = 0
 
-    def move_to(self, first: int, end: int) -> int:
-        """Put the shard's samples at number `first` and its region at or after `end`; returns its end.
+    def move_after(self, end: int) -> int:
+        """Put the shard's region at or after `end`; returns its end.
 
         A region moves by a multiple of its page size, so that nothing comes to cross a page border.
         """
-        self.first, self.shift = first, align(end - self.low, self.page)
+        self.shift = align(end - self.low, self.page)
         return self.high + self.shift
 
-    def _chunks(self, length: int) -> Iterator[np.ndarray]:
-        """The numbers of the samples that are kept, a few thousand at a time."""
-        for start in range(0, length, _CHUNK):
-            numbers = np.arange(start, min(start + _CHUNK, length))
-            yield numbers if self._keep is None else numbers[self._keep[numbers]]
-
-    def metadata(self) -> Iterator[np.ndarray]:
-        """Rebased metadata records, a chunk at a time."""
+    def tables(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rebased records and allocation rows of the samples that are kept, a chunk at a time."""
         beton, shift = f.Beton(self.path), np.array(self.shift).astype(np.uint64)
-        for numbers in self._chunks(len(beton)):
-            records = beton.rows(numbers).records
+        keep = np.ones(len(beton), np.bool_) if self._keep is None else self._keep
+        for start in range(0, len(beton), _CHUNK):
+            rows = beton.rows(start + np.flatnonzero(keep[start : start + _CHUNK]))
+            rows.allocations["ptr"] += shift
             for name, field in self.schema.items():
-                if field.kind == f.IMAGE:
-                    records[name]["data_ptr"] += shift
-                elif field.kind == f.BYTES:
-                    records[name]["ptr"] += shift
-                elif field.kind == f.ARRAY:
-                    records[name] += shift
-            yield records
-
-    def allocations(self) -> Iterator[np.ndarray]:
-        """Rebased rows of the allocation table, a chunk at a time."""
-        beton, shift, first = f.Beton(self.path), np.array(self.shift).astype(np.uint64), self.first
-        for numbers in self._chunks(len(beton)):
-            rows = beton.rows(numbers).allocations
-            rows["ptr"] += shift
-            rows["sample_id"] = np.arange(first, first + len(numbers), dtype=np.uint64)[:, None]
-            first += len(numbers)
-            yield rows
+                if field.kind in f.ALLOCATES:
+                    f.pointers(rows.records[name], field.kind)[...] += shift
+            yield rows.records, rows.allocations
 
 
 def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> None:

@@ -21,6 +21,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Container, Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,9 +83,13 @@ def compression(path: Path) -> str:
     """What the tar is packed in: gzip, bzip2, xz, zstd, or nothing (empty)."""
     with open(path, "rb") as file:
         head = file.read(_BLOCK)
-    if head[257:262] == b"ustar":
+    if _is_header(head):
         return ""  # whatever its first member is called
     return next((kind for magic, (kind, _) in _PACKED.items() if head.startswith(magic)), "")
+
+
+def _is_header(block: bytes) -> bool:
+    return len(block) == _BLOCK and block[257:262] == b"ustar"
 
 
 class Tar:
@@ -117,14 +122,11 @@ class Tar:
                     yield Sample(key, parts)
                     parts = {}
                 key = part_key
-                parts[ending] = item
-                if not wanted(ending, item.size):
+                read = self._read(item) if wanted(ending, item.size) else item
+                if isinstance(read, Part):
+                    parts[ending] = read
                     continue
-                data = self._read(item)
-                if isinstance(data, bytes):
-                    parts[ending] = item._replace(data=data)
-                    continue
-                parts, item = {}, data  # the fault names the sample's member
+                parts, item = {}, read  # the fault names the sample's member
             if parts:
                 yield Sample(key, parts)
                 parts = {}
@@ -204,26 +206,21 @@ class Tar:
         if len(block) < _BLOCK:
             return None, "it ends without the end mark: cut short?"
         if not any(block):
-            return self._over_zeros(offset + _BLOCK), ""
+            return self._first(offset + _BLOCK, any), ""  # another tar was joined to this one
         return self._search(offset), f"damaged: what lies at {offset:,} is no member"
 
     def _search(self, offset: int) -> int | None:
         """The next header after the block at `offset`, which is none; None where there is no more."""
         try:
-            offset += _BLOCK
-            self._file.seek(offset)
-            while len(block := self._file.read(_BLOCK)) == _BLOCK:
-                if block[257:262] == b"ustar":
-                    return offset
-                offset += _BLOCK
+            return self._first(offset + _BLOCK, _is_header)
         except _FAULTS:
-            pass  # the caller reports the fault that led here
-        return None
+            return None  # the caller reports the fault that led here
 
-    def _over_zeros(self, offset: int) -> int | None:
-        """The first block from `offset` that is not zero: another tar was joined to this one."""
+    def _first(self, offset: int, wanted: Callable[[bytes], bool]) -> int | None:
+        """Where the first block that is `wanted` stands, from `offset` on; None where there is none."""
+        self._file.seek(offset)
         while block := self._file.read(_BLOCK):
-            if any(block):
+            if wanted(block):
                 return offset
             offset += _BLOCK
         return None
@@ -246,21 +243,18 @@ class Tar:
     def _before(self, offset: int) -> dict[str, tuple[int, int]]:
         """Name → (offset, size) of the files that lie before `offset`."""
         with Tar(self.path) as again:
-            known: dict[str, tuple[int, int]] = {}
-            for header in again._headers():
-                if isinstance(header, tarfile.TarInfo) and header.offset >= offset:
-                    break
-                if isinstance(header, tarfile.TarInfo) and header.isreg() and not header.issparse():
-                    known[posixpath.normpath(header.name)] = header.offset_data, header.size
-            return known
+            headers = (h for h in again._headers() if isinstance(h, tarfile.TarInfo))
+            before = takewhile(lambda header: header.offset < offset, headers)
+            files = (h for h in before if h.isreg() and not h.issparse())
+            return {posixpath.normpath(h.name): (h.offset_data, h.size) for h in files}
 
-    def _read(self, part: Part) -> bytes | Fault:
+    def _read(self, part: Part) -> Part | Fault:
         try:
             self._file.seek(part.offset)
             data = self._file.read(part.size)
         except _FAULTS as error:
             return Fault(part.name, f"damaged: {error}")
-        return data if len(data) == part.size else Fault(part.name, "cut short")
+        return part._replace(data=data) if len(data) == part.size else Fault(part.name, "cut short")
 
 
 class _File:
@@ -287,40 +281,35 @@ class _File:
         return self.last
 
 
-class _Zstd(io.RawIOBase):
-    """pyarrow's zstd stream with the forward seeks that tarfile makes; Python has its own from 3.14 on."""
+class _Zstd:
+    """pyarrow's zstd stream with the forward seeks that `_File` makes; Python has its own from 3.14 on."""
 
     def __init__(self, path: Path):
         import pyarrow
 
         self._stream, self._at = pyarrow.input_stream(str(path), compression="zstd"), 0
+        self.close = self._stream.close
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        offset += self._at if whence == 1 else 0
-        if whence == 2 or offset < self._at:
-            raise io.UnsupportedOperation("a link inside zstd leads back; unpack it first (unzstd)")
-        while self._at < offset and (data := self._stream.read(min(_CHUNK, offset - self._at))):
-            self._at += len(data)
+    def tell(self) -> int:
         return self._at
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int) -> None:
+        if offset < self._at:
+            raise io.UnsupportedOperation("a link inside zstd leads back; unpack it first (unzstd)")
+        while self._at < offset and self.read(min(_CHUNK, offset - self._at)):
+            pass
 
 
 def _zstd(path: Path, _mode: str):
     try:
         from compression import zstd
     except ImportError:
-        return io.BufferedReader(_Zstd(path))
+        return _Zstd(path)
     return zstd.open(path)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,39 +18,28 @@ from pipeline.order import Order
 from pipeline.throughput import peers
 from pipeline.throughput.settings import Settings
 
-_Make = Callable[[Beton, Settings, Augment], Generator]
-
 
 @dataclass(frozen=True)
 class Part:
     """One line of the table."""
 
     title: str
-    make: _Make
+    make: Callable[[Beton, Settings, Augment], Generator]
     gpu: bool = False  # needs a GPU; measured by the clock instead of CPU-seconds
 
 
-_STOCK = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}  # what stock FFCV does not do, or only slowly
+def _engine(
+    name: str, file: Beton, settings: Settings, augment: Augment, *, stock: bool = False, **arguments: Any
+) -> Generator:
+    """A loader of ours, by its name; stock: without what stock FFCV does not do, or only slowly."""
+    augment = dataclasses.replace(augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0) if stock else augment
+    return iter(getattr(pipeline, name)(
+        file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1, augment=augment,
+        workers=settings.workers, **arguments,
+    ))  # fmt: skip
 
 
-def _engine(name: str, changes: Mapping[str, Any] = {}, **arguments: Any) -> _Make:  # noqa: B006 (only read)
-    """A loader of ours, by its name; changes: of the preset."""
-
-    def make(file: Beton, settings: Settings, augment: Augment) -> Generator:
-        return iter(getattr(pipeline, name)(
-            file, batch_size=settings.batch_size, image_size=settings.image_size, seed=1,
-            augment=dataclasses.replace(augment, **changes), workers=settings.workers, **arguments,
-        ))  # fmt: skip
-
-    return make
-
-
-def _peer(loader: Callable[..., Generator], **arguments: Any) -> _Make:
-    def make(file: Beton, settings: Settings, augment: Augment) -> Generator:
-        sizes = settings.image_size, settings.batch_size, settings.workers
-        return loader(file, augment, *sizes, **arguments)
-
-    return make
+_ffcv, _dali = partial(_engine, "FFCVLoader"), partial(_engine, "DALILoader")
 
 
 def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]:
@@ -61,7 +51,7 @@ def _batches_of_indices(file: Beton, settings: Settings) -> Iterator[np.ndarray]
 
 def _read(file: Beton, settings: Settings, augment: Augment) -> Generator:
     for index in _batches_of_indices(file, settings):
-        yield file.read(*file.spans("image", index))
+        yield file.read(*file.rows(index).spans("image"))
 
 
 def _decode(file: Beton, settings: Settings, augment: Augment) -> Generator:
@@ -82,7 +72,7 @@ def _pack(file: Beton, settings: Settings, augment: Augment) -> Generator:
     from pipeline.packing import pack
 
     for index in _batches_of_indices(file, settings):
-        yield pack(torch.from_numpy(np.ascontiguousarray(file.arrays("tokens", index)[:, 0])))
+        yield pack(torch.from_numpy(np.ascontiguousarray(file.rows(index).arrays("tokens")[:, 0])))
 
 
 def _gpu_decode(file: Beton, settings: Settings, augment: Augment) -> Generator:
@@ -106,21 +96,21 @@ PARTS = {
     "read": Part("read bytes", _read),
     "decode": Part("decode", _decode),
     "pack": Part("pack captions", _pack),
-    "ffcv_crop": Part("FFCV engine, crop + flip", _engine("FFCVLoader", _STOCK)),
-    "ffcv": Part("FFCV engine, full", _engine("FFCVLoader")),
-    "ffcv_block": Part("FFCV engine, full, block order", _engine("FFCVLoader", order=Order(kind="block"))),
-    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", _engine("DALILoader", _STOCK, device="cpu")),
-    "dali_cpu": Part("DALI engine cpu, full", _engine("DALILoader", device="cpu")),
-    "peer_open_clip": Part("PIL + torchvision DataLoader, full", _peer(peers.open_clip)),
-    "peer_ffcv": Part("stock FFCV Loader, crop + flip", _peer(peers.stock_ffcv)),
-    "peer_ffcv_uint8": Part("stock FFCV Loader, not normalised", _peer(peers.stock_ffcv, normalise=False)),
-    "peer_ffcv_colour": Part("stock FFCV Loader, + its colour", _peer(peers.stock_ffcv, colour=True)),
-    "peer_dali_cpu": Part("DALI cpu, its own random operators", _peer(peers.dali)),
+    "ffcv_crop": Part("FFCV engine, crop + flip", partial(_ffcv, stock=True)),
+    "ffcv": Part("FFCV engine, full", _ffcv),
+    "ffcv_block": Part("FFCV engine, full, block order", partial(_ffcv, order=Order(kind="block"))),
+    "dali_cpu_crop": Part("DALI engine cpu, crop + flip", partial(_dali, stock=True, device="cpu")),
+    "dali_cpu": Part("DALI engine cpu, full", partial(_dali, device="cpu")),
+    "peer_open_clip": Part("PIL + torchvision DataLoader, full", peers.open_clip),
+    "peer_ffcv": Part("stock FFCV Loader, crop + flip", peers.stock_ffcv),
+    "peer_ffcv_uint8": Part("stock FFCV Loader, not normalised", partial(peers.stock_ffcv, normalise=False)),
+    "peer_ffcv_colour": Part("stock FFCV Loader, + its colour", partial(peers.stock_ffcv, colour=True)),
+    "peer_dali_cpu": Part("DALI cpu, its own random operators", peers.dali),
     "gpu_decode": Part("DALI gpu, decode only", _gpu_decode, gpu=True),
     "dali_gpu": Part(
-        "DALI engine gpu, full, float16", _engine("DALILoader", device="gpu", dtype=torch.float16), gpu=True
+        "DALI engine gpu, full, float16", partial(_dali, device="gpu", dtype=torch.float16), gpu=True
     ),
-    "peer_dali_gpu": Part("DALI gpu, its own random operators", _peer(peers.dali, device="gpu"), gpu=True),
+    "peer_dali_gpu": Part("DALI gpu, its own random operators", partial(peers.dali, device="gpu"), gpu=True),
 }  # fmt: skip
 
 # name of the ratio → (ours, the best of these peers)

@@ -19,21 +19,22 @@ from pipeline.beton import fields as f
 from pipeline.beton.writer import PAGE_SIZE, align, head
 from pipeline.text import END, START
 
+HEIGHT, WIDTH = 256, 384
 _STRIDE = 1 << 16  # bytes from sample to sample; divides the page, so that none crosses a border
 _CHUNK = 1 << 20  # records written at a time
 
 
-def photographs(count: int, seed: int = 0, height: int = 256, width: int = 384) -> list[bytes]:
+def photographs(count: int) -> list[bytes]:
     """`count` JPEGs of quality 90 whose amplitude falls as f ** -1.5, chosen for the size of real files."""
     from PIL import Image
 
-    rng = np.random.default_rng(seed)
-    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
-    amplitude = np.maximum(np.hypot(fy, fx), 1 / height) ** -1.5
+    rng = np.random.default_rng(0)
+    fy, fx = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)
+    amplitude = np.maximum(np.hypot(fy, fx), 1 / HEIGHT) ** -1.5
     jpegs = []
     for _ in range(count):
         planes = [
-            np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), (height, width))
+            np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), (HEIGHT, WIDTH))
             for _ in range(3)
         ]
         bright, red, blue = (plane / plane.std() for plane in planes)
@@ -45,15 +46,9 @@ def photographs(count: int, seed: int = 0, height: int = 256, width: int = 384) 
 
 
 def write(
-    path: str | os.PathLike,
-    jpegs: Sequence[bytes],
-    samples: int,
-    *,
-    height: int = 256,
-    width: int = 384,
-    filled: np.ndarray | None = None,
+    path: str | os.PathLike, jpegs: Sequence[bytes], samples: int, filled: np.ndarray | None = None
 ) -> None:
-    """A .beton of `samples` pairs, sample i showing jpegs[i % len(jpegs)] of this size.
+    """A .beton of `samples` pairs, sample i showing jpegs[i % len(jpegs)] of `photographs`.
 
     filled: the samples whose bytes are written (all by default); the others are holes.
     """
@@ -73,7 +68,7 @@ def write(
             index = np.arange(first, min(first + _CHUNK, samples))
             size, start = sizes[index % len(jpegs)], base + index * _STRIDE
             file.seek(records + first * record.itemsize)
-            file.write(_records(record, start, size, tokens.nbytes, height, width).tobytes())
+            file.write(_records(record, start, size, tokens.nbytes).tobytes())
             file.seek(table + first * 3 * f.ALLOCATION.itemsize)
             file.write(_allocations(index, start, size, tokens.nbytes).tobytes())
         for i in range(samples) if filled is None else filled.tolist():
@@ -83,11 +78,9 @@ def write(
         file.write(head(schema, samples, PAGE_SIZE, table))
 
 
-def _records(
-    record: np.dtype, start: np.ndarray, size: np.ndarray, tokens_size: int, height: int, width: int
-) -> np.ndarray:
+def _records(record: np.dtype, start: np.ndarray, size: np.ndarray, tokens_size: int) -> np.ndarray:
     out = np.zeros(len(start), record)
-    out["image"]["mode"], out["image"]["height"], out["image"]["width"] = f.JPEG_MODE, height, width
+    out["image"]["mode"], out["image"]["height"], out["image"]["width"] = f.JPEG_MODE, HEIGHT, WIDTH
     out["image"]["data_ptr"], out["tokens"], out["luma"] = start, start + size, 120.0
     out["key"]["ptr"], out["key"]["size"] = start + size + tokens_size, 16
     return out

@@ -224,11 +224,11 @@ def test_no_loader_maps_the_file_into_memory(tmp_path, engine):
 
 def test_each_reader_of_a_file_cut_short_tells(tmp_path):
     file, index = pairs_file(tmp_path / "p.beton", 9), np.arange(9)
-    start, size = file.spans("image", index)
+    start, size = file.rows(index).spans("image")
     os.truncate(file.path, 5000)
     for read in (
-        lambda: file.jpeg(3), lambda: file.arrays("tokens", index), lambda: file.text("key", 1),
-        lambda: file.sizes("image", index), lambda: file.read(start, size),
+        lambda: file.jpeg(3), lambda: file.rows(index).arrays("tokens"), lambda: file.text("key", 1),
+        lambda: file.rows(index).sizes("image"), lambda: file.read(start, size),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"p.beton: was cut short from [\d,]+ to 5,000 bytes"):
             read()
@@ -238,7 +238,7 @@ def test_pictures_are_read_as_they_are_stored(tmp_path, monkeypatch):
     """In any order, some of them none, and when the system gives a part at a time or is interrupted."""
     file = pairs_file(tmp_path / "p.beton", 9)
     index = np.array([8, 0, 3, 3, 5])
-    start, size = file.spans("image", index)
+    start, size = file.rows(index).spans("image")
     size[2] = 0
     data, at = file.read(start, size)
     for n, i in enumerate(index):

@@ -193,7 +193,7 @@ def test_spose_embedding(tmp_path):
         weight = np.exp([vectors[a] @ vectors[b], vectors[a] @ vectors[c]])
         assert len({a, b, c}) == 3 and vote == pytest.approx(weight[1] / weight.sum())
     assert "no human vote of its own" in beton.info["votes"] and (beton.metadata["votes"] == 0).all()
-    spans = np.concatenate([beton.spans(n, np.arange(50))[0] for n in ("ref", "left", "right")])
+    spans = np.concatenate([beton.rows(np.arange(50)).spans(n)[0] for n in ("ref", "left", "right")])
     assert len(np.unique(spans)) == 5  # an image is stored once
 
 

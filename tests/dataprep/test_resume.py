@@ -201,7 +201,7 @@ def test_parts_of_another_build_are_not_mixed_in(tmp_path, small_shards, monkeyp
     with pytest.raises(ValueError, match="begun with other settings"):
         build(source, out, other, kit.ONE)
     build(source, out, other, RunSettings(workers=1, restart=True))
-    assert min(Beton(out).sizes("image", np.arange(12)).min(-1)) == 32
+    assert min(Beton(out).rows(np.arange(12)).sizes("image").min(-1)) == 32
 
 
 def test_looking_at_finished_shards_changes_nothing(tmp_path, small_shards):

@@ -20,7 +20,7 @@ def damaged(path: Path, name: str) -> None:
     """Change one thing in a finished file."""
     beton = Beton(path)
     raw = bytearray(path.read_bytes())
-    offset = lambda field, index: int(beton.spans(field, np.array(index))[0])  # noqa: E731
+    offset = lambda field, index: int(beton.rows(np.array(index)).spans(field)[0])  # noqa: E731
     start = 24 + len(beton.fields) * 1041
     if name == "image":
         at = offset("image", 2)

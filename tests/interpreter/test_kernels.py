@@ -130,9 +130,8 @@ def test_contrastive_ranks(n: int, ranks: int, width: int, invalid: list[int]):
     g = (logits - row_lse[:, None]).exp() + (logits - column_lse).exp() - 2 * torch.eye(n * ranks)
     g = g.masked_fill(~seen, 0)
     for own, m in zip(ranges, masks):
-        gradients = fused_contrastive.gradients(
-            image[own], text, scale, row_lse[own], column_lse, own.start, m
-        )
+        lse = row_lse[own], column_lse
+        gradients = fused_contrastive.gradients(image[own], text, scale, lse, own.start, m)
         expected = (g[own] @ text, g[own].T @ image[own], (g[own] * (image[own] @ text.T)).sum())
         for ours, exact in zip(gradients, expected):
             torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -12,7 +13,7 @@ import torch
 
 from kernels.bench import cases
 from kernels.bench import command as bench
-from kernels.bench.ranks import open_clip_rank_loss, rank_loss
+from kernels.bench.ranks import EqualRanks, open_clip_rank_loss
 from kernels.contrastive import contrastive_loss
 from kernels.flops import flop_counter
 from tests.kits.kernels import unit_pairs
@@ -32,12 +33,14 @@ def test_synthetic_captions():
     assert (tokens.argmax(-1) + 1).tolist() == [2, 77, 16] and tokens[0, 2:].sum() == 0
 
 
-@pytest.mark.parametrize("loss", [rank_loss, open_clip_rank_loss])
+@pytest.mark.parametrize(
+    "loss", [partial(contrastive_loss, group=EqualRanks(3)), partial(open_clip_rank_loss, world_size=3)]
+)
 def test_a_ranks_loss_is_that_of_all_its_equals(loss):
     """Of the batch of all ranks' pairs, on one process: the loss, and gradients as DDP wants them."""
     inputs = [*unit_pairs(5, 7), torch.tensor(9.0, dtype=torch.float64)]
     ours, whole = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
-    result = loss(*ours, 3)
+    result = loss(*ours)
     expected = contrastive_loss(whole[0].repeat(3, 1), whole[1].repeat(3, 1), whole[2])
     torch.testing.assert_close(result, expected)
     for x, y in zip(torch.autograd.grad(result, ours), torch.autograd.grad(expected, whole)):

@@ -105,7 +105,7 @@ def keys(beton: Beton) -> list[str]:
 
 
 def tokens(beton: Beton) -> np.ndarray:
-    return beton.arrays("tokens", np.arange(len(beton)))
+    return beton.rows(np.arange(len(beton))).arrays("tokens")
 
 
 def expected_tokens(captions: list[list[str]]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.augment import Draws, blur_radius, sample_draws
+from pipeline.augment import Draws, sample_draws
 from pipeline.beton.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
 from pipeline.beton.writer import Jpeg, writing
 
@@ -105,7 +106,7 @@ def pil(file: Beton, index: int, name: str = "image") -> Image.Image:
 def draws_of(file: Beton, augment, seed: int, epoch, index: Sequence[int]) -> Draws:
     """`sample_draws` for samples of a pairs file."""
     index = np.asarray(index)
-    size = file.sizes("image", index)
+    size = file.rows(index).sizes("image")
     luma = file.metadata["luma"][index][:, None]
     return sample_draws(augment, seed, epoch, index, size[:, :1], size[:, 1:], luma)
 
@@ -124,7 +125,7 @@ def apply_reference(image: Image.Image, draws: Draws, row: int, view: int, side:
         pixels = np.rint(np.clip(pixels @ m[:, :3].T + m[:, 3], 0, 255)).astype(np.uint8)
     out = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     sigma = float(draws.sigma[row])
-    radius = blur_radius(sigma, side)
+    radius = min(math.ceil(3 * np.float32(sigma)), side - 1)  # DALI's, kept inside the image
     if sigma and radius:
         out = F.gaussian_blur(out, [2 * radius + 1] * 2, [sigma, sigma])
     return out.flip(-1) if draws.flip[row] else out

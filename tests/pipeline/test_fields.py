@@ -35,11 +35,11 @@ def test_array_fields_come_back_from_their_arguments(dtype, shape):
 
 def test_schema_and_values(beton):
     assert beton.fields == pairs_schema(1) and beton.kind == "pairs" and set(triplets_schema()) > {"vote"}
-    assert beton.arrays("tokens", np.array([4, 0])).shape == (2, 1, 77)
-    assert beton.sizes("image", np.array([0])).tolist() == [[40, 56]]
+    assert beton.rows(np.array([4, 0])).arrays("tokens").shape == (2, 1, 77)
+    assert beton.rows(np.array([0])).sizes("image").tolist() == [[40, 56]]
     again = pickle.loads(pickle.dumps(beton))
     assert again.path == beton.path and len(again) == 5
-    pointers, sizes = beton.spans("image", np.array([[0, 1], [2, 3]]))
+    pointers, sizes = beton.rows(np.array([[0, 1], [2, 3]])).spans("image")
     assert pointers.shape == (2, 2) and sizes[0, 0] == len(kit.jpeg(0))
 
 
@@ -74,7 +74,7 @@ def test_values_of_another_length_are_refused(beton, tmp_path):
     table["size"][[1, 4]] += np.array([-8, 8]).astype(np.uint64)  # tokens of samples 0 and 1
     (tmp_path / "x.beton").write_bytes(beton.path.read_bytes()[: -table.nbytes] + table.tobytes())
     with pytest.raises(ValueError, match="x.beton: a value of tokens does not have its 308 bytes"):
-        Beton(tmp_path / "x.beton").arrays("tokens", np.arange(5))
+        Beton(tmp_path / "x.beton").rows(np.arange(5)).arrays("tokens")
 
 
 def test_dali_decodes_the_same_bytes(beton):

@@ -77,7 +77,7 @@ def test_triplets_share_draws_and_carry_votes(triplets):
     assert isinstance(batch, Triplet)
     assert torch.equal(batch.vote, torch.arange(12) / 12) and batch.valid.all()
     index = np.arange(12)
-    size, luma = triplets.sizes("ref", index), triplets.arrays("luma", index)
+    size, luma = triplets.rows(index).sizes("ref"), triplets.rows(index).arrays("luma")
     height, width = (np.repeat(size[:, c : c + 1], 3, 1) for c in (0, 1))
     d = sample_draws(augment, 0, 0, index, height, width, luma)
     for v, name in enumerate(("ref", "left", "right")):
@@ -310,7 +310,7 @@ def test_what_is_needed_is_read_ahead(request, kind, order, monkeypatch):
     index += [np.arange(*r) for at in t for w in order.windows(5, len(file), at[None]) for r in w]
     wanted = np.zeros(file.size, bool)
     for column in (*source.views, "tokens" if kind == "pairs" else "luma"):
-        for at, length in zip(*file.spans(column, np.concatenate(index))):
+        for at, length in zip(*file.rows(np.concatenate(index)).spans(column)):
             wanted[at : at + length] = True
     assert covered[wanted].all() and (covered > 0).sum() < 1.5 * wanted.sum()
     assert covered.max() == 1 or order.kind == "block"  # by the batch and by the window
@@ -340,7 +340,7 @@ def test_a_window_is_asked_for_once(pairs, monkeypatch):
             thread.join()
             windows += 1
     assert windows == 3  # two windows at first, then the next of each that is entered
-    for offset, size in zip(*pairs.spans("image", np.arange(20))):
+    for offset, size in zip(*pairs.rows(np.arange(20)).spans("image")):
         assert (covered[offset : offset + size] == 1).all()
 
 

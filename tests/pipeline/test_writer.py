@@ -41,9 +41,9 @@ def write(path, samples, schema=None, **options):
 def check_pairs(beton: Beton, samples: list[dict]) -> None:
     assert len(beton) == len(samples)
     everything = np.arange(len(samples))
-    assert (beton.arrays("tokens", everything) == [s["tokens"] for s in samples]).all()
+    assert (beton.rows(everything).arrays("tokens") == [s["tokens"] for s in samples]).all()
     assert beton.metadata["luma"].tolist() == [s["luma"] for s in samples]
-    assert beton.sizes("image", everything).tolist() == [
+    assert beton.rows(everything).sizes("image").tolist() == [
         [s["image"].height, s["image"].width] for s in samples
     ]
     for i, sample in enumerate(samples):
@@ -139,7 +139,8 @@ def test_shared_images_are_stored_once_and_read_by_stock_ffcv(tmp_path):
         for number, row in enumerate(drawn)
     ]  # fmt: skip
     beton = write(tmp_path / "t.beton", samples, triplets_schema(), share=True)
-    spans = np.unique(np.concatenate([beton.spans(n, np.arange(40))[0] for n in ("ref", "left", "right")]))
+    rows = beton.rows(np.arange(40))
+    spans = np.unique(np.concatenate([rows.spans(n)[0] for n in ("ref", "left", "right")]))
     assert len(spans) == 4
     got = stock_loader(beton.path, ["ref", "left", "right"], process_cache=True)
     for name, column in zip(("ref", "left", "right"), drawn.T):

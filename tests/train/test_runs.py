@@ -289,7 +289,7 @@ def test_a_file_whose_images_do_not_decode_ends_the_run(split, tmp_path):
     content = bytearray(split.read_bytes())
     file = Beton(split)
     for index in range(0, len(file), 2):
-        start, size = (int(v) for v in file.spans("image", index))
+        start, size = (int(v) for v in file.rows(index).spans("image"))
         content[start : start + size] = bytes(size)
     broken.write_bytes(content)
     with pytest.raises(loop.TrainingStopped, match="do not decode"):

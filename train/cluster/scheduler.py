@@ -112,7 +112,7 @@ def _follow(job, log: Path, requests: list[int]) -> None:
                 file.seek(position)
                 for line in file:
                     text, progress = read_log_line(line)
-                    (status.show if progress else status.leave)(text)
+                    status.show(text, stays=not progress)
                 position = file.tell()
         if ended:
             return status.end()

@@ -38,7 +38,8 @@ def one_side(call, inputs: list, moved: float) -> dict:
 
 def infonce() -> dict:
     """A rank's loss of a global batch, without the network, beside open_clip's; errors to float64."""
-    from kernels.bench.ranks import open_clip_rank_loss, rank_loss
+    from kernels.bench.ranks import EqualRanks, open_clip_rank_loss
+    from kernels.contrastive import contrastive_loss
 
     torch.set_float32_matmul_precision("high")
     compiled = torch.compile(open_clip_rank_loss)
@@ -48,7 +49,7 @@ def infonce() -> dict:
             scale = torch.tensor(100.0, device=device(), requires_grad=True)
             inputs = [*(x.to(dtype).requires_grad_() for x in pairs(n)), scale]
             sides = {
-                "ours": partial(rank_loss, *inputs, ranks),
+                "ours": partial(contrastive_loss, *inputs, group=EqualRanks(ranks)),
                 "ClipLoss eager": partial(open_clip_rank_loss, *inputs, ranks),
             }
             if ranks != 12:
