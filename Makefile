@@ -1,5 +1,5 @@
 # make demo    the whole job on the embedded data: build, both stages, baseline, evaluation, report
-# make quick   the tests that are not marked slow, with fewer drawn examples: 1.5 minutes on 2 cores
+# make quick   the tests that are not marked slow, with fewer drawn examples: 45 s on 2 cores
 # make test    every test that this machine can run
 # make gpu     what needs a GPU: its tests, then a session of measurements (JSON lines)
 # make lint    ruff

@@ -30,6 +30,7 @@ def as_beton(folder, out, split: str) -> list[tuple]:
     return told(perceptual.read(out / f"triplets-{split}.beton"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("votes", [8, 4])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("table", ["data.csv", "triplets.csv"])
@@ -49,6 +50,7 @@ def test_a_nights_folder_and_its_beton_hold_the_same_triplets(tmp_path, votes, m
     assert 0.75 in [vote for _, vote, _ in whole]
 
 
+@pytest.mark.slow
 def test_faults_of_a_triplet_table_are_the_same_line_in_both_rooms(tmp_path, capsys):
     folder = kit.nights_folder(tmp_path / "nights", 8)
     good = (folder / "data.csv").read_bytes()
@@ -140,6 +142,7 @@ def test_of_several_pictures_both_rooms_take_the_same(tmp_path):
 # -- the share of the data --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fraction_is_trainings_word(tmp_path, capsys):
     """Training draws a share of a file; building a part of a source is another thing with another name."""
     for command in ("pairs", "nights"):

@@ -98,6 +98,7 @@ def test_one_judge_of_a_stored_picture(place, data, sound):
 MARKS = [b"\xff\xd0", b"\xff\x01", b"\xff\xff", b"\0", b"\xff\xd9"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_judges_agree_on_damage(place, data):

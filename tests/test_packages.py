@@ -76,6 +76,7 @@ def imported(folder: str) -> dict[str, tuple[str, bool]]:
     return {n: said for n, said in found.items() if n not in {*STANDARD, *PEERS, folder}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_what_a_room_imports_its_extra_installs(room):
     """Not by chance there, as some other package's dependency; for a room it imports, all that room's."""
@@ -96,6 +97,7 @@ def test_kernels_need_torch_triton_and_numpy_only():
     assert closure("kernels") == {"torch", "triton", "numpy"}
 
 
+@pytest.mark.slow
 def test_what_the_tests_import_make_setup_installs():
     provided, installed = packages_distributions(), closure("all", "test")
     ours = {*ROOMS, *(p.stem for p in (ROOT / "tests").rglob("*")), "tests", "functorch"}  # which torch has
@@ -183,6 +185,7 @@ def test_setup_installs_the_tested_set_once(checkout):
     assert setup(checkout) == []
 
 
+@pytest.mark.slow
 def test_setup_follows_its_inputs(checkout):
     """A change of either file, and of the set asked for, installs again; the stamp left is the last one's."""
     setup(checkout)
@@ -254,6 +257,7 @@ def test_setup_asks_before_it_uses_sudo(bare, typed):
     assert not (bare / "apt").exists() and not (bare / "said").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["\n", "y\n"])
 def test_setup_goes_on_when_told_to(bare, typed, monkeypatch):
     monkeypatch.setenv("SUDO_N", "1")  # a password will be asked for, by sudo
@@ -263,10 +267,12 @@ def test_setup_goes_on_when_told_to(bare, typed, monkeypatch):
     assert (bare / "said").exists()
 
 
+@pytest.mark.slow
 def test_setup_asks_nobody_without_a_terminal(bare):
     assert setup(bare) and (bare / "apt").exists()
 
 
+@pytest.mark.slow
 def test_setup_does_not_ask_root(bare, monkeypatch):
     monkeypatch.setenv("UID_HERE", "0")
     code, output = at_a_terminal(bare, "")

@@ -115,6 +115,7 @@ def test_a_user_without_name_and_home_has_both(tmp_path, monkeypatch):
 # -- file systems that cannot do everything -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_build_goes_on_without_locks(tmp_path, monkeypatch, capsys, number):
     table = kit.write_csv(tmp_path / "c.csv", kit.folder_of_images(tmp_path, 3))

@@ -212,6 +212,7 @@ def told_to_sbatch(folder: Path) -> dict:
     return dict(line.split("=", 1) for line in (folder / "env").read_text().splitlines() if "=" in line)
 
 
+@pytest.mark.slow
 def test_sbatch_hears_nothing_of_a_surrounding_allocation(tmp_path):
     dump(tmp_path)
     split = kit.pairs(tmp_path / "pairs.beton")

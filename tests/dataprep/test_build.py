@@ -29,6 +29,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # -- results ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pairs_from_a_table(tmp_path, capsys):
     out = tmp_path / "out" / "pairs.beton"
     assert (
@@ -121,6 +122,7 @@ def test_workers_do_not_change_the_file(tmp_path, small_shards, monkeypatch):
     assert kit.keys(Beton(tmp_path / "1.beton")) == [f"images/{n:03d}.jpg" for n in range(23)]
 
 
+@pytest.mark.slow
 def test_shares_are_nested_and_seeded(tmp_path, small_shards):
     source = open_pairs(kit.captions_table(tmp_path / "in", 60))
     taken = {}
@@ -267,6 +269,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys):
         assert {p for p in tmp_path.rglob("*") if p.is_file()} <= before, name
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_exit_code_2(capsys):
     for arguments, message in (
         (["imagenet"], "imagenet"),

@@ -78,6 +78,7 @@ def test_what_does_not_fit_is_encoded_anew_and_looks_the_same(why, data):
     assert abs(result.luma - mean_luma(np.asarray(theirs))) < 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), size=st.integers(8, 300))
 def test_resizing_is_pils_bicubic(height, width, size):
@@ -138,6 +139,7 @@ def test_truncated_files_are_rejected(kind):
             convert(data[: int(len(data) * share)], KEEP)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_damaged_jpegs_are_rejected_or_decode(data):

@@ -94,6 +94,7 @@ def published(tmp_path, monkeypatch):
     server.server.server_close()
 
 
+@pytest.mark.slow
 def test_download_and_build(published, tmp_path):
     arguments = ["nights", "--download", str(tmp_path / "nights"), "--url", published.url]
     assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0
@@ -116,6 +117,7 @@ def test_failed_and_broken_answers_are_asked_for_again(published, tmp_path):
     assert published.broken == 0 and pngs(tmp_path / "nights") == pngs(tmp_path / "published")
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_failing_is_given_up_and_the_same_command_goes_on(published, tmp_path, capsys):
     arguments = ["nights", "--download", str(tmp_path / "nights"), "--url", published.url]
     assert main([*arguments, "--out", str(tmp_path / "out"), *ONE]) == 0

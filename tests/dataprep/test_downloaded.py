@@ -73,6 +73,7 @@ def test_img2datasets_formats(tmp_path, form, monkeypatch):
     assert beton.info["passed_over"] == {"rows never downloaded (failed_to_download)": 3}
 
 
+@pytest.mark.slow
 def test_a_shard_of_which_only_the_statistics_are_there_is_told(tmp_path, capsys):
     folder = img2dataset(tmp_path / "in", "webdataset")
     for number in ("00001", "00002"):
@@ -150,6 +151,7 @@ def test_texts_beside_images(tmp_path):
 # -- names of sources -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_brace_lists_several_sources_and_globs(tmp_path, capsys):
     for n in range(12):
         kit.tar_of(tmp_path / f"s/{n:05}.tar", (str(n), {"jpg": kit.jpeg(n), "txt": f"t {n}"}))
@@ -188,6 +190,7 @@ def test_a_folder_with_tables_within_is_asked_about(tmp_path, capsys):
 # -- how much space ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_estimate_of_space_is_near_what_is_written(tmp_path):
     """Images that grow along the source, and captions: the first images alone say half of it."""
     rows = [(f"{n:03}.jpg", *(kit.caption(5 * n + k) for k in range(5))) for n in range(300)]

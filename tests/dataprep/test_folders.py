@@ -40,6 +40,7 @@ def passed_over(out) -> dict:
 # -- an output in its own source ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["table", "files"])
 def test_a_file_built_into_its_source_is_no_part_of_it(tmp_path, capsys, layout):
     folder = texts(tmp_path, 3)

@@ -48,6 +48,7 @@ def test_tars_of_every_kind_in_one_folder(tmp_path, capsys):
     assert "passed over 1: hidden members" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_packed_tar_of_more_samples_than_its_size_lets_expect(tmp_path):
     """The place for metadata is reserved by the size; a packed tar's size says nothing."""
     samples = [(f"{n:04}", {"jpg": kit.jpeg(0), "txt": "the same words"}) for n in range(600)]
@@ -63,6 +64,7 @@ def test_a_packed_tar_of_more_samples_than_its_size_lets_expect(tmp_path):
     assert kit.make(path, tmp_path / "out.beton") == 0 and len(Beton(tmp_path / "out.beton")) == 600
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["jpg", "txt"]), min_size=1, max_size=12))
 def test_a_repeated_key_never_gets_anothers_caption(tmp_path_factory, endings):
@@ -119,6 +121,7 @@ def test_a_damaged_parquet_costs_its_own_rows(tmp_path):
     assert [(row["key"], row["reason"]) for row in rows] == [(f"a/{n}", "damaged parquet") for n in (2, 3)]
 
 
+@pytest.mark.slow
 def test_parquet_captions_that_are_no_text(tmp_path, capsys):
     for n, captions in enumerate(([7], [b"x"], [True])):
         path = tmp_path / f"{n}.parquet"
@@ -161,6 +164,7 @@ def test_captions_in_further_columns_are_told(tmp_path, form, capsys):
     assert "passed over" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_unsorted_tar_is_one_line_and_one_reject_a_sample(tmp_path, capsys):
     parts = [{"jpg": kit.jpeg(0)}, {"jpg": kit.jpeg(1)}, {"txt": "a"}, {"txt": "b"}]
     tar = kit.tar_of(tmp_path / "0.tar", *zip("abab", parts), ("c", {"jpg": kit.jpeg(2), "txt": "whole"}))

@@ -51,11 +51,13 @@ def run_on(work, tasks, workers: int = 2) -> tuple[dict[int, int], int]:
     return results, progress.samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_is_done_once_and_every_sample_counted(workers):
     assert run_on(square, range(6), workers) == ({n: n * n for n in range(6)}, 15)
 
 
+@pytest.mark.slow
 def test_what_a_task_raises_ends_the_work():
     with pytest.raises(ValueError, match="row 3 is wrong") as mistake:
         run_on(fail, [0, 1, 2, 3])
@@ -65,6 +67,7 @@ def test_what_a_task_raises_ends_the_work():
     assert "in fail" in describe(fault.value) and exit_code(fault.value) == 1  # the worker's own traceback
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task, cause", [(3, "killed by signal 9 \\(out of memory"), (4, "exit code 7")])
 def test_how_a_worker_died_is_told(task, cause):
     with pytest.raises(WorkersDied, match=f"{cause}.*the same command goes on") as died:
@@ -72,6 +75,7 @@ def test_how_a_worker_died_is_told(task, cause):
     assert exit_code(died.value) == 2
 
 
+@pytest.mark.slow
 def test_what_the_caller_raises_ends_the_work():
     def stop(task: int, result: int) -> None:
         raise KeyboardInterrupt

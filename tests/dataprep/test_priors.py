@@ -215,6 +215,7 @@ def test_spose_of_odd_numbers(tmp_path, capsys):
     assert "e.txt: line 4: not all are finite numbers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_things_mistakes(tmp_path, capsys):
     folder = things_folder(tmp_path)
     for text, message in (

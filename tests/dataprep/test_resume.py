@@ -170,6 +170,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_later(tmp_path, small_sha
     assert len(Beton(tmp_path / "out.beton")) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
 def test_a_really_full_disk(tmp_path, small_shards, capsys):
     disk = tmp_path / "disk"

@@ -204,6 +204,7 @@ def test_byte_order_mark_and_bad_rows(tmp_path):
     assert foreign["key"] == "line 5" and foreign["detail"].startswith(r"not UTF-8: 'three\xff'")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_shards_of_a_table_are_its_rows_in_order(tmp_path_factory, data):
@@ -308,6 +309,7 @@ def test_layouts_are_recognised_and_can_be_forced(tmp_path):
     assert recognise(slip_folder(tmp_path / "slip"), None) == "zips"
 
 
+@pytest.mark.slow
 def test_the_shared_sets_build(shared_data, tmp_path):
     for name, samples in (("photos", 132), ("coco36", 36)):
         beton = built(open_pairs(shared_data / name), tmp_path)

@@ -31,6 +31,7 @@ def test_a_tsv_without_quoting_is_a_row_a_line(tmp_path):
     assert kit.taken(tmp_path / "out.beton") == [(f"{n}.jpg", [s]) for n, s in enumerate(said, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body, kept, line, detail",
     [
@@ -101,6 +102,7 @@ COCO = {
 LISTED = [{"file": "1.jpg", "captions": ["a1"]}, {"file": "2.jpg", "captions": ["b1", "b2"]}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n "])
 @pytest.mark.parametrize("data", [COCO, LISTED, {"1.jpg": "a1", "2.jpg": ["b1", "b2"]}])
@@ -180,6 +182,7 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path_factory, cells, shard, del
     assert read_back(path, shard) == [(f"{n}.jpg", [cell]) for n, cell in enumerate(cells)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(CELL, min_size=1, max_size=8), st.integers(1, 3))
 def test_lines_with_tabs_come_back_letter_by_letter(tmp_path_factory, cells, shard):

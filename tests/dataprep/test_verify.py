@@ -56,6 +56,7 @@ def test_verify_finds_damage(tmp_path, capsys, name, message):
     assert message in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_inspect_prints_and_draws(tmp_path, capsys):
     build(open_pairs(kit.captions_table(tmp_path / "in", 9)), tmp_path / "p.beton", SampleSettings(), kit.ONE)
     assert main(["inspect", str(tmp_path / "p.beton"), "--sheet", str(tmp_path / "p.png")]) == 0

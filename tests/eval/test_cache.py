@@ -117,6 +117,7 @@ def test_no_room_for_crops(root, tmp_path, monkeypatch):
     assert "decoded every time" in cache.notes[0] and not (tmp_path / "cache" / "crops").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, number",
     [

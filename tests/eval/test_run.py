@@ -59,6 +59,7 @@ def go(*arguments: object) -> int:
     return run.main([str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_a_run_folder(root, tmp_path, capsys):
     save_step(tmp_path / "pi", 20, 0)
     what = ("--checkpoint", tmp_path / "pi", "--data", root, "--cache", tmp_path / "cache")
@@ -78,6 +79,7 @@ def test_a_run_folder(root, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_other_tools_read(root, tmp_path):
     out = tmp_path / "out"
     assert go("--checkpoint", MODEL, "--data", root, "--out", out, "--no-cache") == 0
@@ -109,6 +111,7 @@ def test_what_other_tools_read(root, tmp_path):
     assert len(list((out / "clip_benchmark").iterdir())) == len(list((out / "predictions").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_safetensors_are_the_same_model(root, tmp_path):
     from safetensors.torch import save_file
 
@@ -176,6 +179,7 @@ def test_interrupted():
     assert command(interrupt) == 130
 
 
+@pytest.mark.slow
 def test_a_failed_set_leaves_no_results(root, tmp_path, monkeypatch):
     from eval import scoring
 
@@ -188,6 +192,7 @@ def test_a_failed_set_leaves_no_results(root, tmp_path, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_results_never_vouch_for_files_of_another_evaluation(root, tmp_path, monkeypatch):
     from eval import results
 
@@ -202,6 +207,7 @@ def test_results_never_vouch_for_files_of_another_evaluation(root, tmp_path, mon
     assert not (out / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_diverged_checkpoint_leaves_nothing(root, tmp_path, capsys):
     from safetensors.torch import save_file
 
@@ -245,6 +251,7 @@ def test_watching_ends_with_the_run(tmp_path):
     assert seen == ["step-000010", "step-000020"]
 
 
+@pytest.mark.slow
 def test_watch(root, tmp_path):
     folder = tmp_path / "run"
     for step in (10, 20):

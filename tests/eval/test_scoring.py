@@ -25,6 +25,7 @@ def root(tmp_path):
 # -- texts ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cut_texts_are_open_clips_features():
     model, tokenizer, _ = tiny_model()
     texts = ["a", "a photo of a very long " + "long " * 90 + "thing", "", "two words", "a"]
@@ -34,6 +35,7 @@ def test_cut_texts_are_open_clips_features():
     torch.testing.assert_close(encode.stacked(texts, found), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_classifier_is_open_clips():
     import open_clip
 
@@ -52,6 +54,7 @@ def test_classifier_is_open_clips():
 # -- the whole suite ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_in_common_are_encoded_once(root, tmp_path):
     made = encoders()
     seen = []
@@ -69,6 +72,7 @@ def test_pictures_in_common_are_encoded_once(root, tmp_path):
         assert a.metrics == b.metrics and all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size, workers", [(1, 1), (3, 4), (64, 2)])
 def test_metrics_do_not_depend_on_batch_or_workers(root, batch_size, workers):
     options = scoring.Settings(batch_size=batch_size, text_batch_size=batch_size + 1, workers=workers)
@@ -76,6 +80,7 @@ def test_metrics_do_not_depend_on_batch_or_workers(root, batch_size, workers):
     assert [s.metrics for s in found.sets] == [s.metrics for s in expected.sets]
 
 
+@pytest.mark.slow
 def test_a_damaged_picture(root, tmp_path):
     tar = root / "wds_a" / "test" / "0.tar"
     data = bytearray(tar.read_bytes())

@@ -69,6 +69,7 @@ def test_flops_count_attention_by_hand():
         assert counter.get_total_flops() == products * 2 * 2 * 3 * 5 * 5 * 8
 
 
+@pytest.mark.slow
 def test_one_line_of_json(capsys: pytest.CaptureFixture, tmp_path):
     out = tmp_path / "bench.json"
     captions = tmp_path / "captions.txt"

@@ -14,6 +14,7 @@ from kernels.towers import encode_image, encode_text
 from tests.kits import kernels as kit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vision", "reason"),
     [

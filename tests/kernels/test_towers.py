@@ -46,6 +46,7 @@ def test_text_tower(name: str):
     )
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(2, 77), min_size=1, max_size=6),
     dtype=st.sampled_from([torch.int32, torch.int64]),
@@ -70,6 +71,7 @@ def test_packed_text_tower(name: str, length: int):
     )
 
 
+@pytest.mark.slow
 def test_real_captions(shared_data):
     rows = json.loads((shared_data / "coco36" / "captions.json").read_text())
     tokens = open_clip.tokenize([caption for row in rows[:4] for caption in row["captions"]])
@@ -98,6 +100,7 @@ def test_variants(vision: dict, text: dict, options: dict, cls: type):
     kit.assert_same(model, lambda: encode_text(model, tokens), lambda: model.encode_text(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "trim", "blocks"])
 @pytest.mark.parametrize("side", [32, 96])  # one place of the feature map, nine of them
 @pytest.mark.parametrize("training", [False, True])

@@ -50,6 +50,7 @@ def loader(file, engine=DALILoader, **options):
     return engine(file, **(defaults | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [24, 100])
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_pixels_of_both_engines_and_the_reference(pairs, name, side, monkeypatch):
@@ -71,6 +72,7 @@ def test_pixels_of_both_engines_and_the_reference(pairs, name, side, monkeypatch
         assert error.mean() < 0.7 and error.max() < 40, (error.mean(), error.max())
 
 
+@pytest.mark.slow
 def test_photographs_agree(shared_data, tmp_path):
     from PIL import Image
 
@@ -108,6 +110,7 @@ def test_triplets_are_the_ffcv_engines(tmp_path):
             assert (getattr(x, name) - getattr(y, name)).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_ranks_restarts_and_engines_continue_one_stream(pairs):
     whole = joined(take(loader(pairs), 8))
     ranks = [take(loader(pairs, batch_size=2, rank=r, world_size=3, workers=2), 8) for r in range(3)]
@@ -160,6 +163,7 @@ def test_both_engines_judge_every_damage_alike(battered, preset):
     assert (ours["images"] - theirs["images"]).abs().flatten(1).mean(1).max() < 0.1
 
 
+@pytest.mark.slow
 def test_damage_is_masked_at_every_visit(battered):
     """In training, over epochs and on several ranks, of which each has seen other samples before."""
     options = dict(batch_size=10, world_size=3, workers=2)

@@ -41,6 +41,7 @@ SHAPES = st.tuples(st.integers(8, 70), st.integers(8, 70))
 NOISE = st.sampled_from([0.0, 0.3, 1.0])
 
 
+@pytest.mark.slow
 @given(SHAPES, NOISE, st.integers(1, 100), st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]), st.booleans())
 @example((64, 64), 1.0, 100, "4:4:4", False)  # every coefficient is there: blocks without an end code
 @example((64, 64), 1.0, 100, "4:4:4", True)  # and with codes of any length
@@ -58,6 +59,7 @@ def test_rarer_samplings_too(shape, noise, quality, subsampling):
     assert mean_luma(data) == pytest.approx(libjpeg_luma(data), abs=0.51)
 
 
+@pytest.mark.slow
 def test_real_photographs(shared_data):
     files = sorted((shared_data / "photos").glob("*.jpg"))
     assert len(files) > 100
@@ -105,6 +107,7 @@ def test_nothing_is_vouched_for_that_libjpeg_complains_of(data):
         assert luma == pytest.approx(libjpeg_luma(data), abs=0.51)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_survived(data):

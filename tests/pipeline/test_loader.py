@@ -107,6 +107,7 @@ def test_captions_are_drawn_among_those_there_are(pairs):
     assert 0.3 < (rows[two] >= 1000).float().mean() < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order",
     [
@@ -192,6 +193,7 @@ def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
     assert batch.valid.tolist() == [True, True, True, False, True, True]
 
 
+@pytest.mark.slow
 def test_threads_end_with_break_close_and_collection(pairs):
     before = threading.active_count()
     for _ in loader(pairs, workers=3):

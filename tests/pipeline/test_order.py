@@ -31,6 +31,7 @@ def test_philox_known_answers():
         assert " ".join(f"{word:08x}" for word in got) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(order=ORDERS, samples=st.integers(1, 500), seed=SEEDS, epoch=st.integers(0, 10**6))
 def test_an_epoch_visits_every_sample_once(order, samples, seed, epoch):
@@ -62,6 +63,7 @@ def test_block_order_reads_windows_of_whole_blocks():
         at += length
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(order=BLOCKS, samples=st.integers(1, 400), seed=SEEDS, epoch=st.integers(0, 1000))
 def test_windows_read_what_their_positions_need(order, samples, seed, epoch):
@@ -89,6 +91,7 @@ def test_a_node_reads_its_lane_of_the_file_and_no_more():
         assert least <= sum(blocks) <= most, (lanes, blocks)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     order=BLOCKS, samples=st.integers(1, 200), seed=SEEDS, first=st.integers(0, 500), batch=st.integers(1, 50)
@@ -111,6 +114,7 @@ def test_the_windows_of_a_batch_and_the_next_of_each_lane(order, samples, seed, 
     assert Order().windows(seed, samples, t) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [5, 64, 100])
 def test_places_are_uniform(samples):
     """Every sample is equally likely at every place, over seeds and over epochs (chi-square)."""

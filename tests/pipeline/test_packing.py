@@ -25,6 +25,7 @@ def captions(lengths, seed=0):
     return torch.from_numpy(tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 77), min_size=1, max_size=60),

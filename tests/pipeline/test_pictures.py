@@ -120,6 +120,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_no_format_gets_memory_for_pixels_past_the_limit():
     path = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-c", WATCHED]

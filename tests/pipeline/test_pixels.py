@@ -73,6 +73,7 @@ def test_covering_is_torchvisions_resize_and_centre_crop(height, width, side):
     assert error.max() <= (2 if height <= width else 40) and error.mean() < 2
 
 
+@pytest.mark.slow
 def test_photographs_are_resized_as_pil_does(shared_data):
     errors = []
     for path in sorted((shared_data / "photos").glob("*.jpg"))[:20]:
@@ -143,6 +144,7 @@ def test_what_does_not_decode_becomes_zeros(data):
     assert not valid and not values.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(at=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(1, 10**6))
 def test_any_damage_is_survived(at, value, cut):

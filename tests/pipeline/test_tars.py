@@ -167,6 +167,7 @@ def test_several_pictures_in_clip_benchmarks_order(tmp_path):
         assert next(tar.samples(lambda *_: False)).pictures == ["webp", "png", "jpg", "gif"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damage_is_never_silent(tmp_path_factory, data):

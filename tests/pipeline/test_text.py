@@ -44,18 +44,21 @@ def test_equals_open_clip_on_any_string(caption):
     assert tokenize([caption])[0].tolist() == reference(caption)[0].tolist()
 
 
+@pytest.mark.slow
 def test_every_code_point_alone_and_in_a_word():
     for number in range(0x3000):
         for caption in (chr(number), f"caf{chr(number)} b"):
             assert clean(caption) == slow(caption), hex(number)
 
 
+@pytest.mark.slow
 def test_assigned_code_points_beyond():
     captions = [f"a{chr(number)}b" for number in range(0x3000, 0x110000, 211)]
     assert [clean(c) for c in captions] == [slow(c) for c in captions]
     assert (tokenize(captions) == reference(captions).numpy()).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(text, max_size=9))
 def test_a_batch_equals_its_captions_one_by_one(captions):

@@ -71,6 +71,7 @@ def test_any_sizes_come_back_and_pages_grow(tmp_path_factory, sizes):
     assert beton.page_size & (beton.page_size - 1) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_join_equals_one_file(tmp_path_factory, data):

@@ -117,6 +117,7 @@ def test_flags_change_the_recipe(split, tmp_path):
     assert isinstance(recipe, Stage2) and recipe.run == tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, said",
     [
@@ -172,6 +173,7 @@ def test_a_mistake_is_one_line_and_code_2(args, said, split, triplets, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_text_tower_that_cannot_be_rewritten_is_refused(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", model="ViT-B-16-SigLIP")
     with pytest.raises(ValueError, match="--model ViT-B-16-SigLIP: .*pooled by 'last'"):
@@ -187,6 +189,7 @@ def test_triton_attention_needs_a_gpu(split, tmp_path):
         loop.train(recipe, World(), Stop())
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_data(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = ["--stages", "1,2", "--recipe", "paper", "--nodes", "1", "--cluster", "slurm", "--dry-run"]
@@ -200,6 +203,7 @@ def test_a_dry_run_needs_no_data(tmp_path, capsys, monkeypatch):
     assert launch.main([*args, "--batch", "7"]) == 2
 
 
+@pytest.mark.slow
 def test_missing_data_names_the_command_that_builds_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for args in (["--stage", "1"], ["--stage", "2"], ["--stage", "1", "--prior", "bapps"]):

@@ -21,6 +21,7 @@ def losses(stage: int, data, run, engine: str, seed: int = 0) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_both_engines_give_the_same_losses(stage, tmp_path):
     data = (kit.triplets if stage == 1 else kit.pairs)(tmp_path / "data.beton")

@@ -137,6 +137,7 @@ def test_two_runs_do_not_train_into_one_folder(split, tmp_path):
     assert code == 0 and len(list((run / "jobs").iterdir())) == 2, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(11, "try again")])
 def test_a_limit_of_threads_is_a_line(split, tmp_path, monkeypatch, capsys, error):
     def fail(thread):
@@ -191,6 +192,7 @@ def test_a_run_folder_that_is_a_pattern_is_refused(cluster, split, tmp_path, cap
     assert not list(tmp_path.glob("a*"))
 
 
+@pytest.mark.slow
 def test_debug_is_one_process_whatever_torchrun_left(split, tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "4", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
@@ -204,6 +206,7 @@ def test_debug_is_one_process_whatever_torchrun_left(split, tmp_path, monkeypatc
 # -- captions and models --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, said",
     [
@@ -254,6 +257,7 @@ FOREIGN = ("step-000004.bak", "step-000004 (copy)", "step-4", "step-", "step-Ù Ù
            ".step-000004.Ab3xQz", "step-0000004", "step-000004~", "last")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_foreign_names_are_passed_over(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", steps=8, save_every=2, keep=1)
     kit.train(recipe, kit.Asked(4))

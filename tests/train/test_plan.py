@@ -72,6 +72,7 @@ def test_the_plan_of_the_paper_adds_up():
     assert faster.samples_a_second_a_gpu == 5_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, said",
     [
@@ -92,6 +93,7 @@ def test_a_mistake_in_a_plan_is_one_line(args, said, capsys, monkeypatch):
     assert told.startswith("error: ") and said in told and "\n" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", (1, 2))
 def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no data lies that the recipe would find by itself
@@ -138,6 +140,7 @@ def test_every_measurement_has_a_verdict(loader, step, more):
         assert "waits for the step" in told
 
 
+@pytest.mark.slow
 def test_a_profile_measures_and_trains_nothing(split, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

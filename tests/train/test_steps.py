@@ -70,6 +70,7 @@ def assert_close(left: dict, right: dict, tolerance: float = 2e-5) -> None:
         assert worst <= tolerance * scale, f"{name}: off by {worst}, largest {scale}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", SIDE)
 def test_stage2_is_open_clips_loss(model):
     recipe, batch = recipe_of(2, model), pair_batch(SIDE[model])
@@ -214,6 +215,7 @@ def test_long_captions_end_in_their_end_token():
     assert short[2].tolist() == [1, 2, 3, 4, 5, 6, 7, kit.END]
 
 
+@pytest.mark.slow
 def test_gradient_caching_counts_running_statistics_once():
     batch = pair_batch(32)
     _, _, clip = gradients(recipe_of(2, "debug-RN", micro=6), batch)

@@ -82,6 +82,7 @@ def test_twoafc_ties_soft_votes_and_splits():
     assert found["ceiling"] == pytest.approx((1 + 0.75 + 1 + 0.5 + 1) / 5)
 
 
+@pytest.mark.slow
 def test_nights_folder(shared_data):
     folder = shared_data / "nights_sample"
     found = perceptual.read(folder)

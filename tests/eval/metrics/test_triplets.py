@@ -201,6 +201,7 @@ def _built(folder: Path, out: Path, *splits: str) -> perceptual.Triplets:
     return perceptual.read(out, splits)
 
 
+@pytest.mark.slow
 def test_notes_on_triplets_reach_the_results_and_the_report(tmp_path, capsys):
     from eval.report.command import Report, build
     from eval.results import Evaluation
@@ -228,6 +229,7 @@ def test_a_split_of_the_test_set(tmp_path):
         _same(found, _built(folder, tmp_path / "out", split))
 
 
+@pytest.mark.slow
 def test_the_reports_pictures_are_of_the_split_that_was_evaluated(built, tmp_path):
     from eval.report.panels import Images
     from eval.results import Evaluation

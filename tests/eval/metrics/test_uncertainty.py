@@ -41,6 +41,7 @@ def test_bootstrap_is_a_bootstrap():
     assert [found.low, found.high] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.006)
 
 
+@pytest.mark.slow
 def test_bootstrap_coverage():
     rng = np.random.default_rng(1)
     covered = 0
@@ -60,6 +61,7 @@ def _clustered(rng: np.random.Generator, clusters: int = 60, size: int = 5, diff
     return a, b, groups
 
 
+@pytest.mark.slow
 def test_clusters_widen_the_interval_to_the_right_coverage():
     rng = np.random.default_rng(2)
     covered = {True: 0, False: 0}
@@ -93,6 +95,7 @@ def test_mcnemar_is_the_exact_binomial():
     assert one_each == pytest.approx(stats.chi2.sf((9 - 2) ** 2 / 11, 1))
 
 
+@pytest.mark.slow
 def test_false_alarms_of_mcnemar():
     rng = np.random.default_rng(4)
     plain = clustered = ignored = 0
@@ -126,6 +129,7 @@ def test_mean_of_sets_over_the_same_pictures():
     assert width(two) == pytest.approx(width(one) / math.sqrt(2), rel=0.12)
 
 
+@pytest.mark.slow
 def test_mean_of_sets_coverage():
     rng = np.random.default_rng(6)
     covered = 0
@@ -163,6 +167,7 @@ def test_sign_flip_is_scipys_permutation_test():
     assert uncertainty.sign_flip(many) == pytest.approx(theirs.pvalue, abs=0.015)
 
 
+@pytest.mark.slow
 def test_sign_flip_keeps_its_level():
     rng = np.random.default_rng(9)
     alarms = sum(uncertainty.sign_flip(rng.normal(size=7)) <= 0.05 for _ in range(600))
@@ -175,6 +180,7 @@ def _bca_coverage(k: int, trials: int = 250) -> float:
     return sum(_covers(interval, 0.3) for interval in intervals) / trials
 
 
+@pytest.mark.slow
 def test_bca_covers_with_enough_seeds_and_not_with_three():
     assert 0.89 <= _bca_coverage(20) <= 0.98
     assert _bca_coverage(3) < 0.88  # what the docstring warns of

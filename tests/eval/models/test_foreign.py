@@ -92,6 +92,7 @@ def test_other_files_of_weights_are_taken_whole_or_refused(weights, tensors, cha
     assert "unpickled" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", ""]
 )

@@ -25,6 +25,7 @@ def open_clip_folder(place: Path, tensors) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["local-dir", "folder", "cache"])
 def test_folders_that_open_clip_keeps_models_in(root, tensors, tmp_path, form):
     if form == "cache":  # of Hugging Face: models--ORG--NAME
@@ -41,6 +42,7 @@ def test_folders_that_open_clip_keeps_models_in(root, tensors, tmp_path, form):
     assert data["checkpoint"]["model"] == what.name
 
 
+@pytest.mark.slow
 def test_a_folder_that_leaves_pixels_to_defaults_is_said(root, tensors, tmp_path):
     what = open_clip_folder(tmp_path / "tiny", tensors)
     told = json.loads((what / "open_clip_config.json").read_text())
@@ -67,6 +69,7 @@ def test_a_hub_model_that_leaves_pixels_to_defaults_is_said(tensors, tmp_path, m
     assert "CLIP's mean, std and resizing" in models.load("hf-hub:org/tiny").assumed[0]
 
 
+@pytest.mark.slow
 def test_results_of_weights_with_one_name_do_not_meet(root, tensors, tmp_path, monkeypatch):
     """Neither in the folder they go to by default nor in what other tools tell models apart by."""
     what = [open_clip_folder(tmp_path / name / "tiny", tensors) for name in "ab"]
@@ -79,6 +82,7 @@ def test_results_of_weights_with_one_name_do_not_meet(root, tensors, tmp_path, m
     assert {one["model"] for one in found} == {"tiny", MODEL}
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_had_are_refused_in_words(root, tensors, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))

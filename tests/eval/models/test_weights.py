@@ -56,6 +56,7 @@ def test_a_damaged_neighbour_is_named(weights):
         origin.of_weights(weights)
 
 
+@pytest.mark.slow
 def test_our_checkpoints_tell_it_themselves(root, tensors, tmp_path):
     """Also when the weights alone are copied somewhere else."""
     recipe = {"name": "debug", "stage": 2, "model": MODEL}
@@ -74,6 +75,7 @@ def test_our_checkpoints_tell_it_themselves(root, tensors, tmp_path):
     assert data["checkpoint"]["assumed"] == [] and data["checkpoint"]["activation"] == "GELU"
 
 
+@pytest.mark.slow
 def test_what_is_assumed_is_said(root, weights, tmp_path, capsys):
     data = evaluate(f"{MODEL},{weights}", root, tmp_path / "out")
     said = capsys.readouterr().out
@@ -89,6 +91,7 @@ def test_what_is_assumed_is_said(root, weights, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_weights_are_used_as_they_were_trained(root, weights, tmp_path):
     """QuickGELU and SigLIP's pixels, told by a file beside: the very embeddings of such a model."""
     beside(weights, "open_clip_config.json", {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": HALF})
@@ -161,6 +164,7 @@ def test_init_refuses_another_activation(weights):
 # -- the command ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_embeddings_of_the_same_weights_apart(root, weights, tmp_path):
     """GELU and QuickGELU, these pixels and those: same tensors, other figures."""
 
@@ -182,6 +186,7 @@ def test_the_cache_keeps_embeddings_of_the_same_weights_apart(root, weights, tmp
     assert names[0] == names[3] and len({*names}) == 3
 
 
+@pytest.mark.slow
 def test_a_stage_one_checkpoint_and_a_damaged_one_are_said(root, tensors, tmp_path):
     groups = {checkpoint.WEIGHTS: tensors, checkpoint.OPTIMIZER: {"x": torch.zeros(1)}}
     for step in (10, 20):

@@ -30,6 +30,7 @@ def test_seeds(runs, tmp_path):
     assert row.delta.value == pytest.approx(np.mean(accuracy[0]) - np.mean(accuracy[1]))
 
 
+@pytest.mark.slow
 def test_seeds_are_paired_by_seed_and_each_counts_once(runs, tmp_path):
     """However they are listed; a copy of a run, or the same folder again, is no second seed."""
     pairs = [[f"PI={runs[name]}" for name in order] for order in (("pi", "pi2"), ("pi2", "pi"))]
@@ -50,6 +51,7 @@ def test_seeds_are_paired_by_seed_and_each_counts_once(runs, tmp_path):
         read_run(str(copies[0])).final.arrays("cifar10")
 
 
+@pytest.mark.slow
 def test_comparison_is_paired_and_corrected(runs):
     both = arms([f"PI={runs['pi']}", f"Baseline={runs['baseline']}"])
     found = compare.compare(*both)
@@ -79,6 +81,7 @@ def test_results_of_another_version_are_named(runs, tmp_path):
             read_run(str(place))
 
 
+@pytest.mark.slow
 def test_different_data_are_not_compared(runs, root, tmp_path):
     other = tmp_path / "sets"
     images = [encoded(p) for p in pictures(COUNT)]
@@ -108,6 +111,7 @@ def test_both_scores_called_2afc_are_shown_where_they_differ(tmp_path, soft):
     assert "QuickGELU; mean 0.5, 0.5, 0.5; std 0.25" in text and "no file tells: &lt;this&gt;" in text
 
 
+@pytest.mark.slow
 def test_runs_with_different_prompts_are_not_compared(root, tmp_path):
     a, b = (evaluated(root, tmp_path / name, seed) for seed, name in enumerate("ab"))
     path = b / "eval" / "step-000100" / results.RESULTS

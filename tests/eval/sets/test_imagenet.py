@@ -41,6 +41,7 @@ def test_names_of_imagenets_folders(name, key):
     assert (found.key if found else None) == key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["imagenetv2-matched-frequency-format-val", "imagenetv2-top-images-format-val"]
 )
