@@ -28,7 +28,7 @@ quick: setup
 
 test: setup
 	@$(BIN)/python -m eval.oracle || echo "no clip-benchmark here: its parity tests will be skipped"
-	$(BIN)/python -m pytest -n $(JOBS) --durations=15 $(COVERAGE) $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=15 $(COVERAGE) $(TESTS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) tests/interpreter
 
 gpu: setup

@@ -22,6 +22,11 @@ machine.settle()
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What mostly waits (for SLURM) and what takes long first, so that no process is left alone with it.
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Development data that is too big, or not free, to be part of the project."""

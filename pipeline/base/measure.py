@@ -52,8 +52,15 @@ def _descendants(name: str) -> Iterator[str]:
 
 
 def _children(process: int) -> list[int]:
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    folder = Path(f"/proc/{process}/task")
+    while True:
+        try:
+            return [
+                int(child) for task in folder.iterdir() for child in (task / "children").read_text().split()
+            ]
+        except (FileNotFoundError, ProcessLookupError):  # a thread has ended, and another has its children
+            if not folder.exists():
+                raise
 
 
 def disk_bytes() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 from pipeline.base.measure import cpu_seconds
 
@@ -17,3 +18,20 @@ def test_cpu_seconds_count_children():
     finally:
         child.kill()
         child.wait()
+
+
+def test_threads_that_end_meanwhile_change_nothing():
+    ended = threading.Event()
+
+    def start_threads() -> None:
+        while not ended.is_set():
+            threading.Thread(target=int).start()
+
+    starting = threading.Thread(target=start_threads)
+    starting.start()
+    try:
+        for _ in range(300):
+            cpu_seconds()
+    finally:
+        ended.set()
+        starting.join()
