@@ -166,9 +166,8 @@ class _Contrastive(torch.autograd.Function):
         )
 
 
-Pair = tuple[
-    Tensor, Tensor
-]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
+# Of this rank's images (n,) and of all texts (N,): their log-sum-exps, or which are valid.
+Pair = tuple[Tensor, Tensor]
 
 
 def _sweep(

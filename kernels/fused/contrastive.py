@@ -15,9 +15,8 @@ from torch import Tensor
 from kernels.fused.variant import TRITON_DTYPES, Variant
 
 SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
-Pair = tuple[
-    Tensor, Tensor
-]  # of this rank's images (n,) and of all texts (N,): their lse, or which are valid
+# Of this rank's images (n,) and of all texts (N,): their log-sum-exps, or which are valid.
+Pair = tuple[Tensor, Tensor]
 UNIT = 1024.0  # stored for a gradient of 1: keeps 1/32768 among float16's normal numbers
 
 
