@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pipeline.base.compiled import compiled
 
+ROW = 128  # tokens of a row
+
 
 class Packed(NamedTuple):
     """Captions in rows; filler has segment B, position 0 and token 0."""
@@ -34,7 +36,7 @@ class Packed(NamedTuple):
         return Packed(*(x.to(device, non_blocking=non_blocking) for x in self))
 
 
-def pack(tokens: Tensor, row: int = 128, rows: int = 0) -> Packed:
+def pack(tokens: Tensor, row: int = ROW, rows: int = 0) -> Packed:
     """Pack tokens (B, T) int32, zero after the end token, into rows of `row` tokens.
 
     First-fit, longest captions first.  With `rows` the shape is static: that many rows, empty ones

@@ -20,6 +20,7 @@ import tyro
 Augmentation = Literal["none", "eval", "clip", "paper", "demo"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "pointwise", "blocks"]
+Switch = Literal["auto", "yes", "no"]
 Prior = Literal["nights", "bapps", "things", "demo"]
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's clamp of the log scale
@@ -111,20 +112,23 @@ class Optim(Finite):
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Finite):
-    """How the same mathematics is computed."""
+    """How the same mathematics is computed.  Each `auto` is settled when a run starts, for the GPU it finds, and
+    logged: `train/auto.py`."""
 
     precision: Precision = "bf16"
     """bf16: autocast with fp32 parameters and fp32 losses."""
-    compile: bool = False
-    """torch.compile of the towers."""
-    recompute: Recompute = "none"
-    """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks."""
-    attention: Literal["sdpa", "triton"] = "sdpa"
-    """triton: our kernel for short rows; needs a GPU, bf16 and heads of 64, as ViT-B/32 has them."""
-    pack: Literal["auto", "yes", "no"] = "auto"
-    """Captions in rows of one length, so that shapes are static; auto: on a GPU or with --compile."""
-    micro: int = 0
-    """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate."""
+    compile: Switch = "auto"
+    """torch.compile of the towers; auto: on a GPU, if the model's towers are those that kernels/ rewrites."""
+    attention: Literal["auto", "sdpa", "triton"] = "auto"
+    """triton: our kernel for rows of up to 128 tokens; needs a GPU, bf16 and heads of 64. auto: where it can."""
+    recompute: Recompute | Literal["auto"] = "auto"
+    """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks.
+    auto: as little as fits the GPU."""
+    micro: int | Literal["auto"] = "auto"
+    """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate.
+    auto: the largest that fits the GPU."""
+    pack: Switch = "auto"
+    """Captions in rows of one length, so that shapes are static; auto: on a GPU or with --compile yes."""
     threads: int = 0
     """torch threads a process on a CPU; 0: the machine's cores shared among its ranks."""
     nonfinite: int = 0
@@ -132,9 +136,11 @@ class Compute(Finite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(0, "micro", "threads", "nonfinite")
+        self._at_least(0, "threads", "nonfinite")
+        if self.micro != "auto":
+            self._at_least(0, "micro")
         _require(
-            self.attention == "sdpa" or self.precision == "bf16", "--attention triton: needs --precision bf16"
+            self.attention != "triton" or self.precision == "bf16", "--attention triton: needs --precision bf16"
         )
 
 
@@ -235,13 +241,17 @@ class Recipe(Finite):
             f"--batch {self.batch}: not divisible by {world_size} ranks",
         )
         share = self.batch // world_size
-        micro = self.compute.micro or share
+        micro = self.micro_batch(share)
         _require(
             share % micro == 0,
             f"--micro {micro}: does not divide a rank's {share} samples "
             f"(--batch {self.batch} over {world_size} ranks)",
         )
         return share
+
+    def micro_batch(self, share: int) -> int:
+        """Samples forwarded at once, of a rank's `share`; all of them while `auto` is not settled."""
+        return share if self.compute.micro in (0, "auto") else self.compute.micro
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +294,10 @@ class Stage2(Recipe):
         _require(
             0 <= self.scale_init <= self.scale_max + 1e-6,
             f"--scale-init {self.scale_init:.4f}: must lie in [0, --scale-max {self.scale_max:.4f}]",
+        )
+        _require(
+            self.negatives == "global" or self.compute.micro != "auto",
+            "--negatives micro: needs --micro N, which decides each pair's negatives",
         )
 
 

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from kernels.flops import flop_counter
 from kernels.structure import text_tower
 from kernels.towers import TowerSettings, encode_image, encode_packed_text, encode_text
+from pipeline.augment import lookup_table, normalise
 from pipeline.packing import Packed
-from train import checkpoint
+from train import checkpoint, data
 from train.architectures import CONFIGS, check_model_name, has_quick_gelu
 from train.config import Recipe, Stage1, Stage2
 from train.weights import foreign, origin
@@ -243,25 +244,41 @@ def check_compiler() -> None:
 class Towers(nn.Module):
     """The features a stage asks for, in one forward pass that DistributedDataParallel can wrap."""
 
+    table: Tensor  # (3, 256): the normalised value of each level
+
     def __init__(self, clip: nn.Module, recipe: Recipe):
         super().__init__()
-        self.clip = clip
-        self.settings = TowerSettings(recompute=recipe.compute.recompute, attention=recipe.compute.attention)
-        self.dtype = torch.bfloat16 if recipe.compute.precision == "bf16" else None
-        self.encode = self._encode
-        if recipe.compute.compile:
+        self.clip, compute = clip, recipe.compute
+        recompute = "none" if compute.recompute == "auto" else compute.recompute
+        self.settings = TowerSettings(recompute=recompute, attention=compute.attention)
+        self.dtype = torch.bfloat16 if compute.precision == "bf16" else None
+        # In bf16 the towers' first operation would round the images anyway.
+        table = lookup_table(data.augmentation(recipe), self.dtype or torch.float32)
+        device = next(clip.parameters()).device
+        self.register_buffer("table", table.to(device), persistent=False)
+        self.compiled = self.plain
+        if compute.compile == "yes":
             check_compiler()
-            self.encode = torch.compile(self._encode)
+            # Static: a rare longer batch is compiled once more, instead of making every later one slower.
+            self.compiled = torch.compile(self.plain, dynamic=False)
 
     def forward(
         self, images: Tensor, captions: Tensor | Packed | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """images (B, 3, S, S), captions (C, T) or packed → fp32 features (B, D), (C, D), not normalised."""
+        """images (B, 3, S, S), captions (C, T) or packed → fp32 features (B, D), (C, D), not normalised.
+
+        Images are levels in uint8 or normalised values.
+        """
+        # Validation has batches of all shapes, and little to do.
+        encode = self.compiled if self.clip.training else self.plain
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            image, text = self.encode(images, captions)
+            image, text = encode(images, captions)
         return image.float(), None if text is None else text.float()
 
-    def _encode(self, images: Tensor, captions: Tensor | Packed | None) -> tuple[Tensor, Tensor | None]:
+    def plain(self, images: Tensor, captions: Tensor | Packed | None) -> tuple[Tensor, Tensor | None]:
+        """`forward` without autocast and compiler, in the features' own dtype."""
+        if images.dtype == torch.uint8:
+            images = normalise(images, self.table)
         image = encode_image(self.clip, images, self.settings)
         if captions is None:
             return image, None

@@ -16,20 +16,20 @@ class Gpu:
 
     flops: float
     """Dense bfloat16 operations a second."""
-    memory: int
-    """GB (10⁹ bytes), as it is sold."""
+    memory: float
+    """Bytes that torch finds (`total_memory`), which is neither the GB nor the GiB that it is sold by."""
     parts: tuple[str, ...]
     """All of these are in the name that its driver reports."""
 
 
 # Keys are the names that this project's commands take; the first card whose parts fit a device is it.
 GPUS = {
-    "a100-40": Gpu(312e12, 40, ("A100", "40GB")),
-    "a100": Gpu(312e12, 80, ("A100",)),
-    "h100-pcie": Gpu(756e12, 80, ("H100", "PCIe")),
-    "h100": Gpu(989e12, 80, ("H100",)),
-    "gh200": Gpu(989e12, 96, ("GH200",)),
-    "h200": Gpu(989e12, 141, ("H200",)),
+    "a100-40": Gpu(312e12, 42.3e9, ("A100", "40GB")),
+    "a100": Gpu(312e12, 85.0e9, ("A100",)),
+    "h100-pcie": Gpu(756e12, 84.9e9, ("H100", "PCIe")),
+    "h100": Gpu(989e12, 84.9e9, ("H100",)),
+    "gh200": Gpu(989e12, 101.5e9, ("GH200",)),
+    "h200": Gpu(989e12, 150.1e9, ("H200",)),
 }
 
 
