@@ -151,8 +151,8 @@ class StreamLoader:
     batch_size * world_size consecutive samples of the stream, and rank r takes the r-th slice.
     consumed: how many samples of the global stream were handed out, which is the loader's whole state.  Any
     batch size or world size may continue a stream from any `consumed`.  workers: threads that decode.
-    dtype: float32, float16 or bfloat16, normalised; or uint8, levels that `augment.normalise` makes them of
-    on the consumer's device.  Raises ValueError on wrong arguments or an unusable file.
+    dtype: float32, float16 or bfloat16 for normalised images; uint8 for the levels 0 … 255, which
+    `augment.normalise` turns into these.  Raises ValueError on wrong arguments or an unusable file.
     """
 
     def __init__(
