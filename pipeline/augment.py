@@ -236,9 +236,41 @@ def _sample_draws(seed, epochs, indices, heights, widths, luma, crop, strengths,
 
 
 def lookup_table(augment: Augment, dtype: torch.dtype) -> torch.Tensor:
-    """(3, 256): the normalised value of each level of each channel, rounded once to `dtype`."""
+    """(3, 256): the normalised value of each level of each channel, rounded once to `dtype`.
+
+    For uint8, whose images are not normalised: the levels themselves.
+    """
     import torch
 
-    level = torch.arange(256, dtype=torch.float64) / 255
+    level = torch.arange(256, dtype=torch.float64).expand(3, 256)
+    if dtype == torch.uint8:
+        return level.to(dtype)
     mean, std = torch.tensor(augment.mean).double(), torch.tensor(augment.std).double()
-    return ((level - mean[:, None]) / std[:, None]).to(dtype)
+    return ((level / 255 - mean[:, None]) / std[:, None]).to(dtype)
+
+
+def mean_colour(augment: Augment, dtype: torch.dtype) -> torch.Tensor:
+    """(3,): the pixel of an image that does not decode; zeros, or in uint8 the levels next to 255 * mean."""
+    import torch
+
+    levels = (255 * torch.tensor(augment.mean).double()).round().clamp(0, 255)
+    return (levels if dtype == torch.uint8 else torch.zeros(3)).to(dtype)
+
+
+def normalise(levels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """A loader's uint8 images, normalised as the FFCV engine does it in the dtype of `table`, to the bit.
+
+    levels: (B, 3, S, S) uint8.  table: `lookup_table` of the loader's augmentation, on the same device.
+    Returns (B, 3, S, S) in the memory layout of `levels`: contiguous, or else channels_last.
+
+    torch.compile makes it one gather, fused with what uses it.  Of torch's gathers `index_select` is the
+    fastest on a CPU: 6 ms for 16 images of 224 px on one thread, where indexing takes 15.
+    """
+    import torch
+
+    index = (
+        levels.int() + torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=levels.device)[:, None, None]
+    )
+    rows = index if index.is_contiguous() else index.permute(0, 2, 3, 1)
+    values = table.flatten().index_select(0, rows.flatten()).view(rows.shape)
+    return values if rows is index else values.permute(0, 3, 1, 2)

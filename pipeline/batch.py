@@ -26,9 +26,9 @@ class _Batch:
 
 @dataclass(frozen=True)
 class ImageText(_Batch):
-    """Image–text pairs; a sample that did not decode has zeros for its image and valid = False."""
+    """Image–text pairs; a sample that did not decode has the mean colour for its image and valid = False."""
 
-    images: Tensor  # (B, 3, S, S) normalised, channels_last
+    images: Tensor  # (B, 3, S, S) normalised, or levels in uint8; channels_last
     tokens: Tensor  # (B, 77) int32 CLIP ids of the drawn caption, zero after the end token
     index: Tensor  # (B,) int64 sample number in the file
     valid: Tensor  # (B,) bool
@@ -38,7 +38,7 @@ class ImageText(_Batch):
 class Triplet(_Batch):
     """2AFC triplets; the three images of a sample share one set of draws."""
 
-    ref: Tensor  # (B, 3, S, S)
+    ref: Tensor  # (B, 3, S, S), as the images of pairs
     left: Tensor  # (B, 3, S, S)
     right: Tensor  # (B, 3, S, S)
     vote: Tensor  # (B,) float32, the fraction of people who preferred right

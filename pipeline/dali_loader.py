@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import Augment, lookup_table
+from pipeline.augment import Augment, mean_colour
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
 from pipeline.screen import Screen
-from pipeline.stream import Plan, Source, StreamLoader, delayed
+from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, values_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class DALILoader(StreamLoader):
 
     def _run(self, positions: Iterator[np.ndarray]) -> Iterator[tuple[ImageText | Triplet, int]]:
         source, side, dtype = self.source, self.image_size, self.dtype
+        blank = mean_colour(source.augment, dtype).tolist()
         submitted: deque[_Submitted] = deque()
         warned = False
 
@@ -75,7 +76,7 @@ class DALILoader(StreamLoader):
                     images = images.cuda() if self.device == "gpu" else images
                 else:
                     batch = submitted.popleft()
-                    images, valid = _collect(out, batch, dtype)
+                    images, valid = _collect(out, batch, dtype, blank)
                 whole = np.all(valid, 0)
                 rejected = source.report(batch.plan, whole)
                 yield source.batch(batch.plan, images, whole), rejected
@@ -161,23 +162,23 @@ def _placeholder() -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def _collect(out, job: _Submitted, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
-    """DALI's output as images (V, B, 3, S, S), without a copy, and valid (V, B)."""
+def _collect(out, job: _Submitted, dtype: torch.dtype, blank: list[float]) -> tuple[torch.Tensor, np.ndarray]:
+    """DALI's output as images (V, B, 3, S, S), and valid (V, B); only bfloat16 is a copy."""
     images = torch.from_dlpack(out.as_tensor()).to(dtype)
     images = images.view(*job.readable.shape, *images.shape[1:]).permute(0, 1, 4, 2, 3)
-    if not job.readable.all():
-        images[torch.from_numpy(~job.readable).to(images.device)] = 0
+    for view, row in np.argwhere(~job.readable).tolist():
+        for channel, value in zip(images[view, row], blank):
+            channel.fill_(value)  # unlike a mask or a list of positions, nothing the GPU must be waited for
     return images, job.readable
 
 
 def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
     """A batch that DALI gave up: done by the CPU engine, which judges each image by itself."""
     pixels.load_decoder()
-    table = lookup_table(source.augment, torch.float32).numpy()
-    values = np.empty((*plan.start.T.shape, side, side, 3), np.float32)
-    valid = np.empty(values.shape[:2], np.bool_)
-    plan.decode(slice(None), source.file, table, values, valid)
-    return torch.from_numpy(values).permute(0, 1, 4, 2, 3).to(dtype), valid
+    images = torch.empty(*plan.start.T.shape, side, side, 3, dtype=dtype)
+    valid = np.empty(images.shape[:2], np.bool_)
+    plan.decode(slice(None), source.file, values_of(source.augment, dtype), as_numpy(images), valid)
+    return images.permute(0, 1, 4, 2, 3), valid
 
 
 def define(
@@ -207,6 +208,8 @@ def define(
             image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
         if "sigma" in sample and sample["blurred"]:
             image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
+        if dtype == torch.uint8:
+            return fn.flip(image, horizontal=sample["flip"])
         return fn.crop_mirror_normalize(
             image, mirror=sample["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
         )  # HWC in memory is channels_last

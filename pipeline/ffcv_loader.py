@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import lookup_table
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
-from pipeline.stream import Plan, StreamLoader, delayed
+from pipeline.stream import Plan, StreamLoader, as_numpy, delayed, values_of
 
 _CHUNK = 16  # samples a thread takes at a time: some 10 ms of work
 
@@ -70,8 +69,7 @@ class _Work:
 
     def __init__(self, loader: FFCVLoader, decoders: ThreadPoolExecutor, buffers: _Buffers | None):
         self._source, self._side, self._dtype = loader.source, loader.image_size, loader.dtype
-        table = lookup_table(self._source.augment, self._dtype)
-        self._table = table.numpy() if self._dtype == torch.float32 else table.view(torch.int16).numpy()
+        self._values = values_of(self._source.augment, self._dtype)
         self._decoders = decoders
         # None: page-locked memory. It is torch's, which knows when the GPU has read it; `_Buffers` could not.
         self._buffers = buffers
@@ -83,13 +81,13 @@ class _Work:
         shape = (len(self._source.views), len(t), self._side, self._side, 3)
         if self._buffers is None:
             memory = torch.empty(shape, dtype=self._dtype, pin_memory=True)
-            values = memory.view(torch.int16 if memory.itemsize == 2 else torch.float32).numpy()
+            out = as_numpy(memory)
         else:
-            values = self._buffers.take(shape, self._table.dtype)
-            memory = torch.from_numpy(values).view(self._dtype)
+            out = self._buffers.take(shape, self._values.table.dtype)
+            memory = torch.from_numpy(out).view(self._dtype)
         valid = np.zeros(shape[:2], np.bool_)
         parts = (slice(first, first + _CHUNK) for first in range(0, len(t), _CHUNK))
-        shared = self._source.file, self._table, values, valid
+        shared = self._source.file, self._values, out, valid
         chunks = [self._decoders.submit(plan.decode, part, *shared) for part in parts]
         return _Batch(plan, memory.permute(0, 1, 4, 2, 3), valid, chunks)
 

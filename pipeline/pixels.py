@@ -1,6 +1,6 @@
 """The pixel operations of the FFCV engine, compiled once and cached on disk.
 
-`process` takes samples from JPEG bytes to normalised values without Python in between, so threads run it
+`process` takes samples from JPEG bytes to the values of a batch without Python in between, so threads run it
 side by side.  It calls the decoder that FFCV is built on (libturbojpeg, through FFCV's extension), with two
 differences.  It looks at the decoder's result, which FFCV does not.  And it asks for the accurate transform:
 FFCV's `imdecode` always takes the fast one, which is 1 level off on average and no faster today.  The decoded
@@ -344,7 +344,7 @@ def blur(image, sigma, scratch):
 
 
 @compiled
-def normalise(image, flip, table, out):
+def look_up(image, flip, table, out):
     """image (S, S, 3) uint8 → out (S, S, 3) by `table` (3, 256) of the same dtype, mirrored on request."""
     side = len(image)
     red, green, blue = table[0], table[1], table[2]
@@ -366,13 +366,19 @@ class Jpegs(NamedTuple):
     width: np.ndarray  # (N,) int64
 
 
-@compiled
-def process(jpegs, draws, table, out, valid):
-    """Samples from their stored bytes to normalised images.
+class Values(NamedTuple):
+    """What the levels become, in the dtype of the batch."""
 
-    jpegs: `Jpegs` (N).  draws: `augment.Draws.of_view` of the same samples.  table (3, 256) and
-    out (N, S, S, 3) have one dtype.  valid (N,) bool is written; an image that does not decode becomes
-    zeros, the mean colour.
+    table: np.ndarray  # (3, 256), of `augment.lookup_table`
+    blank: np.ndarray  # (3,), of `augment.mean_colour`: a pixel of an image that does not decode
+
+
+@compiled
+def process(jpegs, draws, values, out, valid):
+    """Samples from their stored bytes to the images of a batch.
+
+    jpegs: `Jpegs` (N).  draws: `augment.Draws.of_view` of the same samples.  values: `Values` of the dtype
+    of out (N, S, S, 3).  valid (N,) bool is written.
     """
     side = out.shape[1]
     pixels = np.empty(np.max(jpegs.height * jpegs.width) * 3 + 1, np.uint8)
@@ -382,7 +388,7 @@ def process(jpegs, draws, table, out, valid):
         start, size, h, w = jpegs.start[n], jpegs.size[n], jpegs.height[n], jpegs.width[n]
         valid[n] = decode(jpegs.data[start : start + size], h, w, pixels)
         if not valid[n]:
-            out[n] = 0
+            out[n] = values.blank
             continue
         image, box = pixels[: h * w * 3].reshape(h, w, 3), draws.box[n]
         resize(image, box[0], box[1], box[2], box[3], draws.covers, scratch, small)
@@ -390,4 +396,4 @@ def process(jpegs, draws, table, out, valid):
             recolour(small, draws.matrix[n])
         if draws.sigma[n] > 0:
             blur(small, draws.sigma[n], scratch)
-        normalise(small, draws.flip[n], table, out[n])
+        look_up(small, draws.flip[n], values.table, out[n])

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import AUGMENTS, Augment, Draws, sample_draws
+from pipeline.augment import AUGMENTS, Augment, Draws, lookup_table, mean_colour, sample_draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import JPEG_MODE, Beton, Rows
 from pipeline.order import Order
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
 VIEWS = {"pairs": ("image",), "triplets": ("ref", "left", "right")}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,26 @@ class Plan:
     draws: Draws
     rows: Rows
 
-    def decode(self, part: slice, file: Beton, table: np.ndarray, out: np.ndarray, valid: np.ndarray) -> None:
+    def decode(
+        self, part: slice, file: Beton, values: pixels.Values, out: np.ndarray, valid: np.ndarray
+    ) -> None:
         """`pixels.process` for samples `part` of the batch; written to out (V, B, S, S, 3), valid (V, B)."""
         for view in range(len(out)):
             size = self.size[part, view]
             data, start = file.read(self.start[part, view], size)
             jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
             draws = self.draws.of_view(view, part)
-            pixels.process(jpegs, draws, table, out[view, part], valid[view, part])
+            pixels.process(jpegs, draws, values, out[view, part], valid[view, part])
+
+
+def as_numpy(x: torch.Tensor) -> np.ndarray:
+    """The memory of a CPU tensor; 16-bit floats as int16, since numpy has no bfloat16."""
+    return (x.view(torch.int16) if x.itemsize == 2 else x).numpy()
+
+
+def values_of(augment: Augment, dtype: torch.dtype) -> pixels.Values:
+    """What `Plan.decode` needs to make images of `dtype`, as `as_numpy` sees it."""
+    return pixels.Values(as_numpy(lookup_table(augment, dtype)), as_numpy(mean_colour(augment, dtype)))
 
 
 def delayed(items: Iterator[_Item], by: int) -> Iterator[_Item]:
@@ -139,7 +151,8 @@ class StreamLoader:
     batch_size * world_size consecutive samples of the stream, and rank r takes the r-th slice.
     consumed: how many samples of the global stream were handed out, which is the loader's whole state.  Any
     batch size or world size may continue a stream from any `consumed`.  workers: threads that decode.
-    dtype: float32, float16 or bfloat16.  Raises ValueError on wrong arguments or an unusable file.
+    dtype: float32, float16 or bfloat16 for normalised images; uint8 for the levels 0 … 255, which
+    `augment.normalise` turns into these.  Raises ValueError on wrong arguments or an unusable file.
     """
 
     def __init__(
@@ -164,7 +177,7 @@ class StreamLoader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not within a world of {world_size}")
         if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype} is none of float32, float16, bfloat16")
+            raise ValueError(f"dtype {dtype} is none of float32, float16, bfloat16, uint8")
         if consumed < 0:
             raise ValueError(f"consumed {consumed} must not be negative")
         self.source = Source(file, augment, seed, order)

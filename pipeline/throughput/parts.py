@@ -98,6 +98,7 @@ PARTS = {
     "pack": Part("pack captions", _pack),
     "ffcv_crop": Part("FFCV engine, crop + flip", partial(_ffcv, stock=True)),
     "ffcv": Part("FFCV engine, full", _ffcv),
+    "ffcv_uint8": Part("FFCV engine, full, uint8", partial(_ffcv, dtype=torch.uint8)),
     "ffcv_block": Part("FFCV engine, full, block order", partial(_ffcv, order=Order(kind="block"))),
     "dali_cpu_crop": Part("DALI engine cpu, crop + flip", partial(_dali, stock=True, device="cpu")),
     "dali_cpu": Part("DALI engine cpu, full", partial(_dali, device="cpu")),
@@ -108,7 +109,7 @@ PARTS = {
     "peer_dali_cpu": Part("DALI cpu, its own random operators", peers.dali),
     "gpu_decode": Part("DALI gpu, decode only", _gpu_decode, gpu=True),
     "dali_gpu": Part(
-        "DALI engine gpu, full, float16", partial(_dali, device="gpu", dtype=torch.float16), gpu=True
+        "DALI engine gpu, full, uint8", partial(_dali, device="gpu", dtype=torch.uint8), gpu=True
     ),
     "peer_dali_gpu": Part("DALI gpu, its own random operators", partial(peers.dali, device="gpu"), gpu=True),
 }  # fmt: skip

@@ -244,10 +244,12 @@ def test_memory_is_flat_over_epochs(pairs):
     assert_memory_is_flat(loader(pairs, image_size=96, workers=2))
 
 
-def test_the_gpu_graph_is_defined_without_a_driver():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8], ids=str)
+def test_the_gpu_graph_is_defined_without_a_driver(dtype):
     for augment in AUGMENTS.values():
-        pipe = define(augment, iter([]), 8, 224, torch.float16, 2, "gpu")
+        pipe = define(augment, iter([]), 8, 224, dtype, 2, "gpu")
         text = pipe.serialize()
+        assert (b"CropMirrorNormalize" in text) == (dtype == torch.float16)
         # Whole pictures: the decoder of regions fails on a GPU (nvImageCodec issue 55).
         assert b"mixed" in text and b"decoders__Image" in text and b"ImageSlice" not in text
 

@@ -265,7 +265,7 @@ def test_files_that_are_none_are_refused(tmp_path, pairs, triplets):
         ({"rank": 2, "world_size": 2}, "rank 2 is not within a world of 2"),
         ({"consumed": -1}, "consumed -1"),
         ({"seed": -1}, "seed -1"),
-        ({"dtype": torch.float64}, "none of float32, float16, bfloat16"),
+        ({"dtype": torch.float64}, "none of float32, float16, bfloat16, uint8"),
         ({"workers": 0}, "workers 0"),
         pytest.param({"pin": True}, "pin: torch finds no CUDA GPU", marks=WITHOUT_GPU),
     ],

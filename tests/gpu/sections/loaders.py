@@ -44,7 +44,7 @@ def ffcv_loader(workers: int, batch: int):
     from pipeline.ffcv_loader import FFCVLoader
 
     options = dict(batch_size=32 if TOY else batch, image_size=224, augment=AUGMENTS["paper"], seed=0)
-    return FFCVLoader(photos(), **options, workers=workers, dtype=torch.bfloat16, pin=cuda())
+    return FFCVLoader(photos(), **options, workers=workers, dtype=torch.uint8, pin=cuda())
 
 
 def rates(spent: Spent, images: int) -> dict:
@@ -86,7 +86,9 @@ def loader_ffcv() -> dict:
 
 
 def together(engine: str) -> dict:
-    """A loader in the training process beside the compiled step."""
+    """A loader in the training process beside the compiled step; its levels are normalised by themselves."""
+    from pipeline.augment import lookup_table, normalise
+
     stage, optimizer, data = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
     if TOY:
         await_turn()
@@ -96,9 +98,12 @@ def together(engine: str) -> dict:
     batch, side = len(data.index), data.images.shape[-1]
     with loader_of(engine, batch, side) as loader:
         it = iter(loader)
+        table = lookup_table(loader.source.augment, data.images.dtype).to(device())
 
         def both() -> None:
-            train_step(stage, optimizer, dataclasses.replace(next(it), tokens=data.tokens))
+            ready = next(it)
+            images = normalise(ready.images.to(device(), non_blocking=True), table)
+            train_step(stage, optimizer, dataclasses.replace(ready, images=images, tokens=data.tokens))
 
         loader_alone = mean_ms(lambda: next(it), 6)
         with stopwatch() as spent:
@@ -114,10 +119,10 @@ def loader_of(engine: str, batch: int, side: int):
     from pipeline.ffcv_loader import FFCVLoader
 
     cores = len(os.sched_getaffinity(0))
-    options = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0)
+    options = dict(batch_size=batch, image_size=side, augment=AUGMENTS["paper"], seed=0, dtype=torch.uint8)
     if engine == "dali":
-        return DALILoader(photos(), **options, workers=4, dtype=torch.float16)
-    return FFCVLoader(photos(), **options, workers=max(1, cores - 2), dtype=torch.bfloat16, pin=cuda())
+        return DALILoader(photos(), **options, workers=4)
+    return FFCVLoader(photos(), **options, workers=max(1, cores - 2), pin=cuda())
 
 
 together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
