@@ -50,6 +50,8 @@ class State:
     """Of the training file."""
     keep: bool = False
     """Never remove this checkpoint."""
+    micro: int = 0
+    """Samples that a rank forwarded at once."""
     frozen: int | None = None
     """CRC-32 of the parameters that must never change, if there are any."""
     files: dict[str, dict[str, int]] = field(default_factory=dict)

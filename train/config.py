@@ -140,7 +140,8 @@ class Compute(Finite):
         if self.micro != "auto":
             self._at_least(0, "micro")
         _require(
-            self.attention != "triton" or self.precision == "bf16", "--attention triton: needs --precision bf16"
+            self.attention != "triton" or self.precision == "bf16",
+            "--attention triton: needs --precision bf16",
         )
 
 

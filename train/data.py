@@ -1,4 +1,7 @@
-"""The recipe's data as a loader: file, augmentation, share of the samples, rank."""
+"""The recipe's data as a loader: file, augmentation, share of the samples, rank.
+
+Images are levels in uint8, half of bf16's bytes on their way to a GPU; `train/model.py` normalises them there.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,6 @@ from pipeline.order import Order, Subset
 from pipeline.stream import StreamLoader
 from train.config import Recipe
 from train.distributed import World
-
-# In bf16 the towers' first operation would round the images anyway; half the bytes travel.
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def augmentation(recipe: Recipe) -> Augment:
@@ -57,7 +57,7 @@ def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed:
         world_size=world.size,
         consumed=consumed,
         workers=recipe.data.workers,
-        dtype=DTYPES[recipe.compute.precision],
+        dtype=torch.uint8,
         **pinned,
     )
 
@@ -72,5 +72,5 @@ def held_out(recipe: Recipe, file: Beton, world: World, image_size: int, batch_s
         rank=world.rank,
         world_size=world.size,
         workers=recipe.data.workers,
-        dtype=DTYPES[recipe.compute.precision],
+        dtype=torch.uint8,
     )

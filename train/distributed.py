@@ -120,6 +120,7 @@ def join(threads: int) -> Iterator[World]:
         rank=at.rank,
         world_size=at.size,
         timeout=TIMEOUT,
+        device_id=device if cuda else None,  # connects now, with a clear error, not in the first step
     )
     try:
         control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
@@ -140,7 +141,8 @@ def replicate(module: torch.nn.Module, world: World) -> torch.nn.Module:
     # Torch 2.14 renames the setting, and warns at the older name.
     known = inspect.signature(DistributedDataParallel).parameters
     setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {"device_ids": devices, setting: False}
+    # As a view of the communication's buckets a gradient is stored once.
+    options: dict[str, Any] = {"device_ids": devices, setting: False, "gradient_as_bucket_view": True}
     return DistributedDataParallel(module, **options)
 
 

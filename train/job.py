@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
     from train.cluster.signals import INTERRUPT, Stop
 
     stop = Stop()
-    with distributed.join(recipe.compute.threads) as world:
+    with compiled_code(recipe.folder), distributed.join(recipe.compute.threads) as world:
         note = gpus.on_cpu(recipe) if world.device.type == "cpu" else ""
         if profile:
             from train import profiling
@@ -89,6 +89,21 @@ def run(recipe: Recipe, profile: int = 0, in_cluster: bool = False) -> Outcome:
         if in_cluster and not outcome.done:
             stop.leave(world.main, outcome.progressed)
         return outcome
+
+
+@contextlib.contextmanager
+def compiled_code(run_folder: Path) -> Iterator[None]:
+    """Have torch.compile keep its code in the run's folder, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    A run that is put in the queue again then compiles nothing anew, on whatever node it starts.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, str(run_folder.absolute() / "compiled"))
+    try:
+        yield
+    finally:
+        restore(name, before)
 
 
 def _report(failure: Path, run_folder: Path, rank: int, error: BaseException) -> None:

@@ -7,11 +7,11 @@ All other state of a run is a function of (seed, samples): `train/checkpoint.py`
 
 The way of a step:
 
- 1. The loader hands over this rank's share of the batch (`data.stream`); the seconds waited are noted.
+ 1. The prefetcher hands over this rank's share of the batch (`data.stream`), prepared by the stage and on the
+    device (`prefetch.py`); how long the training stood still for it is noted.
  2. `optim.learning_rate` gives the rate, a function of the step's number.
  3. `update` zeroes the gradients and asks the stage to add this step's (`stages/stage1.py`, `stage2.py`).
- 4. The stage cuts the share into micro-batches (`stages/stage.py`) and forwards each through the towers
-    (`model.Towers`).  Stage 2 with global negatives forwards them twice: for the loss, then for gradients.
+ 4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Stage 2 with global negatives forwards them twice: for the loss, then for gradients.
  5. Only the last micro-batch's backward pass communicates: DDP averages the gradients over the ranks.
  6. `optim.Optimizer.step` takes the gradient's norm, clips, and updates.  If the norm is not finite, the
     device itself leaves the update out: parameters, moments and running statistics stay as they were.
@@ -19,7 +19,8 @@ The way of a step:
  8. `metrics.Window` keeps what was measured as tensors on the device; the host has not waited for them.
  9. The ranks agree, on the CPU, whether one of them was asked to stop (`cluster/signals.py`).
 10. Every `--log-every` steps, before a validation, and at the end, `_record` reads the window.  It names the
-    updates left out, ends the run if they are too many, and writes metrics.jsonl and the log.
+    updates left out, ends the run if they are too many, and writes metrics.jsonl and the log.  On a GPU it
+    does so one step later, while the next step runs, unless the device is waited for anyway.
 11. Every `--val-every` steps, and at the end, the held-out split is validated.
 12. Every `--save-every` steps, at epochs to keep, and at the end, rank 0 copies the tensors to the CPU and
     writes the checkpoint in the background.
@@ -32,12 +33,11 @@ import dataclasses
 import os
 import resource
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,15 +46,15 @@ from kernels.structure import why_slow
 from pipeline.base import hardware, machine
 from pipeline.base.console import Failed, clock
 from pipeline.beton.fields import Beton
-from pipeline.stream import StreamLoader
-from train import checkpoint, data
+from train import auto, checkpoint, data
 from train import model as models
 from train.cluster.signals import INTERRUPT, NONE, Stop
 from train.config import Recipe, to_dict
 from train.distributed import World, share_buffers
-from train.metrics import Log, Metrics, Window
+from train.metrics import Log, Metrics, Reading, Window
 from train.optim import Optimizer, learning_rate
-from train.splits import open_split
+from train.prefetch import Prefetcher
+from train.splits import mean_tokens, open_split
 from train.stages.stage import Stage
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
@@ -83,14 +83,14 @@ class Outcome:
         return self.step == self.steps
 
 
-def update(stage: Stage, optimizer: Optimizer, batch: Any, lr: float) -> dict[str, Tensor]:
-    """One optimizer step on this rank's share of a batch.
+def update(stage: Stage, optimizer: Optimizer, parts: list[Any], lr: float) -> dict[str, Tensor]:
+    """One optimizer step on this rank's share of a batch, as `Stage.prepare` makes it.
 
     Returns scalars on the device: what the stage measured, "grad_norm" before clipping, "logit_scale", and
     "skipped", 1.0 if the update was left out.
     """
     optimizer.zero_grad()
-    measured = stage.gradients(batch)
+    measured = stage.gradients(parts)
     norm, skipped = optimizer.step(lr)
     stage.constrain()
     scale = stage.clip.logit_scale.detach().exp()
@@ -164,6 +164,11 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         log(f"{run}: complete ({steps} steps); nothing to do")
         return Outcome(state.step, steps)
 
+    asked = to_dict(recipe)
+    recipe, settings = auto.on(world, recipe, file, state.micro)
+    if settings:
+        log(settings)
+    state.micro = recipe.micro_batch(recipe.rank_batch(world.size))
     clip = models.build(recipe)
     clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
     optimizer = Optimizer(clip, recipe.optim)
@@ -173,17 +178,31 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         log(f"continuing {run} from {folder.name}")
     else:
         state.frozen = checkpoint.frozen_digest(clip)
-    stage = STAGES[recipe.stage](recipe, clip, world)
+    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
     loader = stack.enter_context(data.stream(recipe, file, world, models.image_side(clip), state.samples))
+    batches = stack.enter_context(Prefetcher(loader, partial(_prepare, stage), world.device))
     saver = metrics = None
     if world.main:
-        saver = checkpoint.Saver(run, to_dict(recipe), recipe.saving.keep, log)
+        saver = checkpoint.Saver(run, asked, recipe.saving.keep, log)
         stack.callback(saver.wait)
         metrics = stack.enter_context(closing(Metrics(run, state.step, recipe.saving.tensorboard)))
     return _Run(
         recipe=recipe, world=world, stop=stop, log=log, file=file, val=val, steps=steps, state=state,
-        stage=stage, optimizer=optimizer, loader=loader, saver=saver, metrics=metrics,
+        stage=stage, optimizer=optimizer, batches=batches, saver=saver, metrics=metrics,
     ).go()  # fmt: skip
+
+
+def _prepare(stage: Stage, batch: Any) -> tuple[list[Any], int]:
+    """(what the stage trains on, how many samples of the batch did not decode)."""
+    return stage.prepare(batch), int((~batch.valid).sum())
+
+
+class _Due(NamedTuple):
+    """A line that is due, of steps which the device may not have done yet."""
+
+    reading: Reading
+    at: checkpoint.State  # after its last step
+    rejected: int  # samples until then
 
 
 @dataclass(kw_only=True)
@@ -200,11 +219,14 @@ class _Run:
     state: checkpoint.State
     stage: Stage
     optimizer: Optimizer
-    loader: StreamLoader
+    batches: Prefetcher
     saver: checkpoint.Saver | None  # rank 0's
     metrics: Metrics | None  # rank 0's
     window: Window = field(default_factory=Window)
+    due: _Due | None = None  # a line to be written
+    since: float = 0.0  # when the last line's steps had ended
     skipped: int = 0  # updates left out so far
+    rejected: int = 0  # samples that did not decode, of this rank
 
     def __post_init__(self) -> None:
         self.clip, self.first = self.stage.clip, self.state.step
@@ -226,33 +248,35 @@ class _Run:
                 f"the image tower of {self.recipe.model} runs as it is, with none of the savings: {slow}"
             )
         self.clip.train()
-        self.window.clear()
-        batches = iter(self.loader)
+        self.since = time.perf_counter()
         asked = NONE
         while not self.done and asked == NONE:
-            self._step(batches)
+            self._step()
             asked = self.world.agree(self.stop.asked)
             self._after_step(asked != NONE)
         return self._finish(asked)
 
-    def _step(self, batches: Iterator) -> None:
-        start = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - start
+    def _step(self) -> None:
+        (parts, rejected), wait = next(self.batches)
         lr = learning_rate(self.recipe.optim, self.state.step, self.steps)
-        self.window.add(update(self.stage, self.optimizer, batch, lr), waited)
+        self.window.add(update(self.stage, self.optimizer, parts, lr), wait)
+        self.rejected += rejected
         self.state.step += 1
         self.state.samples += self.recipe.batch
 
     def _after_step(self, stopping: bool) -> None:
         saving, step = self.recipe.saving, self.state.step
         validating = self.val and (self.done or (saving.val_every and step % saving.val_every == 0))
+        keep = self._keeps()
+        save = stopping or self.done or keep or (saving.save_every and step % saving.save_every == 0)
+        self._record()
         if stopping or self.done or validating or step % saving.log_every == 0:
+            self.due = _Due(self.window.close(), dataclasses.replace(self.state), self.rejected)
+        if save or validating or self.world.device.type == "cpu":
             self._record()
         if validating:
             self._validate()
-        keep = self._keeps()
-        if stopping or self.done or keep or (saving.save_every and step % saving.save_every == 0):
+        if save:
             self._save(keep)
 
     def _keeps(self) -> bool:
@@ -266,42 +290,45 @@ class _Run:
     # -- records ------------------------------------------------------------------------
 
     def _record(self) -> None:
-        """Write the mean of the steps since the last line, which alone makes metrics wait for the device."""
-        values = self.window.read()
-        seconds = time.perf_counter() - self.window.start
+        """Write the line that is due, if one is: the mean of its steps."""
+        if self.due is None:
+            return
+        (reading, at, rejected), self.due = self.due, None
+        values = reading.values()
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
         skipped = values.pop("skipped") > 0
-        self._count_skipped(skipped)
+        self._count_skipped(skipped, at.step)
         kept = skipped if skipped.all() else ~skipped
         logit_scale, norm = values.pop("logit_scale")[-1], values.pop("grad_norm")[kept].mean()
         # What is left was measured by the stage.
         means = {name: float(course[kept].mean()) for name, course in values.items()}
-        means = self.world.mean({**means, "waited": self.window.waited})
+        means = self.world.mean({**means, "waited": reading.waited()})
         waited = means.pop("waited")
         rate = len(kept) * self.recipe.batch / seconds
         line = {
-            "step": self.state.step,
-            "samples": self.state.samples,
+            "step": at.step,
+            "samples": at.samples,
             "seconds": seconds,
             **means,
-            "lr": learning_rate(self.recipe.optim, self.state.step - 1, self.steps),
+            "lr": learning_rate(self.recipe.optim, at.step - 1, self.steps),
             "logit_scale": float(logit_scale),
             "grad_norm": float(norm),
             f"{self.recipe.unit}_per_s": rate,
             "data_wait": waited / seconds,
-            "epoch": self.state.samples / self.recipe.samples(len(self.file)),
+            "epoch": at.samples / self.recipe.samples(len(self.file)),
             **self._hardware(rate),
         }
-        self._check_rejected()
+        self._check_rejected(rejected, at.samples)
         if self.metrics is not None:
             self.metrics.write(line)
-        left = (self.steps - self.state.step) * seconds / len(kept)
+        left = (self.steps - at.step) * seconds / len(kept)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.log(
-            f"step {self.state.step}/{self.steps}  {shown}  {rate:.0f} {self.recipe.unit}/s  "
+            f"step {at.step}/{self.steps}  {shown}  {rate:.0f} {self.recipe.unit}/s  "
             f"waiting for data {line['data_wait']:.0%}  {clock(left)} left",
             progress=True,
         )
-        self.window.clear()
 
     def _hardware(self, rate: float) -> dict[str, float]:
         """Memory of this rank, and on a known GPU the share of its peak that useful arithmetic reaches."""
@@ -316,13 +343,12 @@ class _Run:
     @cached_property
     def _sample_flops(self) -> int:
         """Of a sample, forward and backward once; what is computed again to save memory does not count."""
-        tokens = self.file.info.get("captions", {}).get("mean_tokens") or 77
-        image, text = models.forward_flops(self.clip, round(tokens))
+        image, text = models.forward_flops(self.clip, round(mean_tokens(self.file)))
         return 3 * (image * self.recipe.images + text * self.recipe.captions)
 
-    def _count_skipped(self, skipped: Tensor) -> None:
-        """skipped: (steps,) bool, of the steps since the last line."""
-        first = self.state.step - len(skipped) + 1
+    def _count_skipped(self, skipped: Tensor, last: int) -> None:
+        """skipped: (steps,) bool, of the steps up to `last`."""
+        first = last - len(skipped) + 1
         numbers = [first + i for i in torch.nonzero(skipped).flatten().tolist()]
         if not numbers:
             return
@@ -336,8 +362,8 @@ class _Run:
             raise TrainingStopped(f"{text}; lower --lr or set --clip, or allow more with --nonfinite")
         self.log(text)
 
-    def _check_rejected(self) -> None:
-        share = float(self.world.total(torch.tensor([float(self.loader.rejected)]))) / self.state.samples
+    def _check_rejected(self, rejected: int, samples: int) -> None:
+        share = float(self.world.total(torch.tensor([float(rejected)]))) / samples
         if share > MAX_REJECTED:
             raise TrainingStopped(
                 f"{self.recipe.data.data}: {share:.1%} of the samples do not decode "
@@ -355,7 +381,7 @@ class _Run:
             self.metrics.write({"step": self.state.step, **scores})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.log(f"step {self.state.step}: {shown}")
-        self.window.clear()
+        self.since = time.perf_counter()
 
     # -- ends ---------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Sizes:
     trained: int  # of the parameters
     blocks: int  # transformer blocks of the shallower tower that has any
     images: int  # bytes of a sample's images, as the loader delivers them
+    batch_norm: bool  # what is forwarded together shares statistics
     kept: Mapping[Recompute, Kept]
 
     def activations(self, recompute: Recompute, micro: int) -> float:
@@ -85,6 +86,7 @@ def sizes(recipe: Recipe, tokens: int, compiled: bool) -> Sizes:
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         blocks=min(depths, default=0),
         images=3 * side * side * recipe.images,
+        batch_norm=any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in clip.modules()),
         kept=kept,
     )
 

@@ -1,6 +1,6 @@
 """What a run says while it runs: metrics.jsonl, TensorBoard, log.txt, and a line on a terminal.
 
-Values stay on the device until a line is due, so the training loop does not wait for it between lines.
+Values stay on the device until a line is due, and then are read one step later, so that it never runs dry.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.base import files
 from pipeline.base.console import StatusLine, log_line
+from train.prefetch import Wait
 
 
 class Log(logging.Handler):
@@ -91,23 +92,54 @@ class Metrics:
 
 
 class Window:
-    """The steps since the last line: values on the device, and seconds on the host."""
+    """The steps since the last line: values on the device, and how long each waited for its batch."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
-        self.start = time.perf_counter()
-        self.waited = 0.0  # seconds, for data
+        self.waits: list[Wait] = []
 
-    def add(self, values: Mapping[str, Tensor], waited: float) -> None:
+    def add(self, values: Mapping[str, Tensor], wait: Wait) -> None:
         """One step; `values` are scalars, by the same names in every step."""
         self.steps.append({name: value.detach().reshape(()) for name, value in values.items()})
-        self.waited += waited
+        self.waits.append(wait)
 
-    def read(self) -> dict[str, Tensor]:
-        """Each value's course, (steps,) float64 on the CPU: the one place that waits for the device."""
+    def close(self) -> Reading:
+        """What was added, on its way to the host; the window is empty afterwards."""
         names = list(self.steps[0])
-        table = torch.stack([step[name].float() for step in self.steps for name in names]).cpu().double()
-        return dict(zip(names, table.view(-1, len(names)).unbind(1)))
+        table = torch.stack([step[name].float() for step in self.steps for name in names])
+        copied = None
+        if table.is_cuda:
+            table = torch.empty(table.shape, pin_memory=True).copy_(table, non_blocking=True)
+            copied = torch.cuda.Event(blocking=True)
+            copied.record()
+        reading = Reading(names, table, self.waits, copied)
+        self.clear()
+        return reading
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The values of some steps, which the device may still be computing."""
+
+    names: list[str]
+    table: Tensor  # (steps · names,) float32 on the CPU, once it is copied
+    waits: list[Wait]
+    copied: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        """Until the device has come to the end of these steps; what it was given later goes on."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+    def values(self) -> dict[str, Tensor]:
+        """Each value's course, (steps,) float64 on the CPU."""
+        self.wait()
+        return dict(zip(self.names, self.table.double().view(-1, len(self.names)).unbind(1)))
+
+    def waited(self) -> float:
+        """Seconds for data, of all these steps."""
+        self.wait()
+        return sum(wait.seconds() for wait in self.waits)

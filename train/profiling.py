@@ -1,7 +1,7 @@
 """What a run waits for: `python -m train.launch --stage 2 … --profile 20`.
 
-Three clocks over the same number of steps: the loader alone, the step on one batch that is loaded
-already, and both together as in training.  Only RUN/profile.json and a trace for Perfetto are written.
+Three clocks over the same number of steps: the loader alone with what prepares its batches, the step on one
+batch that is on the device already, and both together as in training.  Only RUN/profile.json and a trace for Perfetto are written.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from pipeline.base import files
-from train import data
+from train import auto, data
 from train import model as models
 from train.config import Recipe
 from train.distributed import World
 from train.loop import STAGES, update
 from train.metrics import Log
 from train.optim import Optimizer
+from train.prefetch import Prefetcher
 from train.splits import open_split
 
 WARM_UP = 3  # steps before a clock starts
@@ -63,24 +65,26 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace."""
     assert recipe.data.data is not None
     file = open_split(recipe.data.data, recipe)
+    recipe, settings = auto.on(world, recipe, file)
     clip = models.build(recipe)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
-    stage = STAGES[recipe.stage](recipe, clip, world)
+    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
     with data.stream(recipe, file, world, models.image_side(clip), 0) as loader:
         batches = iter(loader)
-        batch = next(batches)
+        clocks = {"loader": _seconds(world, steps, lambda: stage.prepare(next(batches)))}
+        with Prefetcher(batches, stage.prepare, world.device) as prepared:
+            parts, _ = next(prepared)
 
-        def train(batch) -> None:
-            update(stage, optimizer, batch, recipe.optim.lr * 1e-6)
+            def train(parts: list) -> None:
+                update(stage, optimizer, parts, recipe.optim.lr * 1e-6)
 
-        clocks = {
-            "loader": _seconds(world, steps, lambda: next(batches)),
-            "step": _seconds(world, steps, lambda: train(batch)),
-            "together": _seconds(world, steps, lambda: train(next(batches))),
-        }
-        trace = _trace(recipe.folder, world, lambda: train(next(batches)))
+            clocks["step"] = _seconds(world, steps, lambda: train(parts))
+            del parts
+            clocks["together"] = _seconds(world, steps, lambda: train(next(prepared)[0]))
+            trace = _trace(recipe.folder, world, lambda: train(next(prepared)[0]))
     results = {
+        "compute": asdict(recipe.compute),
         **{f"{name}_seconds": seconds for name, seconds in clocks.items()},
         **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()},
         "verdict": verdict(**clocks),
@@ -92,6 +96,8 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     if world.main:
         files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
     with closing(Log(recipe.folder, world.main)) as log:
+        if settings:
+            log(settings)
         for name, seconds in clocks.items():
             log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {recipe.unit}/s")
         log(f"{results['verdict']} (on {results['device']}; trace: {trace})")

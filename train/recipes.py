@@ -21,6 +21,7 @@ SMALL = ("demo", "debug")  # meant for a CPU too, and for the demonstration data
 _PAPER = Optim(lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-8)
 _LONG = Saving(save_every=250, keep=2, keep_epochs=1, log_every=10)
 _SHORT = Saving(save_every=0, log_every=10)
+_SMALL = Compute(precision="fp32", compile="no")  # compiling would take longer than the run
 
 STAGE1 = {
     "paper": Stage1(
@@ -58,7 +59,7 @@ STAGE1 = {
         steps=120,
         data=Data(augment="demo", workers=1),
         optim=Optim(lr=1e-3, warmup_steps=8),
-        compute=Compute(precision="fp32"),
+        compute=_SMALL,
         saving=_SHORT,
     ),
     "debug": Stage1(
@@ -68,7 +69,7 @@ STAGE1 = {
         batch=16,
         steps=4,
         data=Data(augment="none", workers=1),
-        compute=Compute(precision="fp32"),
+        compute=_SMALL,
         saving=dataclasses.replace(_SHORT, log_every=1),
     ),
 }
@@ -81,9 +82,6 @@ STAGE2 = {
         scale_init=MAX_LOGIT_SCALE,
         data=Data(augment="paper", workers=12),
         optim=dataclasses.replace(_PAPER, warmup_steps=2_500),
-        # For 80 GB (python -m train.plan). --micro 0 --recompute pointwise would save a quarter of the
-        # arithmetic and just about fill them; the gradients are the same.
-        compute=Compute(micro=2_560),
         saving=_LONG,
     ),
     "strong": Stage2(
@@ -102,7 +100,7 @@ STAGE2 = {
         scale_init=math.log(30),
         data=Data(augment="demo", workers=1),
         optim=Optim(lr=1.5e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=50),
-        compute=Compute(precision="fp32"),
+        compute=_SMALL,
         saving=_SHORT,
     ),
     "debug": Stage2(
@@ -111,7 +109,7 @@ STAGE2 = {
         batch=16,
         steps=4,
         data=Data(augment="none", workers=1),
-        compute=Compute(precision="fp32"),
+        compute=_SMALL,
         saving=dataclasses.replace(_SHORT, log_every=1),
     ),
 }

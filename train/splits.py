@@ -50,3 +50,8 @@ def open_split(path: Path, recipe: Recipe) -> Beton:
     if file.kind != recipe.unit:
         raise ValueError(f"{path}: holds {file.kind}; stage {recipe.stage} trains on {recipe.unit}")
     return file
+
+
+def mean_tokens(file: Beton) -> float:
+    """Of the captions of a file, by its JSON; 77, nothing saved, where that does not say."""
+    return file.info.get("captions", {}).get("mean_tokens") or 77

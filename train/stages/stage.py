@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -19,22 +19,29 @@ B = TypeVar("B", bound=Any)  # a batch of pipeline/batch.py
 class Stage(ABC):
     """The objective of a stage: gradients of a batch, and scores of a held-out split.
 
-    towers: what is trained.  replica: the same, whose gradients are averaged over the ranks.  micro: samples
-    that a rank forwards at once.
+    info: the training file's JSON.  towers: what is trained.  replica: the same, whose gradients are averaged
+    over the ranks.  micro: samples that a rank forwards at once.
     """
 
-    def __init__(self, recipe: Recipe, clip: nn.Module, world: World):
-        self.recipe, self.world = recipe, world
+    def __init__(self, recipe: Recipe, clip: nn.Module, world: World, info: Mapping[str, Any] | None = None):
+        self.recipe, self.world, self.info = recipe, world, info or {}
         self.clip: Any = clip  # open_clip's models share names, not a type
         self.towers = Towers(clip, recipe)
         self.replica = replicate(self.towers, world)
-        self.micro = recipe.compute.micro or recipe.rank_batch(world.size)
+        self.micro = recipe.micro_batch(recipe.rank_batch(world.size))
 
     @abstractmethod
-    def gradients(self, batch: Any) -> dict[str, Tensor]:
+    def prepare(self, batch: Any) -> list[Any]:
+        """What `gradients` takes of a loader's batch: named tuples of tensors, one for each micro-batch.
+
+        Runs in a thread, on the CPU (`train/prefetch.py`); the tensors are on the device afterwards.
+        """
+
+    @abstractmethod
+    def gradients(self, parts: list[Any]) -> dict[str, Tensor]:
         """Add this step's gradient to the parameters; returns what was measured of this rank's share.
 
-        By name, scalars on the device; "loss" is one of them.
+        parts: `prepare`'s, on the device.  By name, scalars on the device; "loss" is one of them.
         """
 
     def constrain(self) -> None:  # noqa: B027 (a stage without bounds has nothing to do)
@@ -49,7 +56,7 @@ class Stage(ABC):
 
 
 def micro_batches(batch: B, size: int) -> Iterator[tuple[B, bool]]:
-    """(part, whether it is the last) for consecutive parts of `size` samples of a pipeline batch."""
+    """(part, whether it is the last) for consecutive parts of `size` samples of a loader's batch."""
     for start in range(0, len(batch), size):
         parts = {f.name: getattr(batch, f.name)[start : start + size] for f in fields(batch)}
         yield replace(batch, **parts), start + size >= len(batch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,30 @@ from train.distributed import synchronised
 from train.stages.stage import Stage, micro_batches
 
 
+class Part(NamedTuple):
+    """A micro-batch; `last` is the one whose backward pass the ranks share."""
+
+    ref: Tensor
+    left: Tensor
+    right: Tensor
+    vote: Tensor
+    valid: Tensor
+    last: bool
+
+
 class PerceptualStage(Stage):
     """Measures "loss" and "twoafc_soft" of a step."""
 
     recipe: Stage1
 
-    def _losses(self, towers: nn.Module, batch: Triplet) -> tuple[Tensor, Tensor]:
+    def prepare(self, batch: Triplet) -> list[Part]:
+        """The batch in micro-batches."""
+        return [
+            Part(part.ref, part.left, part.right, part.vote, part.valid, last)
+            for part, last in micro_batches(batch, self.micro)
+        ]
+
+    def _losses(self, towers: nn.Module, batch: Part | Triplet) -> tuple[Tensor, Tensor]:
         """Loss and hits of each triplet, (B,); 0 for one whose images did not decode."""
         images = torch.cat([batch.ref, batch.left, batch.right])
         features, _ = towers(images)
@@ -31,16 +50,16 @@ class PerceptualStage(Stage):
         losses, hits = triplet_loss(ref, left, right, batch.vote, self.recipe.margin, reduction="none")
         return losses * batch.valid, hits * batch.valid
 
-    def gradients(self, batch: Triplet) -> dict[str, Tensor]:
+    def gradients(self, parts: list[Part]) -> dict[str, Tensor]:
         """The mean of both over this rank's triplets."""
-        batch = batch.to(self.world.device)
+        samples = sum(len(part.valid) for part in parts)
         total = torch.zeros(2, device=self.world.device)
-        for part, last in micro_batches(batch, self.micro):
-            with synchronised(self.replica, last):
+        for part in parts:
+            with synchronised(self.replica, part.last):
                 losses, hits = self._losses(self.replica, part)
-                (losses.sum() / len(batch)).backward()
+                (losses.sum() / samples).backward()
             total += torch.stack([losses.detach().sum(), hits.sum()])
-        loss, hits = total / len(batch)
+        loss, hits = total / samples
         return {"loss": loss, "twoafc_soft": hits}
 
     @torch.no_grad()

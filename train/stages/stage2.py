@@ -14,9 +14,11 @@ B pairs of a rank, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,17 +26,15 @@ from torch import Tensor, nn
 
 from kernels.contrastive import contrastive_loss
 from pipeline.batch import ImageText
-from pipeline.packing import Packed, pack
+from pipeline.packing import ROW, Packed, pack
 from train.config import Stage2
 from train.distributed import World, synchronised
 from train.model import fit_context
 from train.stages.stage import Stage, micro_batches
 
-ROW = 128  # tokens of a packed row
-
 
 class Part(NamedTuple):
-    """A micro-batch on the device; `last` is the one whose backward pass the ranks share."""
+    """A micro-batch; `last` is the one whose backward pass the ranks share."""
 
     images: Tensor
     captions: Tensor | Packed
@@ -42,40 +42,48 @@ class Part(NamedTuple):
     last: bool
 
 
+def enough_rows(counts: Sequence[int], captions: int, context: int) -> int:
+    """Packed rows that hold so many captions, but for one batch in a billion.
+
+    counts: how many captions of the file have 0, 1, 2 … tokens; longer ones than `context` are cut.  The same
+    for every start of a run, so that compiled code, which is made for one shape, can be used again.
+    """
+    lengths = np.minimum(np.arange(len(counts)), context)
+    mean = np.average(lengths, weights=counts)
+    spread = math.sqrt(np.average((lengths - mean) ** 2, weights=counts) * captions)
+    # Six standard deviations, and 3 % that packing leaves empty.
+    return math.ceil(1.03 * (captions * mean + 6 * spread) / ROW) + 1
+
+
 class ContrastiveStage(Stage):
     """Measures the "loss" of a step, which is the same on every rank."""
 
     recipe: Stage2
 
-    def __init__(self, recipe: Stage2, clip: nn.Module, world: World):
-        super().__init__(recipe, clip, world)
+    def __init__(self, recipe: Stage2, clip: nn.Module, world: World, info: Mapping[str, Any] | None = None):
+        super().__init__(recipe, clip, world, info)
         self.group = dist.group.WORLD if world.size > 1 else None
         self.packs = recipe.compute.pack == "yes" or (
-            recipe.compute.pack == "auto" and (recipe.compute.compile or world.device.type == "cuda")
+            recipe.compute.pack == "auto" and (recipe.compute.compile == "yes" or world.device.type == "cuda")
         )
-        self.rows = 0  # of packed captions; the first batch decides
+        counts = self.info.get("captions", {}).get("lengths", [])
+        self.rows = enough_rows(counts, self.micro, self.clip.context_length) if counts else 0
 
-    def _parts(self, batch: ImageText) -> list[Part]:
-        parts = []
-        for part, last in micro_batches(batch, self.micro):
-            captions = self._captions(part.tokens.cpu())
-            parts.append(Part(self._sent(part.images), captions, self._sent(part.valid), last))
-        return parts
-
-    def _sent(self, x: Tensor) -> Tensor:
-        """x on this rank's device; memory that is not pinned would be copied only once the card is idle."""
-        if self.world.device.type == "cuda" and x.device.type == "cpu":
-            x = x.pin_memory()
-        return x.to(self.world.device, non_blocking=True)
+    def prepare(self, batch: ImageText) -> list[Part]:
+        """The batch in micro-batches, captions packed."""
+        return [
+            Part(part.images, self._captions(part.tokens.cpu()), part.valid, last)
+            for part, last in micro_batches(batch, self.micro)
+        ]
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
-        """On the device, padded as they are or in rows of one length: as many rows as before if they do."""
+        """Padded as they are, or in rows of one length: as many rows as before if they do."""
         tokens = fit_context(tokens, self.clip.context_length)
         if not self.packs:
-            return self._sent(tokens)
-        if not self.rows:
-            self.rows = -(-len(pack(tokens, ROW).tokens) * 17 // 16)
-        return Packed(*map(self._sent, pack(tokens, ROW, self.rows)))
+            return tokens
+        if not self.rows:  # a file that does not say: its first batch decides
+            self.rows = -(-len(pack(tokens).tokens) * 17 // 16)
+        return pack(tokens, rows=self.rows)
 
     def _loss(
         self, image: Tensor, text: Tensor, valid: Tensor, group: dist.ProcessGroup | None = None
@@ -94,9 +102,8 @@ class ContrastiveStage(Stage):
         logit_scale = self.clip.logit_scale.exp()  # 1/τ; the parameter is its logarithm
         return contrastive_loss(image, text, logit_scale, valid=valid, group=group)
 
-    def gradients(self, batch: ImageText) -> dict[str, Tensor]:
+    def gradients(self, parts: list[Part]) -> dict[str, Tensor]:
         """The loss of the whole batch, or the mean over its micro-batches."""
-        parts = self._parts(batch)
         if len(parts) > 1 and self.recipe.negatives == "global":
             return {"loss": self._cached_gradients(parts)}
         total = torch.zeros((), device=self.world.device)
