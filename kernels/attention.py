@@ -1,7 +1,7 @@
 """Softmax attention from packed query, key and value projections, in rows that may hold several captions.
 
-The caller names one of two backends: "sdpa" is torch's scaled_dot_product_attention (on a GPU FlashAttention
-where the mask allows it); "triton" is a kernel for short rows.
+Two backends: "sdpa" is torch's scaled_dot_product_attention, for any input; "triton" is a kernel for short
+rows, on an H200 at least 1.8 times as fast (docs/benchmarks.md). "auto" is "triton" wherever that can run.
 
 R rows, L tokens in a row, H heads, E width of a head.
 """
@@ -19,7 +19,7 @@ from kernels.backend import check_choice, refuse_interpreted
 if TYPE_CHECKING:
     from kernels.fused.attention import Mask
 
-AttentionBackend = Literal["sdpa", "triton"]
+AttentionBackend = Literal["auto", "sdpa", "triton"]
 
 
 def attention(
@@ -28,19 +28,23 @@ def attention(
     *,
     segment: Tensor | None = None,
     causal: bool = False,
-    backend: AttentionBackend = "sdpa",
+    backend: AttentionBackend = "auto",
 ) -> Tensor:
     """Attention within each row: qkv (R, L, 3·H·E), as the fused projection writes it → (R, L, H·E).
 
     segment: (R, L) integers; a token sees only the tokens of its row that have its number.
     causal: a token sees only itself and those before it.
-    backend: "triton" takes bfloat16 or float16, E = 64, L ≤ 128, and segments only with causal.
+    backend: "triton" takes bfloat16 or float16, E = 64, L ≤ 128, and segments only with causal. "auto" is
+    "triton" for such tensors on a CUDA device, else "sdpa"; each call decides for itself.
     Raises ValueError where shapes do not fit or the backend does not take them.
     """
     _check(qkv, heads, segment, backend)
+    if backend == "auto":
+        backend = "triton" if qkv.is_cuda and triton_takes(qkv, heads, segment, causal) else "sdpa"
+    elif backend == "triton":
+        _check_triton(qkv, heads, segment, causal)
     if backend == "triton":
         mask = "segments" if segment is not None else "causal" if causal else "full"
-        _check_triton(qkv, heads, segment, causal)
         numbers = None if segment is None else segment.int().contiguous()
         return _triton_attention(qkv.contiguous(), numbers, heads, mask)
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (R, H, L, E)
@@ -50,6 +54,15 @@ def attention(
         seen = segment[:, None, :, None] == segment[:, None, None, :]  # (R, 1, L, L)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril() if causal else seen)
     return x.transpose(1, 2).flatten(2)
+
+
+def triton_takes(qkv: Tensor, heads: int, segment: Tensor | None = None, causal: bool = False) -> bool:
+    """Whether the backend "triton" takes these inputs of `attention`; where they are is not asked."""
+    from kernels.fused import attention as fused
+
+    head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
+    fits = qkv.dtype in fused.DTYPES and head == fused.HEAD and length <= fused.LONGEST
+    return fits and (segment is None or causal)
 
 
 # Custom operators, so that torch.compile neither traces into the launch of a kernel nor breaks the graph.
@@ -108,13 +121,13 @@ def _check(qkv: Tensor, heads: int, segment: Tensor | None, backend: str) -> Non
 def _check_triton(qkv: Tensor, heads: int, segment: Tensor | None, causal: bool) -> None:
     from kernels.fused import attention as fused
 
-    dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in fused.DTYPES)
-    head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
-    if qkv.dtype not in fused.DTYPES or head != fused.HEAD or length > max(fused.BLOCKS):
+    if not triton_takes(qkv, heads, segment, causal):
+        dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in fused.DTYPES)
+        head, length = qkv.shape[-1] // 3 // heads, qkv.shape[1]
+        mask = "" if segment is None else ", segments" + " and causal" * causal
         raise ValueError(
-            f"attention: 'triton' takes {dtypes}, heads {fused.HEAD} wide and rows of up to "
-            f"{max(fused.BLOCKS)} tokens, got {qkv.dtype}, {head} and {length}; use backend='sdpa'"
+            f"attention: 'triton' takes {dtypes}, heads {fused.HEAD} wide, rows of up to {fused.LONGEST} "
+            f"tokens, and segments only with causal=True; got {qkv.dtype}, {head}, {length}{mask}; "
+            f"use backend='sdpa'"
         )
     refuse_interpreted(qkv)
-    if segment is not None and not causal:
-        raise ValueError("attention: 'triton' takes segments only with causal=True; use backend='sdpa'")

@@ -46,7 +46,7 @@ class TowerSettings:
     trim: bool = True  # padded captions: do not compute what follows the end token
     prune: bool = True  # last block and attention pool: compute only what the pooled token needs
     patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
-    attention: AttentionBackend = "sdpa"  # "triton" takes half precision and short rows: kernels.attention
+    attention: AttentionBackend = "auto"  # "triton" takes half precision and short rows: kernels.attention
     recompute: Recompute = "none"  # in the backward pass: nothing, LayerNorm and GELU, or whole blocks
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from kernels.fused.variant import TRITON_DTYPES, Variant, capability
 
 HEAD = 64  # width of a head in ViT-B/32, ViT-L/14 and their text towers
 BLOCKS = (64, 128)  # row lengths compiled for; shorter rows are masked
+LONGEST = max(BLOCKS)
 DTYPES = (torch.bfloat16, torch.float16)
 Mask = Literal["full", "causal", "segments"]  # "segments" is causal too
 LOG2_E = 1.4426950408889634

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.fused.variant import TRITON_DTYPES, Variant
 
+DTYPES = (torch.bfloat16, torch.float16)
 SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
 # Of this rank's images (n,) and of all texts (N,): their log-sum-exps, or which are valid.
 Pair = tuple[Tensor, Tensor]
@@ -45,7 +46,6 @@ def _cosines(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """image·textsᵀ of a tile's rows and columns, float32; zero from row n and from column N on."""
     depth = tl.arange(0, BLOCK_K)
@@ -55,7 +55,7 @@ def _cosines(
     for k in range(0, width, BLOCK_K):
         x = tl.load(a + k, mask=(rows < n)[:, None], other=0.0)
         y = tl.load(b + k, mask=(columns < N)[None, :], other=0.0)
-        dot = tl.dot(x, y, dot, input_precision=PRECISION)
+        dot = tl.dot(x, y, dot)
     return dot
 
 
@@ -77,12 +77,11 @@ def lse_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     tile_m, tile_n = _tile(n, N, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K)
     s = dot * tl.load(logit_scale)
     starts_before_end = tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M
     if starts_before_end & (offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N):
@@ -124,7 +123,6 @@ def gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     tile_m, tile_n = _tile(n, size, BLOCK_M, BLOCK_N, GROUP)
@@ -132,7 +130,7 @@ def gradient_kernel(
     local = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = start + local
     end = start + size
-    dot = _cosines(image, texts, rows, columns, n, end, width, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    dot = _cosines(image, texts, rows, columns, n, end, width, BLOCK_M, BLOCK_N, BLOCK_K)
     s = dot * tl.load(logit_scale)
     over_row = tl.load(row_lse + rows, mask=rows < n, other=0.0)
     over_column = tl.load(column_lse + columns, mask=local < size, other=0.0)
@@ -159,12 +157,10 @@ def gradient_variant(dtype: torch.dtype) -> Variant:
 
 def variants() -> list[Variant]:
     """Every variant that can be selected."""
-    return [make(dtype) for dtype in TRITON_DTYPES for make in (lse_variant, gradient_variant)]
+    return [make(dtype) for dtype in DTYPES for make in (lse_variant, gradient_variant)]
 
 
 def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Variant:
-    wide = dtype == torch.float32  # multiplied without tensor cores
-    block = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), (64, 64, 32) if wide else (128, 128, 64)))
     types = dict.fromkeys(("logit_scale", "row_lse", "column_lse", "diagonal", "d_scale"), "*fp32")
     types |= dict.fromkeys(("valid_images", "valid_texts"), "*u8")
     types |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
@@ -173,8 +169,8 @@ def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Varia
         kernel=kernel,
         dtype=dtype,
         types=types,
-        constants={**block, "GROUP": 8, "PRECISION": "ieee", **constants},
-        warps=4 if wide else 8,
+        constants={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8, **constants},
+        warps=8,
         stages=3,
         aligned=("width",),
     )
@@ -234,6 +230,6 @@ def _pad_width(x: Tensor, variant: Variant) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product summed and returned in float32."""
-    if a.is_cuda and a.dtype != torch.float32:
+    if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

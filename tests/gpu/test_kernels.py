@@ -66,7 +66,8 @@ def test_contrastive(dtype: torch.dtype, n: int, width: int):
     rounded = [image.to(dtype), text.to(dtype)]
     # A logit is known to scale · |cosine| · ε, which is the relative error of its exponential in a gradient.
     # (H200: 1.9e-6 where plain torch had 0.7e-6, at cosines of 1/6.)
-    more = 100 / 6 * torch.finfo(torch.float32).eps
+    # float32 is multiplied as float16: that moves a logit by some 5e-4 (tests/interpreter); twice is allowed.
+    more = 1e-3 if dtype == torch.float32 else 100 / 6 * torch.finfo(torch.float32).eps
     for what, values in zip(("loss", "image", "text"), results(sides, rounded)):
         assert_norm_as_good(*values, what, more)
 
