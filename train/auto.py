@@ -1,8 +1,8 @@
 """What `auto` stands for in `Compute`: settings that change a step's time and memory, not its mathematics.
 
 On a CPU: nothing is compiled, nothing is computed twice, a rank's share is forwarded at once.  On a GPU the
-fastest way is taken that fits its memory by `train/memory.py`.  Not settled here are `attention` (decided from
-the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
+fastest way is taken that fits its memory by `train/memory.py`.  Not settled here are `attention` (decided
+from the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
 
 Batch normalisation is the exception: its statistics are those of the samples that are forwarded together.
 """
@@ -84,7 +84,7 @@ def way(recipe: Recipe, sizes: memory.Sizes, share: int, micro: int, recompute: 
 def settle(recipe: Recipe, share: int, tokens: int, gpu_bytes: float, begun: int = 0) -> Settled:
     """For a GPU of this memory and captions of `tokens` tokens on average.
 
-    share: samples of a rank.  begun: the micro-batch with which the run began, which batch normalisation keeps.
+    share: samples of a rank.  begun: the run's micro-batch so far, which batch normalisation keeps.
     """
     compiles, note = recipe.compute.compile == "yes", ""
     if recipe.compute.compile == "auto":

@@ -112,15 +112,18 @@ class Optim(Finite):
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Finite):
-    """How the same mathematics is computed.  Each `auto` is settled when a run starts, for the GPU it finds, and
-    logged: `train/auto.py`."""
+    """How the same mathematics is computed.
+
+    Each `auto` is settled when a run starts, for the GPU that is there, and logged: `train/auto.py`.
+    """
 
     precision: Precision = "bf16"
     """bf16: autocast with fp32 parameters and fp32 losses."""
     compile: Switch = "auto"
-    """torch.compile of the towers; auto: on a GPU, if the model's towers are those that kernels/ rewrites."""
+    """torch.compile of the towers; auto: on a GPU, for towers that kernels/ rewrites."""
     attention: Literal["auto", "sdpa", "triton"] = "auto"
-    """triton: our kernel for rows of up to 128 tokens; needs a GPU, bf16 and heads of 64. auto: where it can."""
+    """triton: our kernel for rows of up to 128 tokens; needs a GPU, bf16 and heads of 64. auto: where it
+    can be used."""
     recompute: Recompute | Literal["auto"] = "auto"
     """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks.
     auto: as little as fits the GPU."""
@@ -139,10 +142,8 @@ class Compute(Finite):
         self._at_least(0, "threads", "nonfinite")
         if self.micro != "auto":
             self._at_least(0, "micro")
-        _require(
-            self.attention != "triton" or self.precision == "bf16",
-            "--attention triton: needs --precision bf16",
-        )
+        half = self.precision == "bf16"
+        _require(self.attention != "triton" or half, "--attention triton: needs --precision bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,8 @@ class Recipe(Finite):
 
     def micro_batch(self, share: int) -> int:
         """Samples forwarded at once, of a rank's `share`; all of them while `auto` is not settled."""
-        return share if self.compute.micro in (0, "auto") else self.compute.micro
+        micro = self.compute.micro
+        return share if micro == "auto" or micro == 0 else micro
 
 
 @dataclass(frozen=True, kw_only=True)

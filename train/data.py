@@ -1,6 +1,6 @@
 """The recipe's data as a loader: file, augmentation, share of the samples, rank.
 
-Images are levels in uint8, half of bf16's bytes on their way to a GPU; `train/model.py` normalises them there.
+Images are levels in uint8, half of bf16's bytes on the way to a GPU, where `train/model.py` normalises them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ The way of a step:
     device (`prefetch.py`); how long the training stood still for it is noted.
  2. `optim.learning_rate` gives the rate, a function of the step's number.
  3. `update` zeroes the gradients and asks the stage to add this step's (`stages/stage1.py`, `stage2.py`).
- 4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Stage 2 with global negatives forwards them twice: for the loss, then for gradients.
+ 4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Stage 2 with
+    global negatives forwards them twice: for the loss, then for gradients.
  5. Only the last micro-batch's backward pass communicates: DDP averages the gradients over the ranks.
  6. `optim.Optimizer.step` takes the gradient's norm, clips, and updates.  If the norm is not finite, the
     device itself leaves the update out: parameters, moments and running statistics stay as they were.

@@ -1,7 +1,7 @@
 """Bytes of GPU memory that a training step takes, found without a GPU.
 
-The towers are run forward on fake tensors of a GPU: shapes and types without memory, under CUDA's own autocast
-rules, which a CPU's differ from (LayerNorm in float32).  What autograd would keep is counted, the rest is sums.
+The towers are run forward on fake tensors of a GPU: shapes and types without memory, under CUDA's own
+autocast rules (a CPU's differ: LayerNorm in bfloat16).  What autograd would keep is counted, the rest summed.
 Against peaks measured on an H200 (docs/benchmarks.md) the totals are within 3 %.
 
 B samples of a rank's share, S image side.
@@ -26,7 +26,7 @@ from train.config import Recipe, Recompute
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 SAMPLES = 128  # of the smaller counted batch: whole rows of packed captions for any number of tokens
-# What the DALI engine takes beside its batches, of each image of one: measured on an H200 (docs/benchmarks.md).
+# What the DALI engine takes for each image of a batch: measured on an H200 (docs/benchmarks.md).
 DALI_BYTES = 1.5e6
 
 
@@ -52,7 +52,7 @@ class Sizes:
         """Bytes alive at most in the backward pass of `micro` samples."""
         whole, largest = self.kept[recompute]
         # The gradient of the largest tensor, and of what it was made from.
-        alive = whole + 2 * largest
+        alive: float = whole + 2 * largest
         if recompute == "blocks" and self.blocks:  # one block's tensors are made again at a time
             alive += (self.kept["none"].whole - whole) / self.blocks
         return micro * alive
@@ -75,8 +75,7 @@ def sizes(recipe: Recipe, tokens: int, compiled: bool) -> Sizes:
     clip = models.create(recipe.model, "meta")
     models.set_trainable(clip, recipe)
     parameters = list(clip.parameters())
-    towers = (getattr(clip.visual, "transformer", None), getattr(clip, "transformer", None))
-    depths = [len(tower.resblocks) for tower in towers if hasattr(tower, "resblocks")]
+    depths = [len(part.resblocks) for part in clip.modules() if hasattr(part, "resblocks")]
     side = models.image_side(clip)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _to_fake_gpu(clip)
@@ -137,8 +136,8 @@ def _fake_batch(clip: Any, recipe: Recipe, samples: int, tokens: int) -> tuple[T
     if not recipe.captions:
         return images, None
     rows = samples * min(tokens, clip.context_length) // ROW
-    columns = (torch.empty(rows, ROW, dtype=torch.int32, device="cuda") for _ in range(3))
-    return images, Packed(*columns, torch.empty(samples, dtype=torch.int64, device="cuda"))
+    ids, segment, position = torch.empty(3, rows, ROW, dtype=torch.int32, device="cuda")
+    return images, Packed(ids, segment, position, torch.empty(samples, dtype=torch.int64, device="cuda"))
 
 
 class _AsOnGPU(TorchFunctionMode):

@@ -103,7 +103,7 @@ def count(recipe: Recipe, tokens: int) -> Counts:
 
 
 def alternatives(settled: Settled, share: int) -> list[Way]:
-    """The settled way first, then the whole share and its halves, recomputing as little or as much as can be."""
+    """The settled way first, then the whole share and its halves, recomputing each thing that can be."""
     from train import auto
 
     first = settled.way

@@ -30,11 +30,11 @@ AHEAD = 2  # batches on the device: the one in use, and the next
 class Wait:
     """How long the training stood still for a batch."""
 
-    asked: torch.cuda.Event | float
-    given: torch.cuda.Event | float
+    asked: Any  # an event of the GPU's stream of kernels, or seconds
+    given: Any
 
     def seconds(self) -> float:
-        """On a GPU: for which its stream of kernels had nothing to do. It must have come this far."""
+        """On a GPU: for which that stream had nothing to do. It must have come this far."""
         if isinstance(self.asked, torch.cuda.Event):
             return self.asked.elapsed_time(self.given) / 1e3
         return self.given - self.asked

@@ -1,7 +1,8 @@
 """What a run waits for: `python -m train.launch --stage 2 … --profile 20`.
 
 Three clocks over the same number of steps: the loader alone with what prepares its batches, the step on one
-batch that is on the device already, and both together as in training.  Only RUN/profile.json and a trace for Perfetto are written.
+batch that is on the device already, and both together as in training.  Only RUN/profile.json and a trace for
+Perfetto are written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +38,7 @@ def _wait(world: World) -> None:
     world.barrier()
 
 
-def _seconds(world: World, steps: int, step: Callable[[], None]) -> float:
+def _seconds(world: World, steps: int, step: Callable[[], object]) -> float:
     """Seconds of one step, mean of `steps`, all ranks together."""
     for _ in range(WARM_UP):
         step()
@@ -79,8 +81,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
             def train(parts: list) -> None:
                 update(stage, optimizer, parts, recipe.optim.lr * 1e-6)
 
-            clocks["step"] = _seconds(world, steps, lambda: train(parts))
-            del parts
+            clocks["step"] = _seconds(world, steps, partial(train, parts))
             clocks["together"] = _seconds(world, steps, lambda: train(next(prepared)[0]))
             trace = _trace(recipe.folder, world, lambda: train(next(prepared)[0]))
     results = {

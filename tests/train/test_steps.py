@@ -57,7 +57,7 @@ def gradients(recipe, batch, world=World()):  # noqa: B008
     """(what the stage measured, gradient of every trainable parameter by name) of one step."""
     clip = build(recipe).train()
     stage = (PerceptualStage if recipe.stage == 1 else ContrastiveStage)(recipe, clip, world)
-    measured = stage.gradients(batch)
+    measured = stage.gradients(stage.prepare(batch))
     return measured, {n: p.grad for n, p in clip.named_parameters() if p.grad is not None}, clip
 
 
@@ -185,7 +185,7 @@ def test_compiled_towers_give_the_same_step(stage, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     batch = (triplet_batch if stage == 1 else pair_batch)(16)
     _, expected, _ = gradients(recipe_of(stage, "debug-ViT"), batch)
-    _, grads, _ = gradients(recipe_of(stage, "debug-ViT", compile=True), batch)
+    _, grads, _ = gradients(recipe_of(stage, "debug-ViT", compile="yes"), batch)
     assert_close(grads, expected, 1e-4)
 
 
@@ -197,7 +197,7 @@ def test_compiled_code_gives_the_same_step():
     torch._dynamo.utils.counters.clear()
     batch = pair_batch(16)
     loss, expected, _ = gradients(recipe_of(2, "debug-ViT", pack="yes"), batch)
-    compiled, grads, _ = gradients(recipe_of(2, "debug-ViT", compile=True), batch)
+    compiled, grads, _ = gradients(recipe_of(2, "debug-ViT", compile="yes"), batch)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     # Fused sums round in another order: some of float32's last bits (1e-7 each) in a few hundred additions.
