@@ -114,7 +114,7 @@ class Optim(Finite):
 class Compute(Finite):
     """How the same mathematics is computed.
 
-    Each `auto` is settled when a run starts, for the GPU that is there, and logged: `train/auto.py`.
+    Each `auto` is settled when a run starts, for the GPU that is there, and logged: `train/device/auto.py`.
     """
 
     precision: Precision = "bf16"

@@ -8,7 +8,7 @@ All other state of a run is a function of (seed, samples): `train/checkpoint.py`
 The way of a step:
 
  1. The prefetcher hands over this rank's share of the batch (`data.stream`), prepared by the stage and on the
-    device (`prefetch.py`); how long the training stood still for it is noted.
+    device (`device/prefetch.py`); how long the training stood still for it is noted.
  2. `optim.learning_rate` gives the rate, a function of the step's number.
  3. `update` zeroes the gradients and asks the stage to add this step's (`stages/stage1.py`, `stage2.py`).
  4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Stage 2 with
@@ -47,14 +47,15 @@ from kernels.structure import why_slow
 from pipeline.base import hardware, machine
 from pipeline.base.console import Failed, clock
 from pipeline.beton.fields import Beton
-from train import auto, checkpoint, data
+from train import checkpoint, data
 from train import model as models
 from train.cluster.signals import INTERRUPT, NONE, Stop
 from train.config import Recipe, to_dict
+from train.device import auto
+from train.device.prefetch import Prefetcher
 from train.distributed import World, share_buffers
 from train.metrics import Log, Metrics, Reading, Window
 from train.optim import Optimizer, learning_rate
-from train.prefetch import Prefetcher
 from train.splits import mean_tokens, open_split
 from train.stages.stage import Stage
 from train.stages.stage1 import PerceptualStage

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.base import files
 from pipeline.base.console import StatusLine, log_line
-from train.prefetch import Wait
+from train.device.prefetch import Wait
 
 
 class Log(logging.Handler):

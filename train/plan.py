@@ -1,8 +1,8 @@
 """What a run will take, before it runs: `python -m train.plan --stage 2 --nodes 1 --gpu a100`.
 
 Counted, not guessed: parameters, floating-point operations (torch's own counter) and memory
-(`train/memory.py`).  What the recipe leaves to `auto` is settled as a run on that GPU settles it
-(`train/auto.py`).  Assumed, and printed as such:
+(`train/device/memory.py`).  What the recipe leaves to `auto` is settled as a run on that GPU settles it
+(`train/device/auto.py`).  Assumed, and printed as such:
 the share of the peak that is reached, images a core decodes in a second, bytes of a stored image.  Give
 `--measured` the samples/s of one GPU (from `--profile` or `python -m kernels.bench`), and the first goes.
 """
@@ -24,7 +24,7 @@ from train import architectures, command, splits
 from train.config import Finite, Recipe, Recompute
 
 if TYPE_CHECKING:
-    from train.auto import Settled, Way
+    from train.device.auto import Settled, Way
 
 R = TypeVar("R", bound=Recipe)
 
@@ -104,7 +104,7 @@ def count(recipe: Recipe, tokens: int) -> Counts:
 
 def alternatives(settled: Settled, share: int) -> list[Way]:
     """The settled way first, then the whole share and its halves, recomputing each thing that can be."""
-    from train import auto
+    from train.device import auto
 
     first = settled.way
     pairs = [(share // n, how) for n in (1, 2, 4, 8, 16) if share % n == 0 for how in RECOMPUTES]
@@ -187,7 +187,7 @@ def source(recipe: Recipe, machine: Machine) -> Source:
 
 def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
     """The plan as text and as JSON values."""
-    from train import auto
+    from train.device import auto
 
     data, card = source(recipe, machine), GPUS[machine.gpu]
     share = recipe.rank_batch(machine.nodes * machine.ngpus)
@@ -208,7 +208,7 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
 
 
 def _lines(settled: Settled, machine: Machine, counts: Counts, figures: Plan, data: Source) -> list[str]:
-    from train import auto
+    from train.device import auto
 
     recipe, sizes, card = settled.recipe, settled.sizes, GPUS[machine.gpu]
     unit = recipe.unit.removesuffix("s")
@@ -240,7 +240,7 @@ def _lines(settled: Settled, machine: Machine, counts: Counts, figures: Plan, da
 
 
 def _table(ways: Sequence[Way], memory: float) -> list[str]:
-    from train.auto import USABLE
+    from train.device.auto import USABLE
 
     lines = [f"  {'micro':>8} {'recompute':>10} {'GB':>9} {'arithmetic':>11}   fits ({USABLE:.0%} usable)"]
     for way in ways:

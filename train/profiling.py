@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 from pipeline.base import files
-from train import auto, data
+from train import data
 from train import model as models
 from train.config import Recipe
+from train.device import auto
+from train.device.prefetch import Prefetcher
 from train.distributed import World
 from train.loop import STAGES, update
 from train.metrics import Log
 from train.optim import Optimizer
-from train.prefetch import Prefetcher
 from train.splits import open_split
 
 WARM_UP = 3  # steps before a clock starts

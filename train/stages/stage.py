@@ -34,7 +34,7 @@ class Stage(ABC):
     def prepare(self, batch: Any) -> list[Any]:
         """What `gradients` takes of a loader's batch: named tuples of tensors, one for each micro-batch.
 
-        Runs in a thread, on the CPU (`train/prefetch.py`); the tensors are on the device afterwards.
+        Runs in a thread, on the CPU (`train/device/prefetch.py`); the tensors are on the device afterwards.
         """
 
     @abstractmethod

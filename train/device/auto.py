@@ -1,7 +1,7 @@
 """What `auto` stands for in `Compute`: settings that change a step's time and memory, not its mathematics.
 
 On a CPU: nothing is compiled, nothing is computed twice, a rank's share is forwarded at once.  On a GPU the
-fastest way is taken that fits its memory by `train/memory.py`.  Not settled here are `attention` (decided
+fastest way is taken that fits its memory by `train/device/memory.py`.  Not settled here are `attention` (decided
 from the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
 
 Batch normalisation is the exception: its statistics are those of the samples that are forwarded together.
@@ -17,9 +17,9 @@ import torch
 
 from kernels.structure import why_slow
 from pipeline.beton.fields import Beton
-from train import memory
 from train import model as models
 from train.config import Recipe, Recompute, Stage2
+from train.device import memory
 from train.distributed import World
 from train.splits import mean_tokens
 
