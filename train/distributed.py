@@ -10,14 +10,17 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.base import machine
 
 TIMEOUT = timedelta(minutes=30)  # a checkpoint of a big model on a slow disk stays well below
 
@@ -156,3 +159,22 @@ def share_buffers(module: torch.nn.Module, world: World) -> None:
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def lock_run(run: Path, world: World, stack: ExitStack) -> str:
+    """Lock the run's folder until `stack` ends; a note where that cannot be.
+
+    Raises machine.Busy, on every rank, where another run trains into the folder.  A job that was put in the
+    queue again waits a little, because the locks of a node that died take a while to end.
+    """
+    note, busy = "", None
+    if world.main:
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            file, note = machine.lock(run / "lock", "run", 120 if "SLURM_RESTART_COUNT" in os.environ else 0)
+            stack.enter_context(file)
+        except machine.Busy as error:
+            busy = error
+    if world.agree(busy is not None):
+        raise busy or machine.Busy(f"{run}: another run is running")
+    return note

@@ -31,20 +31,18 @@ The way of a step:
 from __future__ import annotations
 
 import dataclasses
-import os
 import resource
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.structure import why_slow
-from pipeline.base import hardware, machine
+from pipeline.base import hardware
 from pipeline.base.console import Failed, clock
 from pipeline.beton.fields import Beton
 from train import checkpoint, data
@@ -53,7 +51,7 @@ from train.cluster.signals import INTERRUPT, NONE, Stop
 from train.config import Recipe, to_dict
 from train.device import auto
 from train.device.prefetch import Prefetcher
-from train.distributed import World, share_buffers
+from train.distributed import World, lock_run, share_buffers
 from train.metrics import Log, Metrics, Reading, Window
 from train.optim import Optimizer, learning_rate
 from train.splits import mean_tokens, open_split
@@ -112,7 +110,7 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     """
     run = recipe.folder
     with ExitStack() as stack:
-        unlocked = _lock(run, world, stack)
+        unlocked = lock_run(run, world, stack)
         if world.main:
             checkpoint.prepare(run, to_dict(recipe), partial(hardware.versions, PACKAGES))
         world.barrier()
@@ -124,25 +122,6 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
         except torch.OutOfMemoryError as error:
             ways = "--micro N (the same gradients in parts) or --recompute blocks; see python -m train.plan"
             raise TrainingStopped(f"{world.device}: out of memory; {ways}") from error
-
-
-def _lock(run: Path, world: World, stack: ExitStack) -> str:
-    """Lock the run's folder until `stack` ends; a note where that cannot be.
-
-    Raises machine.Busy, on every rank, where another run trains into the folder.  A job that was put in the
-    queue again waits a little, because the locks of a node that died take a while to end.
-    """
-    note, busy = "", None
-    if world.main:
-        run.mkdir(parents=True, exist_ok=True)
-        try:
-            file, note = machine.lock(run / "lock", "run", 120 if "SLURM_RESTART_COUNT" in os.environ else 0)
-            stack.enter_context(file)
-        except machine.Busy as error:
-            busy = error
-    if world.agree(busy is not None):
-        raise busy or machine.Busy(f"{run}: another run is running")
-    return note
 
 
 def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack) -> Outcome:

@@ -38,7 +38,7 @@ def take_steps(file, stage: int, name: str, answer) -> None:
     with data.stream(recipe, Beton(file), World(), model.image_side(clip), 0) as loader:
         batches = iter(loader)
         for _ in range(STEPS[name]):
-            values = loop.update(stepping, optimizer, next(batches), 1e-4)
+            values = loop.update(stepping, optimizer, stepping.prepare(next(batches)), 1e-4)
             steps.append(tuple(float(values[name]) for name in ("loss", "grad_norm", "skipped")))
     answer.put((steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 

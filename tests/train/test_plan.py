@@ -7,13 +7,14 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.base.hardware import GPUS
 from tests.kits import train as kit
 from train import model, plan, profiling, recipes
+from train.device import auto, memory
 from train.distributed import World
 
 
@@ -51,24 +52,29 @@ def test_flops_of_a_resnet_are_its_convolutions_and_one_query():
     assert image == convolutions.get_total_flops() + pool
 
 
-def test_the_plan_of_the_paper_adds_up():
+SIZES = memory.Sizes(
+    parameters=151_277_313, trained=151_277_313, blocks=12, images=150_528, batch_norm=False,
+    kept={"none": memory.Kept(20_000_000, 0), "pointwise": memory.Kept(12_000_000, 0),
+          "blocks": memory.Kept(2_000_000, 0)},
+)  # fmt: skip
+
+
+def test_the_plan_of_the_paper_adds_up(monkeypatch):
+    monkeypatch.setattr(memory, "sizes", lambda *arguments: SIZES)
     recipe, machine = recipes.STAGE2["paper"], plan.Machine(tokens=16)
-    counts = plan.Counts(
-        parameters=151_277_313, trained=151_277_313, pixels=301_056, image_flops=8_150_000_000,
-        text_flops=1_130_000_000, kept={"none": 20_000_000, "pointwise": 12_000_000, "blocks": 2_000_000},
-    )  # fmt: skip
-    figures, ways = plan.plan(recipe, machine, counts, 15_061_515, 4e11)
-    assert figures.share == 5_120 and figures.steps == math.ceil(32 * 15_061_515 / 30_720)
-    assert figures.gflop_a_sample == pytest.approx(
-        4 * (8.15 + 1.13)
-    )  # forward, backward, and the cached forward
+    settled = auto.settle(recipe, 5_120, 16, GPUS["a100"].memory)
+    counts = plan.Counts(image_flops=8_150_000_000, text_flops=1_130_000_000)
+    figures = plan.plan(settled, machine, counts, 5_120, 15_061_515, 4e11)
+    assert figures.steps == math.ceil(32 * 15_061_515 / 30_720)
+    assert figures.gflop_a_sample == pytest.approx(3 * (8.15 + 1.13))  # one pass: forward and backward
     assert figures.samples_a_second_a_gpu == pytest.approx(312e12 / 2 / (figures.gflop_a_sample * 1e9))
     assert figures.gpu_hours == pytest.approx(6 * figures.hours)
     assert figures.hours * 3600 * 6 * figures.samples_a_second_a_gpu == pytest.approx(figures.steps * 30_720)
     assert figures.checkpoint_gb == pytest.approx(12 * 0.151277313)
-    assert ways[0].micro == 2_560 and figures.fits
-    assert not next(w for w in ways if (w.micro, w.recompute) == (5_120, "none")).total_gb < 80
-    faster, _ = plan.plan(recipe, replace(machine, measured=5_000), counts, 15_061_515, 4e11)
+    # float32 and half parameters, gradients, moments; two batches of levels; what is kept.
+    by_hand = 151_277_313 * 18 + 2 * 5_120 * 150_528 + 5_120 * 12_000_000
+    assert figures.memory_gb == pytest.approx(by_hand / 1e9) and figures.fits
+    faster = plan.plan(settled, replace(machine, measured=5_000), counts, 5_120, 15_061_515, 4e11)
     assert faster.samples_a_second_a_gpu == 5_000
 
 
@@ -85,9 +91,8 @@ def test_the_plan_of_the_paper_adds_up():
     ],
 )
 def test_a_mistake_in_a_plan_is_one_line(args, said, capsys, monkeypatch):
-    monkeypatch.setattr(
-        plan, "count", lambda *a: plan.Counts(1, 1, 1, 1, 1, dict.fromkeys(plan.RECOMPUTES, 1))
-    )
+    monkeypatch.setattr(plan, "count", lambda *arguments: plan.Counts(1, 1))
+    monkeypatch.setattr(memory, "sizes", lambda *arguments: SIZES)
     assert plan.main(["--stage", "2", *args]) == 2
     told = capsys.readouterr().err.strip()
     assert told.startswith("error: ") and said in told and "\n" not in told
@@ -102,31 +107,14 @@ def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch
     args += ["--samples", "1000"] if stage == 1 else ["--data", str(split), "--model", "debug-RN"]
     assert plan.main(args) == 0
     told = capsys.readouterr().out
-    for word in ("parameters", "loader", "memory a GPU", "checkpoint", "(this recipe)"):
+    for word in ("parameters", "loader", "memory a GPU", "checkpoint", "(chosen)"):
         assert word in told
     assert ("read from" in told) == (stage == 2)
     values = json.loads(out.read_text())
     assert values["plan"]["share"] == 8 and values["plan"]["steps"] == 4
-    kept = values["counts"]["kept"]
-    assert kept["none"] > kept["pointwise"] > kept["blocks"] > 0
-
-
-def test_kept_bytes_are_what_autograd_keeps():
-    """By the difference of two batch sizes, against the peak of a whole forward pass's storages."""
-    recipe = recipes.STAGE2["debug"]
-    clip = model.create("debug-ViT")
-    a_sample = plan._kept(clip, recipe, "none", 6)
-    towers, storages = model.Towers(clip, recipe), {}
-
-    def keep(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        outputs = towers(*model.example(clip, 10, 6))
-    parameters = {p.untyped_storage().data_ptr() for p in clip.parameters()}
-    whole = sum(size for place, size in storages.items() if place not in parameters)
-    assert len(outputs) == 2 and 9 * a_sample <= whole <= 12 * a_sample
+    kept = {how: whole for how, (whole, _) in values["sizes"]["kept"].items()}
+    assert kept["none"] >= kept["pointwise"] >= kept["blocks"] > 0
+    assert values["compute"]["micro"] == 8
 
 
 @given(loader=st.floats(1e-4, 1), step=st.floats(1e-4, 1), more=st.floats(1, 3))

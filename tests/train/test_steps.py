@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from pipeline.batch import ImageText, Triplet
 from tests.kits import train as kit
 from train import recipes
+from train.device.prefetch import Wait
 from train.distributed import World
 from train.loop import STAGES, update
 from train.metrics import Window
@@ -334,11 +335,12 @@ def test_what_steps_measure_is_read_by_name(stage):
     clip = build(recipe)
     objective = STAGES[stage](recipe, clip, World())
     optimizer, window = Optimizer(clip, recipe.optim), Window()
-    steps = [update(objective, optimizer, batch, 1e-3) for _ in range(3)]
-    for values in steps:
-        window.add(values, waited=0.5)
-    course = window.read()
-    assert window.waited == 1.5
+    steps = [update(objective, optimizer, objective.prepare(batch), 1e-3) for _ in range(3)]
+    for number, values in enumerate(steps):
+        window.add(values, Wait(asked=number, given=number + 0.5))
+    reading = window.close()
+    assert reading.waited() == 1.5 and not window.steps
+    course = reading.values()
     measured = {1: {"loss", "twoafc_soft"}, 2: {"loss"}}[stage]
     assert course.keys() == measured | {"grad_norm", "logit_scale", "skipped"}
     for name, values in course.items():

@@ -1,8 +1,8 @@
 """What `auto` stands for in `Compute`: settings that change a step's time and memory, not its mathematics.
 
 On a CPU: nothing is compiled, nothing is computed twice, a rank's share is forwarded at once.  On a GPU the
-fastest way is taken that fits its memory by `train/device/memory.py`.  Not settled here are `attention` (decided
-from the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
+fastest way is taken that fits its memory by `train/device/memory.py`.  Not settled here are `attention`
+(decided from the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
 
 Batch normalisation is the exception: its statistics are those of the samples that are forwarded together.
 """
