@@ -45,6 +45,12 @@ def has_quick_gelu(model: str) -> bool | None:
     return None if file is None else bool(json.loads(file.read_text()).get("quick_gelu", False))
 
 
+def may_have_batch_norm(model: str) -> bool:
+    """Whether the image tower has batch normalisation, for all that its description says: not of a plain ViT."""
+    vision = json.loads(model_files()[model].read_text()).get("vision_cfg", {})
+    return isinstance(vision.get("layers"), list) or "timm_model_name" in vision
+
+
 def caption_length(model: str) -> int:
     """How many tokens of a caption the model reads.
 

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ import tyro
 from pipeline.beton.fields import Beton
 from train import architectures, recipes, splits
 from train.cluster.options import Launch
-from train.config import Recipe, Stage1, differences, to_dict
+from train.config import FREE_TO_CHANGE, Recipe, Stage1, differences, to_dict
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
@@ -190,8 +190,15 @@ def _check_folder(recipe: Recipe) -> None:
         held = json.loads(saved.read_text())
         if not isinstance(held, dict):
             raise ValueError("it holds no recipe")
-        changed = differences(held, to_dict(recipe))
+        changed = differences(held, to_dict(recipe), _free_to_change(held, recipe))
     except ValueError as error:
         raise ValueError(f"{saved}: damaged: {error}; choose another --run") from None
     if changed:
         raise ValueError(f"{recipe.folder}: holds another run ({'; '.join(changed)}); choose another --run")
+
+
+def _free_to_change(held: dict, recipe: Recipe) -> Set[str]:
+    """What changes no number: the micro-batch, too, unless it decides negatives or batch statistics."""
+    negatives = {held.get("negatives"), to_dict(recipe).get("negatives")}
+    decides = "micro" in negatives or architectures.may_have_batch_norm(recipe.model)
+    return FREE_TO_CHANGE if decides else FREE_TO_CHANGE | {"compute.micro"}

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -304,7 +305,8 @@ class Stage2(Recipe):
         )
 
 
-# What may differ when a run is continued: it changes where, how fast and how often, not the numbers.
+# What may differ when a run is continued: it changes where, how fast and how often, not the numbers.  The
+# micro-batch may, too, unless it decides negatives or batch statistics: train/command.py.
 FREE_TO_CHANGE = {
     "run", "data.data", "data.val", "data.engine", "data.workers",
     "compute.compile", "compute.attention", "compute.pack", "compute.recompute", "compute.threads",
@@ -319,15 +321,15 @@ def to_dict(recipe: Recipe) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
 
 
-def differences(saved: dict, wanted: dict, prefix: str = "") -> list[str]:
-    """`field: saved → wanted` for each field that decides a run's numbers and differs."""
+def differences(saved: dict, wanted: dict, free: Set[str] = FREE_TO_CHANGE, prefix: str = "") -> list[str]:
+    """`field: saved → wanted` for each field that decides a run's numbers, and so is not `free`, and differs."""
     changed = []
     for key in sorted(saved.keys() | wanted.keys()):
         old, new, name = saved.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += differences(old, new, name + ".")
+            changed += differences(old, new, free, name + ".")
         elif key == "init" and old and new and os.path.abspath(old) == os.path.abspath(new):
             continue
-        elif old != new and name not in FREE_TO_CHANGE:
+        elif old != new and name not in free:
             changed.append(f"{key} was {old}, now {new}")
     return changed

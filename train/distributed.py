@@ -133,14 +133,16 @@ def join(threads: int) -> Iterator[World]:
 
 
 def replicate(module: torch.nn.Module, world: World) -> torch.nn.Module:
-    """`module` under DistributedDataParallel, starting from rank 0's parameters; alone as it is.
+    """`module` under DistributedDataParallel, starting from rank 0's parameters; alone as it is."""
+    return module if world.size == 1 else data_parallel(module, world.device)
 
-    Its backward pass averages the gradients over the ranks.  Buffers (running statistics) stay each rank's
-    own until `share_buffers`.
+
+def data_parallel(module: torch.nn.Module, device: torch.device) -> DistributedDataParallel:
+    """`module` on the ranks of the default group: its backward pass averages the gradients over them.
+
+    Buffers (running statistics) stay each rank's own until `share_buffers`.
     """
-    if world.size == 1:
-        return module
-    devices = [world.device] if world.device.type == "cuda" else None
+    devices = [device] if device.type == "cuda" else None
     # Torch 2.14 renames the setting, and warns at the older name.
     known = inspect.signature(DistributedDataParallel).parameters
     setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

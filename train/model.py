@@ -237,7 +237,7 @@ def check_compiler() -> None:
     if not any(map(shutil.which, names)):
         raise ValueError(
             f"--compile: {' or '.join(names)} is not found; install it, name a compiler with {variable}, "
-            "or leave --compile out"
+            "or say --compile no"
         )
 
 

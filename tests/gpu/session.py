@@ -37,7 +37,7 @@ SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
 TOGETHER = 8  # processes at a time
 
 # Not timed: they start first, and what is timed waits for them.
-CHECKS = ("tests_kernels", "tests_dali", "resume", "nccl_one_rank", "demo", "photographs")
+CHECKS = ("tests_kernels", "tests_training", "tests_dali", "resume", "nccl_one_rank", "demo", "photographs")
 # Timed, the most valuable first in case the time runs out.
 TIMED = (
     *("limits", "step_compiled", "step_none", "step_sdpa", "step_eager", "step_halves", "dali_engine"),
@@ -112,6 +112,7 @@ def environment(out: Path) -> dict[str, str]:
     """For a section: compilers that run side by side must not take all cores each."""
     return os.environ | {
         "OUT": str(out),
+        **({"PI_TOY": "1"} if "--toy" in sys.argv else {}),
         "TORCHINDUCTOR_COMPILE_THREADS": "3",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }

@@ -9,6 +9,7 @@ B samples of a rank's share, S image side.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,7 +121,8 @@ def _kept(clip: Any, recipe: Recipe, recompute: Recompute, tokens: int, compiled
         inputs = _fake_batch(clip, recipe, samples, tokens)
         autocast = _autocast(recipe.compute.precision == "bf16")
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with _AsOnGPU(compiled), autocast, saved:
+        with _AsOnGPU(compiled), autocast, saved, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of towers that run as they are: the run itself says so
             outputs = towers.plain(*inputs)
         totals.append(sum(kept.values()))
         largest = max(kept.values(), default=0) // samples

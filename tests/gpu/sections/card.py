@@ -57,4 +57,5 @@ def pytest(*arguments: str) -> dict:
 
 CHOSEN = os.environ.get("CARD_PYTEST", "").split()  # "-k contrastive", say
 tests_kernels = partial(pytest, "tests/gpu/test_kernels.py", "-n", "6", *CHOSEN)
+tests_training = partial(pytest, "tests/gpu/test_training.py", "-rP", *CHOSEN)
 tests_dali = partial(pytest, "tests/gpu/test_dali.py", "-n", "4", *CHOSEN)
