@@ -81,7 +81,7 @@ def _triton_attention_backward(
 ) -> Tensor:
     from kernels.fused import attention as fused
 
-    return fused.backward(qkv, segment, d_out.contiguous(), heads, cast("Mask", mask))
+    return fused.backward(qkv, segment, d_out, heads, cast("Mask", mask))
 
 
 @_triton_attention.register_fake

@@ -59,10 +59,9 @@ class _Fused(torch.autograd.Function):
         if ref.shape[1] > fused.MAX_WIDTH:
             widths = f"{fused.MAX_WIDTH}, got {ref.shape[1]}"
             raise ValueError(f"triplet_loss: 'triton' takes widths up to {widths}; use backend='torch'")
-        ref, left, right, vote = (x.contiguous() for x in (ref, left, right, vote))
         unit = 1 / len(ref) if reduction == "mean" else 1.0
         gradient = any(ctx.needs_input_grad[:3])
-        losses, hits, ctx.gradients = fused.run(ref, left, right, vote, margin, unit, gradient)
+        losses, hits, ctx.gradients = fused.run(ref, left, right, vote.contiguous(), margin, unit, gradient)
         ctx.mark_non_differentiable(hits)
         return _reduce(losses, reduction), hits
 

@@ -29,7 +29,7 @@ class Settings:
     compile: bool = False
     """Instead: compile every Triton kernel for A100 and H100, and print its resources."""
     gpu: bool = False
-    """Instead: kernels and whole training steps on this machine's GPU."""
+    """Instead: each kernel beside its peers on this machine's GPU."""
     out: Path | None = None
     """Write the result to this JSON file too."""
     model: str = "ViT-B-32"

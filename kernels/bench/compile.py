@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 from kernels.fused.variant import Variant
 
@@ -56,19 +57,30 @@ def variants(card: Card) -> list[Variant]:
     return [*triplet.variants(), *contrastive.variants(), *attention.variants(card.capability)]
 
 
+def source(variant: Variant) -> Any:
+    """What is compiled, as Triton's ASTSource: types, constants, and which arguments are divisible by 16.
+
+    The last holds of the pointers that the kernel lets Triton look at.
+    """
+    from triton.compiler import ASTSource
+
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, parameter in enumerate(variant.kernel.params)
+        if variant.arguments.get(parameter.name, "").startswith("*") and not parameter.do_not_specialize
+    }
+    signature = {name: variant.arguments.get(name, "constexpr") for name in variant.kernel.arg_names}
+    return ASTSource(variant.kernel, signature, constexprs=dict(variant.constants), attrs=divisible)
+
+
 def compile_variant(variant: Variant, card: Card) -> Resources:
     """Compiles for the card, and reads the resources off the binary with cuobjdump of Triton's wheel."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    pointers = [name for name, kind in variant.arguments.items() if kind.startswith("*")]
-    names = list(variant.kernel.arg_names)
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *variant.aligned)}
-    signature = {name: variant.arguments.get(name, "constexpr") for name in names}
-    source = ASTSource(variant.kernel, signature, constexprs=dict(variant.constants), attrs=aligned)
     options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", card.capability, 32), options=options)
+    target = GPUTarget("cuda", card.capability, 32)
+    compiled = triton.compile(source(variant), target=target, options=options)
     usage = _cuobjdump(compiled.asm["cubin"])
     fields = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     assert fields, usage

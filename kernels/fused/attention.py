@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fused.variant import TRITON_DTYPES, Variant, capability
+from kernels.fused.variant import TRITON_DTYPES, Variant, aligned, capability
 
 HEAD = 64  # width of a head in ViT-B/32, ViT-L/14 and their text towers
 BLOCKS = (64, 128)  # row lengths compiled for; shorter rows are masked
@@ -23,10 +23,10 @@ Mask = Literal["full", "causal", "segments"]  # "segments" is causal too
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("segment", "length", "heads"))
 def attention_forward_kernel(
     qkv,  # (R, L, 3, H, E)
-    segment,  # (R, L) int32
+    segment,  # (R, L) int32, or any pointer without SEGMENTS
     out,  # (R, L, H, E)
     length,
     heads,
@@ -62,10 +62,10 @@ def attention_forward_kernel(
     tl.store(pointers, o.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("segment", "length", "heads"))
 def attention_backward_kernel(
     qkv,  # (R, L, 3, H, E)
-    segment,  # (R, L) int32
+    segment,  # (R, L) int32, or any pointer without SEGMENTS
     d_out,  # (R, L, H, E)
     d_qkv,  # (R, L, 3, H, E) out
     length,
@@ -138,11 +138,12 @@ def _variant(
 ) -> Variant:
     block = _block(length)
     masked = {"CAUSAL": mask != "full", "SEGMENTS": mask == "segments"}
+    numbers = {"segment": "*i32"} if mask == "segments" else {}
     return Variant(
         name=f"{name} {TRITON_DTYPES[dtype]} L≤{block} {mask}",
         kernel=kernel,
         dtype=dtype,
-        types={"segment": "*i32", "length": "i32", "heads": "i32", "scale": "fp32"},
+        types={"length": "i32", "heads": "i32", "scale": "fp32"} | numbers,
         constants={"HEAD": HEAD, "BLOCK_L": block, **masked, **constants},
         warps=warps,
     )
@@ -161,16 +162,18 @@ def variants(capability: int) -> list[Variant]:
 
 def forward(qkv: Tensor, segment: Tensor | None, heads: int, mask: Mask) -> Tensor:
     """qkv (R, L, 3·H·E) contiguous, segment (R, L) int32 contiguous or None → (R, L, H·E)."""
+    qkv = aligned(qkv)
     rows, length, _ = qkv.shape
     out = qkv.new_empty(rows, length, heads * HEAD)
     variant = forward_variant(qkv.dtype, length, mask, capability(qkv))
-    numbers = qkv if segment is None else segment  # any pointer: it is not read
+    numbers = qkv if segment is None else segment
     variant.launch((rows * heads,), qkv, numbers, out, length, heads, HEAD**-0.5 * LOG2_E)
     return out
 
 
 def backward(qkv: Tensor, segment: Tensor | None, d_out: Tensor, heads: int, mask: Mask) -> Tensor:
-    """The gradient of `forward`'s qkv from that of its output (R, L, H·E), contiguous."""
+    """The gradient of `forward`'s qkv from that of its output (R, L, H·E)."""
+    qkv, d_out = aligned(qkv), aligned(d_out)
     rows, length, _ = qkv.shape
     d_qkv = torch.empty_like(qkv)
     variant = backward_variant(qkv.dtype, length, mask, capability(qkv))

@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fused.variant import TRITON_DTYPES, Variant
+from kernels.fused.variant import TRITON_DTYPES, Variant, aligned
 
 DTYPES = (torch.bfloat16, torch.float16)
 SLICE_BYTES = 32 << 20  # size of a slice of the logits' gradient
 # Of this rank's images (n,) and of all texts (N,): their log-sum-exps, or which are valid.
 Pair = tuple[Tensor, Tensor]
+FREE = ("logit_scale", "valid_images", "valid_texts", "row_lse", "column_lse", "n", "N", "blocks", "offset")
 UNIT = 1024.0  # stored for a gradient of 1: keeps 1/32768 among float16's normal numbers
 
 
@@ -42,12 +43,13 @@ def _cosines(
     columns,
     n,
     N,
-    width,  # D, a multiple of BLOCK_K
+    blocks,  # D / BLOCK_K
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """image·textsᵀ of a tile's rows and columns, float32; zero from row n and from column N on."""
+    width = blocks * BLOCK_K  # seen to be divisible by 16
     depth = tl.arange(0, BLOCK_K)
     a = image + rows.to(tl.int64)[:, None] * width + depth[None, :]
     b = texts + columns.to(tl.int64)[None, :] * width + depth[:, None]
@@ -59,7 +61,7 @@ def _cosines(
     return dot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*FREE, "diagonal"))
 def lse_kernel(
     image,  # (n, D)
     texts,  # (N, D)
@@ -71,7 +73,7 @@ def lse_kernel(
     diagonal,  # (n,) float32: the logits of the pairs
     n,
     N,
-    width,  # D, a multiple of BLOCK_K
+    blocks,  # D / BLOCK_K
     offset,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -81,7 +83,7 @@ def lse_kernel(
     tile_m, tile_n = _tile(n, N, BLOCK_M, BLOCK_N, GROUP)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    dot = _cosines(image, texts, rows, columns, n, N, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    dot = _cosines(image, texts, rows, columns, n, N, blocks, BLOCK_M, BLOCK_N, BLOCK_K)
     s = dot * tl.load(logit_scale)
     starts_before_end = tile_n * BLOCK_N < offset + (tile_m + 1) * BLOCK_M
     if starts_before_end & (offset + tile_m * BLOCK_M < (tile_n + 1) * BLOCK_N):
@@ -102,7 +104,7 @@ def lse_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*FREE, "d_scale", "start", "size"))
 def gradient_kernel(
     image,  # (n, D)
     texts,  # (N, D)
@@ -111,11 +113,11 @@ def gradient_kernel(
     valid_texts,  # (N,)
     row_lse,  # (n,) float32
     column_lse,  # (N,) float32
-    gradient,  # (n, C) out, for columns start … start + C: UNIT · G
+    gradient,  # (n, C up to a whole number of BLOCK_N) out, for columns start … start + C: UNIT · G
     d_scale,  # (tiles,) float32 out: Σ G∘(image·textsᵀ) over the tile
     n,
     N,
-    width,  # D, a multiple of BLOCK_K
+    blocks,  # D / BLOCK_K
     offset,
     start,
     size,  # C
@@ -130,7 +132,7 @@ def gradient_kernel(
     local = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = start + local
     end = start + size
-    dot = _cosines(image, texts, rows, columns, n, end, width, BLOCK_M, BLOCK_N, BLOCK_K)
+    dot = _cosines(image, texts, rows, columns, n, end, blocks, BLOCK_M, BLOCK_N, BLOCK_K)
     s = dot * tl.load(logit_scale)
     over_row = tl.load(row_lse + rows, mask=rows < n, other=0.0)
     over_column = tl.load(column_lse + columns, mask=local < size, other=0.0)
@@ -140,9 +142,9 @@ def gradient_kernel(
     g = tl.where((rows + offset)[:, None] == columns[None, :], g - 2.0, g)
     g = tl.where(valid_rows[:, None] & valid_columns[None, :], g, 0.0)  # even where it is infinite
     tl.store(d_scale + tl.program_id(0), tl.sum(g * dot))
-    pointers = gradient + rows.to(tl.int64)[:, None] * size + local[None, :]
-    inside = (rows < n)[:, None] & (local < size)[None, :]
-    tl.store(pointers, (g * UNIT).to(gradient.dtype.element_ty), mask=inside)
+    pitch = tl.cdiv(size, BLOCK_N) * BLOCK_N
+    pointers = gradient + rows.to(tl.int64)[:, None] * pitch + local[None, :]
+    tl.store(pointers, (g * UNIT).to(gradient.dtype.element_ty), mask=(rows < n)[:, None])
 
 
 def lse_variant(dtype: torch.dtype) -> Variant:
@@ -163,7 +165,7 @@ def variants() -> list[Variant]:
 def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Variant:
     types = dict.fromkeys(("logit_scale", "row_lse", "column_lse", "diagonal", "d_scale"), "*fp32")
     types |= dict.fromkeys(("valid_images", "valid_texts"), "*u8")
-    types |= dict.fromkeys(("n", "N", "width", "offset", "start", "size"), "i32")
+    types |= dict.fromkeys(("n", "N", "blocks", "offset", "start", "size"), "i32")
     return Variant(
         name=f"{name} {TRITON_DTYPES[dtype]}",
         kernel=kernel,
@@ -172,7 +174,6 @@ def _variant(name: str, kernel, dtype: torch.dtype, **constants: float) -> Varia
         constants={"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 8, **constants},
         warps=8,
         stages=3,
-        aligned=("width",),
     )
 
 
@@ -182,12 +183,12 @@ def sweep(
     """Log-sum-exp of the logits' rows (n,) and, over these rows, of their columns (N,); the diagonal (n,)."""
     variant = lse_variant(image.dtype)
     image, texts = _pad_width(image, variant), _pad_width(texts, variant)
-    (n, width), N = image.shape, len(texts)
+    n, N, blocks = len(image), len(texts), image.shape[1] // variant.constants["BLOCK_K"]
     tiles_m = triton.cdiv(n, variant.constants["BLOCK_M"])
     tiles_n = triton.cdiv(N, variant.constants["BLOCK_N"])
     rows, columns, diagonal = (scale.new_empty(shape) for shape in ((tiles_n, n), (tiles_m, N), (n,)))
     inputs = (image, texts, scale, *_bytes(masks, image, texts), rows, columns, diagonal)
-    variant.launch((tiles_m * tiles_n,), *inputs, n, N, width, offset)
+    variant.launch((tiles_m * tiles_n,), *inputs, n, N, blocks, offset)
     return rows.logsumexp(0), columns.logsumexp(0), diagonal
 
 
@@ -197,7 +198,7 @@ def gradients(
     """G·texts, Gᵀ·image and Σ G∘(image·textsᵀ), with G of `kernels/contrastive.py`."""
     variant = gradient_variant(image.dtype)
     wide_image, wide_texts = _pad_width(image, variant), _pad_width(texts, variant)
-    (n, width), N = wide_image.shape, len(texts)
+    n, N, blocks = len(image), len(texts), wide_image.shape[1] // variant.constants["BLOCK_K"]
     block_m, block_n = variant.constants["BLOCK_M"], variant.constants["BLOCK_N"]
     step = max(1, SLICE_BYTES // (n * image.element_size()) // block_n) * block_n
     d_image, d_texts = scale.new_zeros(image.shape), scale.new_empty(texts.shape)
@@ -205,10 +206,10 @@ def gradients(
     inputs = (wide_image, wide_texts, scale, *_bytes(masks, image, texts), *lse)
     for start in range(0, N, step):
         size = min(step, N - start)
-        gradient = image.new_empty(n, size)
-        tiles = triton.cdiv(n, block_m) * triton.cdiv(size, block_n)
-        partial = scale.new_empty(tiles)
-        variant.launch((tiles,), *inputs, gradient, partial, n, N, width, offset, start, size)
+        tiles_m, tiles_n = triton.cdiv(n, block_m), triton.cdiv(size, block_n)
+        gradient, partial = image.new_empty(n, tiles_n * block_n), scale.new_empty(tiles_m * tiles_n)
+        variant.launch((len(partial),), *inputs, gradient, partial, n, N, blocks, offset, start, size)
+        gradient = gradient[:, :size]
         d_image += _product(gradient, texts[start : start + size])
         d_texts[start : start + size] = _product(gradient.T, image)
         d_scale += partial.sum()
@@ -225,7 +226,7 @@ def _bytes(masks: Pair | None, image: Tensor, texts: Tensor) -> Pair:
 def _pad_width(x: Tensor, variant: Variant) -> Tensor:
     """x with zeros appended to its width up to a whole number of blocks (none for open_clip's widths)."""
     missing = -x.shape[1] % variant.constants["BLOCK_K"]
-    return F.pad(x, (0, missing)) if missing else x.contiguous()
+    return aligned(F.pad(x, (0, missing)) if missing else x)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

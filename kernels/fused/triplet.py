@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.fused.variant import TRITON_DTYPES, Variant
+from kernels.fused.variant import TRITON_DTYPES, Variant, aligned
 
 MAX_WIDTH = 4096  # three rows of it fit in the registers of 8 warps
+ALIGN = 16  # of widths: what rows must be multiples of to be read several values at a time
 EPS = 1e-8  # least length to divide by, as in torch.cosine_similarity
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("vote", "loss", "hits", "batch", "parts"))
 def triplet_kernel(
     ref,  # (B, D)
     left,  # (B, D)
@@ -28,16 +29,17 @@ def triplet_kernel(
     d_left,  # (B, D)
     d_right,  # (B, D)
     batch,
-    width,
+    parts,  # D / ALIGN
     margin,
     unit,
+    ALIGN: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EPS: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    columns = tl.arange(0, BLOCK_D)
+    columns, width = tl.arange(0, BLOCK_D), parts * ALIGN
     inside = rows < batch
     mask = inside[:, None] & (columns < width)[None, :]
     offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
@@ -71,11 +73,11 @@ def triplet_kernel(
         tl.store(d_right + offsets, db.to(d_right.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("factor", "numel", "width", "stride"))
 def scale_kernel(
     x,  # (B, D), scaled in place
     factor,  # (1,) or (B,) float32
-    numel,  # B · D
+    numel: tl.int64,  # B · D
     width,
     stride,  # of factor: 0 or 1
     BLOCK: tl.constexpr,
@@ -89,17 +91,18 @@ def scale_kernel(
 
 def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
     """How `triplet_kernel` runs for features of this dtype and width."""
-    block = max(256, triton.next_power_of_2(width))
+    block, align = max(256, triton.next_power_of_2(width)), 1 if width % ALIGN else ALIGN
     types = dict.fromkeys(("vote", "loss", "hits"), "*fp32")
-    types |= {"batch": "i32", "width": "i32", "margin": "fp32", "unit": "fp32"}
+    types |= {"batch": "i32", "parts": "i32", "margin": "fp32", "unit": "fp32"}
+    constants = {"ALIGN": align, "GRADIENT": gradient, "EPS": EPS}
+    kind = f"D≤{block}{' odd' if align == 1 else ''}{' gradient' if gradient else ''}"
     return Variant(
-        name=f"triplet {TRITON_DTYPES[dtype]} D={width}{' gradient' if gradient else ''}",
+        name=f"triplet {TRITON_DTYPES[dtype]} {kind}",
         kernel=triplet_kernel,
         dtype=dtype,
         types=types,
-        constants={"GRADIENT": gradient, "BLOCK_B": max(1, 1024 // block), "BLOCK_D": block, "EPS": EPS},
+        constants={"BLOCK_B": max(1, 1024 // block), "BLOCK_D": block, **constants},
         warps=max(4, block // 512),
-        aligned=("width",) if width % 16 == 0 else (),
     )
 
 
@@ -109,7 +112,7 @@ def scale_variant(dtype: torch.dtype) -> Variant:
         name=f"triplet scale {TRITON_DTYPES[dtype]}",
         kernel=scale_kernel,
         dtype=dtype,
-        types={"factor": "*fp32", "numel": "i32", "width": "i32", "stride": "i32"},
+        types={"factor": "*fp32", "numel": "i64", "width": "i32", "stride": "i32"},
         constants={"BLOCK": 1024},
         warps=4,
     )
@@ -117,7 +120,8 @@ def scale_variant(dtype: torch.dtype) -> Variant:
 
 def variants() -> list[Variant]:
     """Every variant that can be selected."""
-    widths = (256, 512, 1024, 2048, 4096, 4095)  # each block size, and one that is not a multiple of 16
+    blocks = (256, 512, 1024, 2048, MAX_WIDTH)
+    widths = [width for block in blocks for width in (block, block - 1)]  # the other is no multiple of ALIGN
     cases = itertools.product(TRITON_DTYPES, widths, (False, True))
     return [*itertools.starmap(loss_variant, cases), *map(scale_variant, TRITON_DTYPES)]
 
@@ -126,13 +130,14 @@ def run(
     ref: Tensor, left: Tensor, right: Tensor, vote: Tensor, margin: float, unit: float, gradient: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses (B,), hits (B,) and, with `gradient`, the three gradients (B, D) of unit · Σ losses."""
+    ref, left, right = features = [aligned(x) for x in (ref, left, right)]
     batch, width = ref.shape
     loss, hits = (torch.empty(batch, dtype=torch.float32, device=ref.device) for _ in range(2))
-    gradients = [torch.empty_like(x) for x in (ref, left, right)] if gradient else []
+    gradients = [torch.empty_like(x) for x in features] if gradient else []
     variant = loss_variant(ref.dtype, width, gradient)
     grid = (triton.cdiv(batch, variant.constants["BLOCK_B"]),)
-    features = (ref, left, right)
-    variant.launch(grid, *features, vote, loss, hits, *(gradients or features), batch, width, margin, unit)
+    outputs = (vote, loss, hits, *(gradients or features))
+    variant.launch(grid, *features, *outputs, batch, width // variant.constants["ALIGN"], margin, unit)
     return loss, hits, gradients
 
 

@@ -1,4 +1,10 @@
-"""A kernel with all its compile-time choices, for its launch and for ahead-of-time compilation alike."""
+"""A kernel with all its compile-time choices, for its launch and for ahead-of-time compilation alike.
+
+Triton compiles a kernel anew for integers that are 1, for those divisible by 16, and for addresses divisible
+by 16. So that every launch is a variant that was compiled ahead of time, a kernel names each integer in
+`do_not_specialize`, and each pointer but those to large arrays, whose addresses `aligned` sees to. What a
+kernel must know of an integer is a constant: a width is told as so many times `ALIGN`, or so many blocks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +26,6 @@ class Variant:
     constants: Mapping[str, Any]  # tl.constexpr arguments
     warps: int
     stages: int = 1
-    aligned: tuple[str, ...] = ()  # integer arguments that are multiples of 16
 
     @property
     def arguments(self) -> dict[str, str]:
@@ -32,6 +37,12 @@ class Variant:
     def launch(self, grid: tuple[int, ...], *args: Any) -> None:
         """Run over the grid with the run-time arguments in order."""
         self.kernel[grid](*args, **self.constants, num_warps=self.warps, num_stages=self.stages)
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy of it that is contiguous and begins at a multiple of 16 bytes."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def capability(x: torch.Tensor) -> int:

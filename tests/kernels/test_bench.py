@@ -11,8 +11,9 @@ import open_clip
 import pytest
 import torch
 
-from kernels.bench import cases
+from kernels.bench import cases, gpu, sides
 from kernels.bench import command as bench
+from kernels.bench.attention import segment_bounds
 from kernels.bench.ranks import EqualRanks, open_clip_rank_loss
 from kernels.contrastive import contrastive_loss
 from kernels.flops import flop_counter
@@ -110,10 +111,55 @@ def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFix
     assert words in capsys.readouterr().err
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """torch.compile, which takes a minute for all sides, leaves functions as they are."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu.PARTS)
+def test_each_side_computes_the_same(name: str, uncompiled):
+    """Of what runs on any machine; a side that does not is a row that says so. (Errors: bfloat16 rounds.)"""
+    result = gpu.PARTS[name]({"bytes_per_s": 1e9, "flop_per_s": 1e9}, toy=True)
+    tables = {"": result} if name == "triplet" else result
+    rows = {f"{title} {side}": row for title, table in tables.items() for side, row in table.items()}
+    ran = {side: row for side, row in rows.items() if "failed" not in row}
+    assert len(ran) >= {"triplet": 2, "infonce": 18, "attention": 4}[name]
+    for side, row in ran.items():
+        assert max(row["errors"]) < (2e-5 if "float32" in side else 2e-2), side
+        assert row["forward_ms"] > 0 and row["share_of_limit"] > 0
+
+
+def test_what_fails_is_a_row_and_the_rest_goes_on(monkeypatch, capsys, tmp_path):
+    """Sides, parts and the limits; the JSON is written all the same."""
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    x = torch.ones(3, requires_grad=True)
+    exact = sides.differentiate(lambda: x.double().sum(), [x])
+    rows = sides.beside("sums", {"bad": fails, "good": x.sum}, [x], exact, 24, limit=None)
+    assert rows["bad"] == {"failed": "RuntimeError: out of memory"} and rows["good"]["errors"] == [0, 0]
+    assert "sums, bad: failed: RuntimeError: out of memory" in capsys.readouterr().out
+
+    monkeypatch.setattr(gpu, "bench_limits", fails)
+    result = gpu.run_parts({"a": fails, "b": lambda limits: {"limit": limits.get("flop_per_s")}})
+    assert result == {"limits": rows["bad"], "a": rows["bad"], "b": {"limit": None}}
+    monkeypatch.setattr(gpu, "bench_gpu", lambda: gpu.run_parts({"a": fails}))
+    assert bench.main(["--gpu", "--out", str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["a"] == rows["bad"]
+
+
+def test_bounds_of_packed_captions():
+    segment = torch.tensor([[1, 1, 2], [2, 0, 0]])  # equal numbers in two rows are two captions
+    assert segment_bounds(segment).tolist() == [0, 2, 3, 4, 6]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu(capsys: pytest.CaptureFixture):
     assert bench.main(["--gpu"]) == 2
-    assert "no CUDA device" in capsys.readouterr().err
+    assert capsys.readouterr().err.strip() == "error: --gpu: torch sees no CUDA device here"
 
 
 @pytest.mark.parametrize("own", [None, "TRITON_CACHE_DIR", "TRITON_HOME"])
