@@ -46,7 +46,7 @@ def has_quick_gelu(model: str) -> bool | None:
 
 
 def may_have_batch_norm(model: str) -> bool:
-    """Whether the image tower has batch normalisation, for all that its description says: not of a plain ViT."""
+    """Whether the image tower has batch normalisation, or may have it for all that its description says."""
     vision = json.loads(model_files()[model].read_text()).get("vision_cfg", {})
     return isinstance(vision.get("layers"), list) or "timm_model_name" in vision
 

@@ -322,7 +322,7 @@ def to_dict(recipe: Recipe) -> dict:
 
 
 def differences(saved: dict, wanted: dict, free: Set[str] = FREE_TO_CHANGE, prefix: str = "") -> list[str]:
-    """`field: saved → wanted` for each field that decides a run's numbers, and so is not `free`, and differs."""
+    """`field: saved → wanted` for each field that differs and decides a run's numbers (is not `free`)."""
     changed = []
     for key in sorted(saved.keys() | wanted.keys()):
         old, new, name = saved.get(key), wanted.get(key), prefix + key

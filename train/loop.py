@@ -216,6 +216,11 @@ class _Run:
     def done(self) -> bool:
         return self.state.step == self.steps
 
+    @property
+    def reads_late(self) -> bool:
+        """Whether a line is written one step later: a CPU has computed its values when the step returns."""
+        return self.world.device.type != "cpu"
+
     # -- steps --------------------------------------------------------------------------
 
     def go(self) -> Outcome:
@@ -253,7 +258,7 @@ class _Run:
         self._record()
         if stopping or self.done or validating or step % saving.log_every == 0:
             self.due = _Due(self.window.close(), dataclasses.replace(self.state), self.rejected)
-        if save or validating or self.world.device.type == "cpu":
+        if save or validating or not self.reads_late:
             self._record()
         if validating:
             self._validate()

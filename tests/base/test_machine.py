@@ -339,17 +339,18 @@ def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path, monkeypatch
 
     from train import model
 
-    recipe = train_kit.debug(2, tmp_path / "x.beton", tmp_path / "run", compile=True)
+    recipe = train_kit.debug(2, tmp_path / "x.beton", tmp_path / "run", compile="yes")
+    clip = model.create("debug-ViT")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv(variable, sys.executable)
-    model.Towers(None, recipe)
+    model.Towers(clip, recipe)
     monkeypatch.setenv(variable, "/nonexistent/compiler")
     with pytest.raises(ValueError, match=f"--compile: /nonexistent/compiler is not found.*{variable}"):
-        model.Towers(None, recipe)
+        model.Towers(clip, recipe)
     monkeypatch.delenv(variable)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="--compile: .*(g\\+\\+|gcc or clang) is not found"):
-        model.Towers(None, recipe)
+        model.Towers(clip, recipe)
 
 
 @pytest.mark.parametrize(("compiler", "said"), [(None, "finds no C compiler.*CC"), ("false", "python3-dev")])

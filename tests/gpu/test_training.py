@@ -1,6 +1,6 @@
-"""The trainer's step on a GPU: against float32, beside the plan's memory, over NCCL, fed by its thread, resumed.
+"""The training step on a GPU: against float32, beside the plan's memory, over NCCL, fed by a thread, resumed.
 
-Skipped without a GPU. With PI_TOY=1 it runs on a CPU, with small models, to see that the tests themselves work.
+Skipped without a GPU. With PI_TOY=1 it runs on a CPU, with small models, to see that these tests work.
 """
 
 from __future__ import annotations

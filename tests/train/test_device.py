@@ -60,7 +60,7 @@ def test_memory_is_what_a_card_measured(file, section, compiled, micro, recomput
 @pytest.mark.parametrize("name", ("debug-ViT", "debug-RN"))
 @pytest.mark.parametrize("recompute", memory.RECOMPUTES)
 def test_fake_tensors_keep_what_real_ones_keep(name, recompute):
-    """In float32, where a GPU's and a CPU's autograd keep the same; by the difference of two batches of each."""
+    """In float32, where a GPU's and a CPU's autograd keep the same; by the difference of two batches."""
     recipe = of_model(name, precision="fp32")
     counted = memory.sizes(recipe, 16, False).kept[recompute].whole
     compute = replace(recipe.compute, recompute=recompute)
@@ -86,8 +86,7 @@ def test_fake_tensors_keep_what_real_ones_keep(name, recompute):
 
 
 def test_autocast_is_that_of_a_gpu(sizes):
-    """LayerNorm's input in float32: kept by eager autograd in each of the 23 norms that stand in blocks of all
-    tokens, made again from bfloat16 by compiled code."""
+    """LayerNorm's input in float32: eager autograd keeps it, compiled code makes it again from bfloat16."""
     copies = sizes[False].kept["none"].whole - sizes[True].kept["none"].whole
     assert copies == pytest.approx(24 * 50 * 768 * 2, rel=0.05)  # text's stream is float32 in both
     assert sizes[True].parameters == 151_277_313 == sizes[True].trained

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kernels.contrastive import contrastive_loss
 from pipeline.batch import ImageText
-from pipeline.packing import ROW, Packed, pack
+from pipeline.packing import Packed, pack
 from train.config import Stage2
 from train.distributed import World, synchronised
 from train.model import fit_context
@@ -43,16 +43,18 @@ class Part(NamedTuple):
 
 
 def enough_rows(counts: Sequence[int], captions: int, context: int) -> int:
-    """Packed rows that hold so many captions, but for one batch in a billion.
+    """Packed rows for batches of so many captions: few batches in a billion need more.
 
     counts: how many captions of the file have 0, 1, 2 … tokens; longer ones than `context` are cut.  The same
     for every start of a run, so that compiled code, which is made for one shape, can be used again.
     """
-    lengths = np.minimum(np.arange(len(counts)), context)
-    mean = np.average(lengths, weights=counts)
-    spread = math.sqrt(np.average((lengths - mean) ** 2, weights=counts) * captions)
-    # Six standard deviations, and 3 % that packing leaves empty.
-    return math.ceil(1.03 * (captions * mean + 6 * spread) / ROW) + 1
+    lengths, share = np.minimum(np.arange(len(counts)), context), np.array(counts) / sum(counts)
+    drawn = np.random.default_rng(0).choice(lengths, captions, p=share)
+    batch = (np.arange(context) < drawn[:, None]).astype(np.int32)
+    mean = lengths @ share
+    deviation = math.sqrt((lengths - mean) ** 2 @ share / captions)
+    # The batch drawn here may be a small one, by a deviation or two of its mean length.
+    return math.ceil(len(pack(torch.from_numpy(batch)).tokens) * (1 + 8 * deviation / mean)) + 1
 
 
 class ContrastiveStage(Stage):
