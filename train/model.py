@@ -259,6 +259,9 @@ class Towers(nn.Module):
         self.compiled = self.plain
         if compute.compile == "yes":
             check_compiler()
+            # One graph under DistributedDataParallel too: torch would cut it at every 25 MB of gradients, to
+            # send these earlier (a hundredth of the paper's step), and fuse only within each piece.
+            torch._dynamo.config.optimize_ddp = False
             # Static: a rare longer batch is compiled once more, instead of making every later one slower.
             self.compiled = torch.compile(self.plain, dynamic=False)
 

@@ -10,8 +10,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.backends.debugging import aot_eager
 
 from pipeline.augment import AUGMENTS, lookup_table
 from pipeline.packing import pack
@@ -99,6 +102,37 @@ def test_validation_is_not_compiled(monkeypatch):
     recipe = recipe_of(2, "debug-ViT", compile="yes")
     stage = ContrastiveStage(recipe, model.build(recipe).eval(), World())
     assert stage.validate([pair_batch(16)])["val_loss"] > 0
+
+
+def _compiled_ranks(rank: int, folder) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/world", rank=rank, world_size=2)
+    world = World(rank=rank, size=2, control=dist.new_group(backend="gloo"))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch.compile = partial(torch.compile, backend=backend)
+    batch = pair_batch(16)
+    own = {name: value[6 * rank : 6 * rank + 6] for name, value in vars(batch).items()}
+    recipe = recipe_of(2, "debug-ViT", compile="yes", pack="yes", recompute="pointwise")
+    loss, grads, _ = gradients(recipe, replace(batch, **own), world)
+    if rank == 0:
+        torch.save((loss, grads, len(graphs)), folder / "results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_compiled_ranks_take_the_step_of_one_in_one_graph(tmp_path):
+    """The model has 3 MB of gradients; DDP's first bucket, where torch would cut the graph, ends after 1."""
+    mp.start_processes(_compiled_ranks, (tmp_path,), nprocs=2, start_method=kit.fork_server())
+    loss, grads, graphs = torch.load(tmp_path / "results.pt", weights_only=True)
+    expected, reference, _ = gradients(recipe_of(2, "debug-ViT"), pair_batch(16))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert_close(grads, reference, 1e-4)
+    assert graphs == 1
 
 
 @given(
