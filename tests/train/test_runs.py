@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 
+from pipeline.augment import AUGMENTS, lookup_table, normalise
 from pipeline.beton.fields import Beton
 from tests.kits import train as kit
 from train import checkpoint, data, loop, model
@@ -186,8 +187,11 @@ def test_validation_is_the_mean_over_the_file(triplets, tmp_path):
     assert [row["step"] for row in found] == [1, 2]
     clip, _ = model.load_run(run)
     batch = next(data.held_out(kit.debug(1, triplets, run), Beton(triplets), World(), 16, 48))
+    table = lookup_table(AUGMENTS["eval"], torch.float32)
     with torch.no_grad():
-        ref, left, right = (clip.encode_image(x) for x in (batch.ref, batch.left, batch.right))
+        ref, left, right = (
+            clip.encode_image(normalise(x, table)) for x in (batch.ref, batch.left, batch.right)
+        )
     near = torch.cosine_similarity(ref, right) > torch.cosine_similarity(ref, left)
     share = (near == (batch.vote > 0.5)).float().mean().item()
     for name in ("val_twoafc", "val_twoafc_soft"):  # one and the same where everybody agrees
