@@ -48,7 +48,7 @@ def enough_rows(counts: Sequence[int], captions: int, context: int) -> int:
     counts: how many captions of the file have 0, 1, 2 … tokens; longer ones than `context` are cut.  The same
     for every start of a run, so that compiled code, which is made for one shape, can be used again.
     """
-    lengths, share = np.minimum(np.arange(len(counts)), context), np.array(counts) / sum(counts)
+    lengths, share = np.clip(np.arange(len(counts)), 1, context), np.array(counts) / sum(counts)
     drawn = np.random.default_rng(0).choice(lengths, captions, p=share)
     batch = (np.arange(context) < drawn[:, None]).astype(np.int32)
     mean = lengths @ share
@@ -69,7 +69,7 @@ class ContrastiveStage(Stage):
             recipe.compute.pack == "auto" and (recipe.compute.compile == "yes" or world.device.type == "cuda")
         )
         counts = self.info.get("captions", {}).get("lengths", [])
-        self.rows = enough_rows(counts, self.micro, self.clip.context_length) if counts else 0
+        self.rows = enough_rows(counts, self.micro, self.clip.context_length) if sum(counts) else 0
 
     def prepare(self, batch: ImageText) -> list[Part]:
         """The batch in micro-batches, captions packed."""
