@@ -21,7 +21,6 @@ import tyro
 Augmentation = Literal["none", "eval", "clip", "paper", "demo"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "pointwise", "blocks"]
-Switch = Literal["auto", "yes", "no"]
 Prior = Literal["nights", "bapps", "things", "demo"]
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's clamp of the log scale
@@ -120,8 +119,9 @@ class Compute(Finite):
 
     precision: Precision = "bf16"
     """bf16: autocast with fp32 parameters and fp32 losses."""
-    compile: Switch = "auto"
-    """torch.compile of the towers; auto: on a GPU, for towers that kernels/ rewrites."""
+    compile: Literal["auto", "yes", "max", "no"] = "auto"
+    """torch.compile of the towers; auto: yes on a GPU, for towers that kernels/ rewrites. max: products, and
+    what is fused into them, are tuned on the device, which takes minutes at the first start."""
     attention: Literal["auto", "sdpa", "triton"] = "auto"
     """triton: our kernel for rows of up to 128 tokens; needs a GPU, bf16 and heads of 64. auto: where it
     can be used."""
@@ -131,8 +131,8 @@ class Compute(Finite):
     micro: int | Literal["auto"] = "auto"
     """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate.
     auto: the largest that fits the GPU."""
-    pack: Switch = "auto"
-    """Captions in rows of one length, so that shapes are static; auto: on a GPU or with --compile yes."""
+    pack: Literal["auto", "yes", "no"] = "auto"
+    """Captions in rows of one length, so that shapes are static; auto: on a GPU, or if towers are compiled."""
     threads: int = 0
     """torch threads a process on a CPU; 0: the machine's cores shared among its ranks."""
     nonfinite: int = 0
@@ -145,6 +145,11 @@ class Compute(Finite):
             self._at_least(0, "micro")
         half = self.precision == "bf16"
         _require(self.attention != "triton" or half, "--attention triton: needs --precision bf16")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether towers are compiled; not while `auto` is not settled."""
+        return self.compile in ("yes", "max")
 
 
 @dataclass(frozen=True, kw_only=True)

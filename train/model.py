@@ -257,13 +257,14 @@ class Towers(nn.Module):
         device = next(clip.parameters()).device
         self.register_buffer("table", table.to(device), persistent=False)
         self.compiled = self.plain
-        if compute.compile == "yes":
+        if compute.compiles:
             check_compiler()
             # One graph under DistributedDataParallel too: torch would cut it at every 25 MB of gradients, to
             # send these earlier (a hundredth of the paper's step), and fuse only within each piece.
             torch._dynamo.config.optimize_ddp = False
             # Static: a rare longer batch is compiled once more, instead of making every later one slower.
-            self.compiled = torch.compile(self.plain, dynamic=False)
+            mode = "max-autotune-no-cudagraphs" if compute.compile == "max" else None
+            self.compiled = torch.compile(self.plain, dynamic=False, mode=mode)
 
     def forward(
         self, images: Tensor, captions: Tensor | Packed | None = None

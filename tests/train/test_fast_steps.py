@@ -91,6 +91,16 @@ def test_a_longer_batch_makes_no_dimension_dynamic(monkeypatch):
     assert len(graphs) == 3
 
 
+@pytest.mark.parametrize("compile, mode", [("yes", None), ("max", "max-autotune-no-cudagraphs")])
+def test_what_the_compiler_is_asked_for(compile, mode, monkeypatch):
+    """No CUDA graphs: captions of a rare longer batch have another shape."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    recipe = recipe_of(2, "debug-ViT", compile=compile)
+    stage = ContrastiveStage(recipe, model.build(recipe), World())
+    assert asked == [{"dynamic": False, "mode": mode}] and stage.packs
+
+
 def test_validation_is_not_compiled(monkeypatch):
     def compile(function, **options):
         def refuse(*arguments):

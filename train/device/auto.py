@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -86,10 +86,10 @@ def settle(recipe: Recipe, share: int, tokens: int, gpu_bytes: float, begun: int
 
     share: samples of a rank.  begun: the run's micro-batch so far, which batch normalisation keeps.
     """
-    compiles, note = recipe.compute.compile == "yes", ""
-    if recipe.compute.compile == "auto":
-        compiles, note = _compiles(recipe)
-    sizes = memory.sizes(recipe, tokens, compiles)
+    compile, note = recipe.compute.compile, ""
+    if compile == "auto":
+        compile, note = _compiles(recipe)
+    sizes = memory.sizes(recipe, tokens, compile != "no")
     if sizes.batch_norm and recipe.compute.micro == "auto" and begun and share % begun == 0:
         recipe = replace(recipe, compute=replace(recipe.compute, micro=begun))
     open_ways = ways(recipe, sizes, share)
@@ -97,22 +97,22 @@ def settle(recipe: Recipe, share: int, tokens: int, gpu_bytes: float, begun: int
     chosen = fitting[0] if fitting else min(open_ways, key=lambda w: w.bytes)
     compute = replace(
         recipe.compute,
-        compile="yes" if compiles else "no",
+        compile=compile,
         recompute=chosen.recompute,
         micro=chosen.micro,
     )
     return Settled(replace(recipe, compute=compute), sizes, chosen, bool(fitting), note)
 
 
-def _compiles(recipe: Recipe) -> tuple[bool, str]:
-    """Whether `--compile auto` compiles on a GPU, and if not, why."""
+def _compiles(recipe: Recipe) -> tuple[Literal["yes", "no"], str]:
+    """What `--compile auto` is on a GPU, and if it is no, why."""
     if slow := why_slow(models.create(recipe.model, "meta").visual):
-        return False, f"not compiled: the image tower is {slow}"
+        return "no", f"not compiled: the image tower is {slow}"
     try:
         models.check_compiler()
     except ValueError as error:
-        return False, f"not compiled: {error}"
-    return True, ""
+        return "no", f"not compiled: {error}"
+    return "yes", ""
 
 
 def on(world: World, recipe: Recipe, file: Beton, begun: int = 0) -> tuple[Recipe, str]:

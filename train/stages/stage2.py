@@ -66,7 +66,7 @@ class ContrastiveStage(Stage):
         super().__init__(recipe, clip, world, info)
         self.group = dist.group.WORLD if world.size > 1 else None
         self.packs = recipe.compute.pack == "yes" or (
-            recipe.compute.pack == "auto" and (recipe.compute.compile == "yes" or world.device.type == "cuda")
+            recipe.compute.pack == "auto" and (recipe.compute.compiles or world.device.type == "cuda")
         )
         counts = self.info.get("captions", {}).get("lengths", [])
         self.rows = enough_rows(counts, self.micro, self.clip.context_length) if sum(counts) else 0
