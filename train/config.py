@@ -132,7 +132,7 @@ class Compute(Finite):
     """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate.
     auto: the largest that fits the GPU."""
     pack: Literal["auto", "yes", "no"] = "auto"
-    """Captions in rows of one length, so that shapes are static; auto: on a GPU, or where --compile says so."""
+    """Captions in rows of one length, so that shapes are static; auto: on a GPU, and with --compile."""
     threads: int = 0
     """torch threads a process on a CPU; 0: the machine's cores shared among its ranks."""
     nonfinite: int = 0
