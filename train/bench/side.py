@@ -1,0 +1,83 @@
+"""What is measured of every step alike, ours or a peer's: the first, some in a row, arithmetic, memory."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.flops import flop_counter
+from pipeline.base.measure import Spent, stopwatch
+from train.config import Recipe
+
+STEPS = {"cuda": 10, "cpu": 1}  # of a turn, unless --steps says otherwise
+
+
+class Side(ABC):
+    """A training step on one batch, which is on the device.
+
+    recipe: of the step; its `batch` is the samples of a step.
+    """
+
+    recipe: Recipe
+    device: torch.device
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """Forward, backward and update; returns the loss, on the device."""
+
+    @property
+    def steps(self) -> int:
+        """Of a turn."""
+        return self.recipe.steps or STEPS[self.device.type]
+
+    def first(self) -> dict[str, Any]:
+        """The first step: its loss, and its seconds, which are those of compilation if there is any."""
+        begun = time.perf_counter()
+        loss = float(self.step())
+        return {"batch": self.recipe.batch, "loss": loss, "first_s": time.perf_counter() - begun}
+
+    def turn(self) -> Spent:
+        """Time of a step, the mean of some in a row; GPU memory is free for another process afterwards."""
+        if self.device.type == "cuda":
+            self.step()  # it takes its memory again
+        spent = self.in_a_row(self.step, self.steps)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return spent
+
+    def in_a_row(self, call: Callable[[], object], steps: int) -> Spent:
+        """Time of a call, the mean of `steps`: the host runs ahead of a GPU, as in training."""
+        self.wait()
+        with stopwatch() as spent:
+            for _ in range(steps):
+                call()
+            self.wait()
+        return Spent(spent.wall / steps, spent.cpu / steps)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def flops(self) -> int:
+        """Of a step, by torch's counter, which does not see what a compiled graph does."""
+        with flop_counter() as counter:
+            self.step()
+        return counter.get_total_flops()
+
+    def memory(self) -> dict[str, float]:
+        """GB that a step takes at most: of tensors, and with what the allocator reserves around them."""
+        if self.device.type != "cuda":
+            return {}
+        self.wait()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.step()
+        self.wait()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak_gb": peak / 1e9, "reserved_gb": reserved / 1e9}

@@ -1,0 +1,105 @@
+"""The trainer's own step: recipe, settled settings, model, optimizer, stage, prefetcher, `loop.update`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pipeline.base import hardware
+from train import distributed
+from train import model as models
+from train.bench import ceilings, kinds, synthetic
+from train.bench.side import Side
+from train.config import Recipe
+from train.device import auto, memory
+from train.device.prefetch import Prefetcher
+from train.loop import STAGES, update
+from train.optim import Optimizer
+from train.splits import mean_tokens
+
+
+class Trainer(Side):
+    """A step as `loop.train` takes it, of one rank.
+
+    host: the batch as a loader delivers it.  parts: the same, prepared and on the device.
+    """
+
+    def __init__(self, recipe: Recipe, tokens: float):
+        with distributed.join(recipe.compute.threads) as world:
+            self.device = world.device
+        clip = models.build(recipe)
+        self.host: Any = synthetic.batch(recipe, models.image_side(clip), tokens)
+        if self.device.type == "cuda":  # as the loader has it
+            self.host = type(self.host)(**{name: x.pin_memory() for name, x in vars(self.host).items()})
+        file = synthetic.file(self.host)
+        self.tokens = mean_tokens(file)
+        self.recipe, self.settings = auto.on(world, recipe, file)
+        clip.to(self.device, memory_format=torch.channels_last).train()
+        self.optimizer = Optimizer(clip, recipe.optim)
+        self.stage = STAGES[recipe.stage](self.recipe, clip, world, file.info)
+        self.parts = tree_map_only(Tensor, lambda x: x.to(self.device), self.stage.prepare(self.host))
+
+    def step(self) -> Tensor:
+        return self._update(self.parts)
+
+    def _update(self, parts: list[Any]) -> Tensor:
+        # So small a rate that the numbers stay what they are at the start of a run.
+        return update(self.stage, self.optimizer, parts, self.recipe.optim.lr * 1e-6)["loss"]
+
+    def fed_step(self, batches: Prefetcher) -> Tensor:
+        """A step on the next batch of a prefetcher that prepares for `stage`."""
+        return self._update(next(batches)[0])
+
+    def figures(self, products: bool = True) -> dict[str, Any]:
+        """Rate of steps in a row, fed from the device and through the prefetcher; what limits them.
+
+        products: measure the step's matrix products by themselves too.
+        """
+        self.step()
+        ms = 1e3 * self.in_a_row(self.step, self.steps).wall
+        row = {"ms": ms, f"{self.recipe.unit}_s": self.recipe.batch / ms * 1e3, **self._fed()}
+        row |= self.memory() | self._of_sheet(ms)
+        row |= kinds.profile(self.step, self.device)
+        if products:
+            row |= self._of_products(ms)
+        return row
+
+    def _fed(self) -> dict[str, float]:
+        with Prefetcher(itertools.repeat(self.host), self.stage.prepare, self.device) as batches:
+            self.fed_step(batches)
+            ms = 1e3 * self.in_a_row(lambda: self.fed_step(batches), self.steps).wall
+        return {"together_ms": ms, f"together_{self.recipe.unit}_s": self.recipe.batch / ms * 1e3}
+
+    def memory(self) -> dict[str, float]:
+        row = super().memory()
+        if row:
+            compute = self.recipe.compute
+            sizes = memory.sizes(self.recipe, round(self.tokens), compute.compile == "yes")
+            micro = self.recipe.micro_batch(self.recipe.batch)
+            planned = sizes.total(self.recipe, self.recipe.batch, compute.recompute, micro)
+            row["planned_gb"] = planned / 1e9
+        return row
+
+    def _of_sheet(self, ms: float) -> dict[str, float]:
+        """Arithmetic of a sample, nothing computed twice, and which share of the data sheet it reaches."""
+        image, text = models.forward_flops(self.stage.clip, round(self.tokens))
+        useful = 3 * (image * self.recipe.images + text * self.recipe.captions)
+        row = {"useful_gflop": useful / 1e9}
+        card = hardware.gpu(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        if card:
+            row["useful_of_sheet"] = useful * self.recipe.batch / (ms / 1e3) / card.flops
+        return row
+
+    def _of_products(self, ms: float) -> dict[str, Any]:
+        """The step's products by themselves, and which share of the step they are."""
+        if self.recipe.compute.compile == "yes":
+            found, times = ceilings.products(self.recipe, self.parts[0]), len(self.parts)
+        else:
+            found, times = ceilings.recorded(self.step), 1
+        rows = ceilings.measure(found, self.recipe.compute.precision, self.device)
+        alone = sum(row["ms"] * row["count"] for row in rows) * times
+        return {"products_ms": alone, "products_of_step": alone / ms, "products": rows}
