@@ -11,25 +11,26 @@ The last line is one object of JSON.  A peer that fails is a row that says why.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from pipeline.base import console, files, hardware, machine
-from pipeline.base.console import Failed
-from pipeline.base.measure import Spent, paired_rounds
 from train import architectures, command, recipes
+from train.bench.forms import USUAL, Name
+from train.bench.race import OURS, Race
+from train.bench.worker import Worker
 from train.config import Recipe
 
 R = TypeVar("R", bound=Recipe)
-PeerName = Literal["none", "open_clip", "open_clip_compiled", "open_clip_main", "open_clip_main_compiled"]
-OURS = "ours"
+Choice = Literal["none", Name]
+GOALS = {"step_vs_open_clip": 1.5, "step_vs_open_clip_main": 1.2}  # of a ViT-B/32 on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Command(Generic[R]):
     """Mean tokens of a caption."""
     rounds: int = 5
     """How often every side has its turn."""
-    peers: tuple[PeerName, ...] = ()
+    peers: tuple[Choice, ...] = ()
     """Whom to compare with: open_clip as it is installed, eager or its model compiled; its main branch, eager
     or its whole step compiled. Without it: the best of each here."""
     open_clip_main: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -79,119 +80,93 @@ def read(args: Sequence[str], cuda: bool) -> Command:
 # -- measuring ------------------------------------------------------------------------------
 
 
-def sides(options: Command, device: str) -> dict[str, Callable[[], Any]]:
-    """What starts each side's process, by name."""
-    from train.bench import peers
-    from train.bench.trainer import Trainer
-    from train.bench.worker import Worker
+def measure(options: Command, cuda: bool) -> dict[str, Any]:
+    """All sides."""
+    from train.bench import peers, trainer
 
     recipe, tokens, main = options.recipe, options.tokens, options.open_clip_main
-    names = [name for name in options.peers or peers.USUAL[device] if name != "none"]
-    starts: dict[str, Callable[[], Any]] = {OURS: lambda: Worker(Trainer, recipe, tokens)}
-    for name in names:
-        starts[name] = lambda name=name: Worker(peers.make, name, recipe, tokens, main)
-    return starts
-
-
-class Race:
-    """Workers and their rows; one that fails keeps its row and has no more turns."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.stack, self.rows = stack, dict[str, dict[str, Any]]()
-        self.workers: dict[str, Any] = {}
-        self.spent: dict[str, list[Spent]] = {}
-
-    def attempt(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Add what `work` returns to the side's row, or why it failed."""
-        try:
-            self.rows.setdefault(name, {}).update(work())
-        except (Failed, OSError) as error:
-            self.rows[name]["failed"] = str(error)
-            self.workers.pop(name, None)
-            print(f"{name}: failed: {error}", file=sys.stderr)
-
-    def start(self, name: str, start: Callable[[], Any], counted: bool) -> None:
-        """Start a side and take its first step."""
-
-        def work() -> dict[str, Any]:
-            self.workers[name] = self.stack.enter_context(start())
-            row = self.workers[name]("first")
-            if counted:
-                row["gflop"] = self.workers[name]("flops") / row["batch"] / 1e9
-            print(f"{name}: first step after {row['first_s']:.1f} s", file=sys.stderr)
-            return row
-
-        self.attempt(name, work)
-
-    def turns(self, rounds: int) -> None:
-        """Every side has its turn in every round."""
-
-        def turn(name: str) -> dict[str, Any]:
-            if name in self.workers:
-                self.spent.setdefault(name, []).append(self.workers[name]("turn"))
-            return {}
-
-        turns = {name: lambda name=name: self.attempt(name, lambda: turn(name)) for name in self.workers}
-        paired_rounds(turns, rounds, lambda line: print(line, file=sys.stderr))
-        for name, times in self.spent.items():
-            seconds = statistics.median(spent.wall for spent in times)
-            rate = {"ms": 1e3 * seconds, "samples_s": self.rows[name]["batch"] / seconds}
-            self.rows[name].update(rate, cpu_ms=1e3 * statistics.median(spent.cpu for spent in times))
-
-    def compare(self, name: str) -> dict[str, Any]:
-        """How many times as fast as this peer we are, sample for sample and round by round."""
-        ours, peer = self.spent[OURS], self.spent[name]
-        samples = self.rows[OURS]["batch"] / self.rows[name]["batch"]
-        row: dict[str, Any] = {}
-        for clock, suffix in (("wall", ""), ("cpu", "_cpu_time")):
-            ratios = [samples * getattr(b, clock) / getattr(a, clock) for a, b in zip(ours, peer)]
-            row |= {f"times_faster{suffix}": statistics.median(ratios)}
-            row |= {f"times_faster{suffix}_range": [min(ratios), max(ratios)]}
-        if {"gflop"} <= self.rows[OURS].keys() & self.rows[name].keys():
-            row["flops_allow"] = self.rows[name]["gflop"] / self.rows[OURS]["gflop"]
-        return row
-
-
-def measure(options: Command, cuda: bool) -> dict[str, Any]:
-    """All sides; the first is ours."""
-    recipe = options.recipe
+    starts = {OURS: partial(Worker, trainer.Trainer, recipe, tokens)}
+    chosen: Sequence[Choice] = options.peers or USUAL["cuda" if cuda else "cpu"]
+    for name in chosen:
+        if name != "none":
+            starts[name] = partial(Worker, peers.make, name, recipe, tokens, main)
     with ExitStack() as stack:
         race = Race(stack)
-        for name, start in sides(options, "cuda" if cuda else "cpu").items():
-            # The counter does not see into compiled code, and a GPU's step may fill its memory.
-            race.start(name, start, counted=not cuda and "compiled" not in name)
-        race.turns(options.rounds)
-        if OURS in race.workers:
-            race.attempt(OURS, lambda: race.workers[OURS]("figures"))
-    for name in race.rows.keys() - {OURS}:
-        if len(race.spent.get(name, [])) == len(race.spent.get(OURS, [])) == options.rounds:
-            race.rows[name].update(race.compare(name))
-    ours = race.rows.pop(OURS)
+        for name, start in starts.items():
+            race.start(name, start, counted=not cuda)  # beside a GPU's step there may be no memory for it
+        race.run(options.rounds)
+        race.figures(trainer.FIGURES)
+    rows = race.rows
     return {
         "stage": recipe.stage,
         "recipe": recipe.name,
         "model": recipe.model,
-        "tokens": options.tokens,
+        "precision": recipe.compute.precision,
+        "device": device(cuda),
+        "threads": recipe.compute.threads,
         "rounds": options.rounds,
-        **hardware.versions(("torch", "triton", "open_clip_torch")),
-        "compute": asdict(recipe.compute),
-        **verdicts(race.rows),
-        "ours": ours,
-        "peers": race.rows,
+        "versions": hardware.versions(("torch", "triton", "open_clip_torch")),
+        **verdicts(rows),
+        "goals": {} if cuda else GOALS,
+        "ours": rows.pop(OURS),
+        "peers": rows,
     }
 
 
-GOALS = {"step_vs_open_clip": 1.5, "step_vs_open_clip_main": 1.2}  # on a CPU
+def device(cuda: bool) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if cuda else "cpu"
 
 
 def verdicts(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """`step_vs_NAME`; of open_clip's main branch, against its best form."""
+    """`step_vs_NAME` of each peer; of open_clip's main branch, against its best form that was measured."""
     found: dict[str, float] = {}
     for name, row in rows.items():
         if "times_faster" in row:
-            key = f"step_vs_{'open_clip_main' if 'main' in name else name}"
+            key = f"step_vs_{name.replace('main_compiled', 'main')}"
             found[key] = min(row["times_faster"], found.get(key, row["times_faster"]))
     return found
+
+
+# -- reporting ------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a side: its time, how many times as fast we are and the FLOPs allow; and what limits us."""
+    heads = ("batch", "ms", "samples/s", "ours ×", "range", "CPU time", "limit", "first s")
+    lines = [f"{'step':26}" + "".join(f"{head:>12}" for head in heads)]
+    for name, row in {OURS: result["ours"], **result["peers"]}.items():
+        lines.append(f"{name:26}{_cells(row)}" + (f"  failed: {row['failed']}" if "failed" in row else ""))
+    ours = result["ours"]
+    if "together_ms" in ours and "products_ms" in ours:
+        lines.append(
+            f"ours, {ours['ms']:.1f} ms: {ours['together_ms']:.1f} ms fed from the host; its matrix products "
+            f"by themselves {ours['products_ms']:.1f} ms; by kind {ours.get('ms_by_kind')}"
+        )
+    if "peak_gb" in ours:
+        gb = (f"{ours[key]:.1f}" for key in ("peak_gb", "reserved_gb", "planned_gb"))
+        lines.append("memory, GB: {} of tensors, {} reserved, {} planned".format(*gb))
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> str:
+    low, high = row.get("times_faster_range", (None, None))
+    cells = (
+        row.get("batch"),
+        _number(row.get("turn_ms"), 1),
+        _number(row.get("turn_samples_s"), 1),
+        _number(row.get("times_faster"), 2),
+        low and f"{low:.2f}–{high:.2f}",
+        _number(row.get("times_faster_cpu_time"), 2),
+        _number(row.get("flops_allow"), 2),
+        _number(row.get("first_s"), 1),
+    )
+    return "".join(f"{'' if cell is None else cell:>12}" for cell in cells)
+
+
+def _number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,8 +180,8 @@ def _run(args: Sequence[str]) -> int:
     cuda = torch.cuda.is_available()
     options = read(args, cuda)
     result = measure(options, cuda)
-    line = json.dumps(result)
-    print(line)
+    print(table(result))
+    print(json.dumps(result))
     if options.out:
         files.write(options.out, json.dumps(result, indent=1))
     return int("failed" in result["ours"])

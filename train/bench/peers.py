@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,38 +20,11 @@ from train import data, distributed
 from train import model as models
 from train.architectures import CONFIGS
 from train.bench import synthetic
+from train.bench.forms import FORMS, Form, Name
 from train.bench.side import Side
 from train.config import Recipe, Stage1, Stage2
 from train.device import auto
 from train.model import fit_context
-
-Name = Literal["open_clip", "open_clip_compiled", "open_clip_main", "open_clip_main_compiled"]
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to run open_clip.
-
-    main: its next version, with the custom-text model, whose captions are cut to the batch's longest.
-    compiled: what torch.compile is given.
-    """
-
-    main: bool = False
-    compiled: Literal["nothing", "model", "step"] = "nothing"
-
-
-FORMS: dict[Name, Form] = {
-    "open_clip": Form(),
-    "open_clip_compiled": Form(compiled="model"),
-    "open_clip_main": Form(main=True),
-    "open_clip_main_compiled": Form(main=True, compiled="step"),
-}
-assert tuple(FORMS) == get_args(Name)
-# What is measured unasked: of the main branch its fastest form there.
-USUAL: dict[str, tuple[Name, ...]] = {
-    "cuda": ("open_clip", "open_clip_compiled", "open_clip_main_compiled"),
-    "cpu": ("open_clip", "open_clip_main"),
-}
 
 
 def make(name: Name, recipe: Recipe, tokens: float, main: Path | None) -> Peer:
@@ -82,6 +55,10 @@ class Peer(Side):
         if self.device.type == "cuda":
             self.recipe = replace(recipe, batch=_fitting(recipe))
         self._take_batch()
+
+    @property
+    def compiles(self) -> bool:
+        return self.form.compiled != "nothing"
 
     def _take_batch(self) -> None:
         made = synthetic.batch(self.recipe, models.image_side(self.model), self.tokens)

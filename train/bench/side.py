@@ -64,20 +64,15 @@ class Side(ABC):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    @property
+    @abstractmethod
+    def compiles(self) -> bool:
+        """Whether any of the step is compiled."""
+
     def flops(self) -> int:
-        """Of a step, by torch's counter, which does not see what a compiled graph does."""
+        """Of a step, by torch's counter; 0 where that does not see it, in compiled code."""
+        if self.compiles:
+            return 0
         with flop_counter() as counter:
             self.step()
         return counter.get_total_flops()
-
-    def memory(self) -> dict[str, float]:
-        """GB that a step takes at most: of tensors, and with what the allocator reserves around them."""
-        if self.device.type != "cuda":
-            return {}
-        self.wait()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        self.step()
-        self.wait()
-        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        return {"peak_gb": peak / 1e9, "reserved_gb": reserved / 1e9}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from train.device.prefetch import Prefetcher
 from train.loop import STAGES, update
 from train.optim import Optimizer
 from train.splits import mean_tokens
+
+FIGURES = ("rate", "fed", "memory", "kinds", "products", "card")
 
 
 class Trainer(Side):
@@ -50,56 +53,81 @@ class Trainer(Side):
         # So small a rate that the numbers stay what they are at the start of a run.
         return update(self.stage, self.optimizer, parts, self.recipe.optim.lr * 1e-6)["loss"]
 
+    @property
+    def compiles(self) -> bool:
+        return self.recipe.compute.compile == "yes"
+
     def fed_step(self, batches: Prefetcher) -> Tensor:
         """A step on the next batch of a prefetcher that prepares for `stage`."""
         return self._update(next(batches)[0])
 
-    def figures(self, products: bool = True) -> dict[str, Any]:
-        """Rate of steps in a row, fed from the device and through the prefetcher; what limits them.
+    # -- figures ------------------------------------------------------------------------
 
-        products: measure the step's matrix products by themselves too.
-        """
-        self.step()
-        ms = 1e3 * self.in_a_row(self.step, self.steps).wall
-        row = {"ms": ms, f"{self.recipe.unit}_s": self.recipe.batch / ms * 1e3, **self._fed()}
-        row |= self.memory() | self._of_sheet(ms)
-        row |= kinds.profile(self.step, self.device)
-        if products:
-            row |= self._of_products(ms)
+    def figures(self, *names: str) -> dict[str, Any]:
+        """Those of `FIGURES`, or these."""
+        row: dict[str, Any] = {}
+        for name in names or FIGURES:
+            row |= getattr(self, name)()
         return row
 
-    def _fed(self) -> dict[str, float]:
+    def rate(self) -> dict[str, Any]:
+        """Steps in a row on the batch that is on the device; which share of the data sheet is useful."""
+        self.step()
+        ms = 1e3 * self.in_a_row(self.step, self.steps).wall
+        image, text = models.forward_flops(self.stage.clip, round(self.tokens))
+        useful = 3 * (image * self.recipe.images + text * self.recipe.captions)  # nothing computed twice
+        tflops = useful * self.recipe.batch / ms / 1e9
+        card = hardware.gpu(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        return {
+            "settings": self.settings,
+            "compute": asdict(self.recipe.compute),
+            "tokens": self.tokens,
+            "ms": ms,
+            f"{self.recipe.unit}_s": self.recipe.batch / ms * 1e3,
+            "useful_gflop": useful / 1e9,
+            "useful_tflops": tflops,
+            **({"useful_of_sheet": tflops * 1e12 / card.flops} if card else {}),
+        }
+
+    def fed(self) -> dict[str, float]:
+        """The same through the prefetcher, from the host."""
         with Prefetcher(itertools.repeat(self.host), self.stage.prepare, self.device) as batches:
             self.fed_step(batches)
             ms = 1e3 * self.in_a_row(lambda: self.fed_step(batches), self.steps).wall
         return {"together_ms": ms, f"together_{self.recipe.unit}_s": self.recipe.batch / ms * 1e3}
 
     def memory(self) -> dict[str, float]:
-        row = super().memory()
-        if row:
-            compute = self.recipe.compute
-            sizes = memory.sizes(self.recipe, round(self.tokens), compute.compile == "yes")
-            micro = self.recipe.micro_batch(self.recipe.batch)
-            planned = sizes.total(self.recipe, self.recipe.batch, compute.recompute, micro)
-            row["planned_gb"] = planned / 1e9
-        return row
+        """GB that a step takes on a GPU: tensors, what the allocator reserves around them, and the plan's."""
+        if self.device.type != "cuda":
+            return {}
+        self.wait()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.step()
+        self.wait()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        compute = self.recipe.compute
+        sizes = memory.sizes(self.recipe, round(self.tokens), self.compiles)
+        micro = self.recipe.micro_batch(self.recipe.batch)
+        assert compute.recompute != "auto"  # it is settled
+        planned = sizes.total(self.recipe, self.recipe.batch, compute.recompute, micro)
+        return {"peak_gb": peak / 1e9, "reserved_gb": reserved / 1e9, "planned_gb": planned / 1e9}
 
-    def _of_sheet(self, ms: float) -> dict[str, float]:
-        """Arithmetic of a sample, nothing computed twice, and which share of the data sheet it reaches."""
-        image, text = models.forward_flops(self.stage.clip, round(self.tokens))
-        useful = 3 * (image * self.recipe.images + text * self.recipe.captions)
-        row = {"useful_gflop": useful / 1e9}
-        card = hardware.gpu(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
-        if card:
-            row["useful_of_sheet"] = useful * self.recipe.batch / (ms / 1e3) / card.flops
-        return row
+    def kinds(self) -> dict[str, Any]:
+        """Where the time goes."""
+        return kinds.profile(self.step, self.device)
 
-    def _of_products(self, ms: float) -> dict[str, Any]:
-        """The step's products by themselves, and which share of the step they are."""
-        if self.recipe.compute.compile == "yes":
+    def products(self) -> dict[str, Any]:
+        """The matrix products of a step by themselves: what is left of it when all else costs nothing."""
+        if self.compiles:
             found, times = ceilings.products(self.recipe, self.parts[0]), len(self.parts)
         else:
             found, times = ceilings.recorded(self.step), 1
         rows = ceilings.measure(found, self.recipe.compute.precision, self.device)
-        alone = sum(row["ms"] * row["count"] for row in rows) * times
-        return {"products_ms": alone, "products_of_step": alone / ms, "products": rows}
+        alone = times * sum(row["ms"] * row["count"] for row in rows)
+        flops = times * sum(product.flops * product.count for product in found)
+        return {"products_ms": alone, "products_tflops": flops / alone / 1e9, "products": rows[:16]}
+
+    def card(self) -> dict[str, Any]:
+        """What the GPU reaches in large copies and products."""
+        return {"card": ceilings.card()} if self.device.type == "cuda" else {}
