@@ -92,8 +92,8 @@ def measure(options: Command, cuda: bool) -> dict[str, Any]:
             starts[name] = partial(Worker, peers.make, name, recipe, tokens, main)
     with ExitStack() as stack:
         race = Race(stack)
-        for name, start in starts.items():
-            race.start(name, start, counted=not cuda)  # beside a GPU's step there may be no memory for it
+        for side, start in starts.items():
+            race.start(side, start, counted=not cuda)  # beside a GPU's step there may be no memory for it
         race.run(options.rounds)
         race.figures(trainer.FIGURES)
     rows = race.rows

@@ -59,6 +59,24 @@ class Side(ABC):
             self.wait()
         return Spent(spent.wall / steps, spent.cpu / steps)
 
+    def rate(self) -> dict[str, Any]:
+        """Of steps in a row, as in training."""
+        self.step()
+        ms = 1e3 * self.in_a_row(self.step, self.steps).wall
+        return {"ms": ms, f"{self.recipe.unit}_s": self.recipe.batch / ms * 1e3}
+
+    def memory(self) -> dict[str, float]:
+        """GB that a step takes on a GPU at most: of tensors, and what the allocator reserves for them."""
+        if self.device.type != "cuda":
+            return {}
+        self.wait()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.step()
+        self.wait()
+        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak_gb": peak / 1e9, "reserved_gb": reserved / 1e9}
+
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":

@@ -22,7 +22,7 @@ from train.loop import STAGES, update
 from train.optim import Optimizer
 from train.splits import mean_tokens
 
-FIGURES = ("rate", "fed", "memory", "kinds", "products", "card")
+FIGURES = ("rate", "fed", "memory", "kinds", "products", "card")  # methods of `Trainer`
 
 
 class Trainer(Side):
@@ -63,27 +63,18 @@ class Trainer(Side):
 
     # -- figures ------------------------------------------------------------------------
 
-    def figures(self, *names: str) -> dict[str, Any]:
-        """Those of `FIGURES`, or these."""
-        row: dict[str, Any] = {}
-        for name in names or FIGURES:
-            row |= getattr(self, name)()
-        return row
-
     def rate(self) -> dict[str, Any]:
-        """Steps in a row on the batch that is on the device; which share of the data sheet is useful."""
-        self.step()
-        ms = 1e3 * self.in_a_row(self.step, self.steps).wall
+        """As of every side; with the settings, and useful arithmetic as a share of the data sheet's."""
+        row = super().rate()
         image, text = models.forward_flops(self.stage.clip, round(self.tokens))
         useful = 3 * (image * self.recipe.images + text * self.recipe.captions)  # nothing computed twice
-        tflops = useful * self.recipe.batch / ms / 1e9
+        tflops = useful * self.recipe.batch / row["ms"] / 1e9
         card = hardware.gpu(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
         return {
             "settings": self.settings,
             "compute": asdict(self.recipe.compute),
             "tokens": self.tokens,
-            "ms": ms,
-            f"{self.recipe.unit}_s": self.recipe.batch / ms * 1e3,
+            **row,
             "useful_gflop": useful / 1e9,
             "useful_tflops": tflops,
             **({"useful_of_sheet": tflops * 1e12 / card.flops} if card else {}),
@@ -97,21 +88,15 @@ class Trainer(Side):
         return {"together_ms": ms, f"together_{self.recipe.unit}_s": self.recipe.batch / ms * 1e3}
 
     def memory(self) -> dict[str, float]:
-        """GB that a step takes on a GPU: tensors, what the allocator reserves around them, and the plan's."""
-        if self.device.type != "cuda":
-            return {}
-        self.wait()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        self.step()
-        self.wait()
-        peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        compute = self.recipe.compute
-        sizes = memory.sizes(self.recipe, round(self.tokens), self.compiles)
-        micro = self.recipe.micro_batch(self.recipe.batch)
-        assert compute.recompute != "auto"  # it is settled
-        planned = sizes.total(self.recipe, self.recipe.batch, compute.recompute, micro)
-        return {"peak_gb": peak / 1e9, "reserved_gb": reserved / 1e9, "planned_gb": planned / 1e9}
+        """As of every side; with what the plan says."""
+        row, compute = super().memory(), self.recipe.compute
+        if row:
+            assert compute.recompute != "auto"  # it is settled
+            sizes = memory.sizes(self.recipe, round(self.tokens), self.compiles)
+            micro = self.recipe.micro_batch(self.recipe.batch)
+            planned = sizes.total(self.recipe, self.recipe.batch, compute.recompute, micro)
+            row["planned_gb"] = planned / 1e9
+        return row
 
     def kinds(self) -> dict[str, Any]:
         """Where the time goes."""
@@ -130,4 +115,4 @@ class Trainer(Side):
 
     def card(self) -> dict[str, Any]:
         """What the GPU reaches in large copies and products."""
-        return {"card": ceilings.card()} if self.device.type == "cuda" else {}
+        return {"card": ceilings.large() | ceilings.sent()} if self.device.type == "cuda" else {}
