@@ -32,6 +32,13 @@ def recipe_of(stage: int, **changes):
     return replace(recipes.RECIPES[stage]["debug"], batch=6, steps=1, compute=compute, **changes)
 
 
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    """Also where there is a GPU: figures are compared to the bit."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of workers
+
+
 # -- sides ----------------------------------------------------------------------------------
 
 
@@ -57,6 +64,22 @@ def test_the_peer_does_the_same_work(stage, model):
     ours, peer = Trainer(recipe, 8), peers.make("open_clip", recipe, 8, None)
     assert peer.first()["loss"] == pytest.approx(ours.first()["loss"], rel=1e-5)
     assert peer.flops() > ours.flops() > 0
+
+
+def test_a_side_that_has_rested_goes_on_as_before():
+    """Its memory is given away meanwhile."""
+    sides = [Trainer(recipe_of(2), 8) for _ in range(2)]
+    losses = []
+    for side, rests in zip(sides, (True, False)):
+        side.step()
+        if rests:
+            held = sum(storage.nbytes() for storage in side.storages())
+            side.put_away()
+            assert held > 0 == sum(storage.nbytes() for storage in side.storages())
+            side.wake()
+        losses.append(float(side.step()))
+    assert losses[0] == losses[1]
+    kit.assert_same(*(side.stage.clip.state_dict() for side in sides))
 
 
 def test_images_and_captions_look_like_data():
@@ -103,7 +126,7 @@ def test_products_are_what_a_step_multiplies(stage):
     """From shapes alone the same as from a real step, which has those of the loss too (stage 2)."""
     compute = replace(recipe_of(stage).compute, pack="yes")
     side = Trainer(replace(recipe_of(stage), compute=compute), 8)
-    real, shapes = ceilings.recorded(side.step), ceilings.products(side.recipe, side.parts[0])
+    real, shapes = ceilings.recorded(side.step), ceilings.products(side.recipe, side.given[0])
     assert shapes and counted(shapes) <= counted(real)
     assert stage == 2 or sums(real) == sums(shapes)
     row = ceilings.measure(shapes, "fp32", torch.device("cpu"))[0]
@@ -113,7 +136,7 @@ def test_products_are_what_a_step_multiplies(stage):
 def test_products_by_hand():
     """A block's MLP: forward, and twice as much backward."""
     recipe = recipe_of(1)
-    part = tree_map_only(Tensor, lambda x: x, Trainer(recipe, 8).parts[0])
+    part = tree_map_only(Tensor, lambda x: x, Trainer(recipe, 8).given[0])
     counts = {p.name: (p.count, p.flops) for p in ceilings.products(recipe, part)}
     rows = 18 * 5  # images of a class token and four patches; the last block's are pooled
     assert counts[f"addmm 128 {rows}×32 32×128"] == (1, 2 * rows * 32 * 128)
@@ -142,6 +165,7 @@ class Fake(Side):
     """Fails at its step number `fails`, or ends its process."""
 
     def __init__(self, fails: int = 0, exits: bool = False):
+        super().__init__()
         self.recipe, self.device = recipe_of(2), torch.device("cpu")
         self.fails, self.exits, self.taken = fails, exits, 0
 
@@ -236,8 +260,7 @@ def test_a_process_that_ends_says_so(capfd):
         (["--stage", "3"], "--stage 3"),
     ],
 )
-def test_a_mistake_is_one_line(args, said, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_a_mistake_is_one_line(args, said, capsys):
     assert command.main(args) == 2
     told = capsys.readouterr().err.strip()
     assert told.startswith("error: ") and said in told and "\n" not in told

@@ -44,13 +44,14 @@ class Peer(Side):
     def __init__(self, form: Form, recipe: Recipe, tokens: float):
         import open_clip
 
+        super().__init__()
         with distributed.join(recipe.compute.threads) as world:
             self.device = world.device
         self.form, self.recipe, self.tokens = form, recipe, tokens
         self.version = open_clip.__version__
         self.model: Any = _build(recipe, form.main).to(self.device)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=recipe.optim.lr * 1e-6, fused=True)
+        self.moments = torch.optim.AdamW(trained, lr=recipe.optim.lr * 1e-6, fused=True)
         self.clip_loss = open_clip.ClipLoss()
         if self.device.type == "cuda":
             self.recipe = replace(recipe, batch=_fitting(recipe))
@@ -63,8 +64,8 @@ class Peer(Side):
     def _take_batch(self) -> None:
         made = synthetic.batch(self.recipe, models.image_side(self.model), self.tokens)
         table = lookup_table(data.augmentation(self.recipe), torch.float32)
-        self.inputs = _inputs(made, table, self.model.context_length, self.form.main)
-        self.inputs = tuple(x.to(self.device) for x in self.inputs)
+        self.given = _inputs(made, table, self.model.context_length, self.form.main)
+        self.given = tuple(x.to(self.device) for x in self.given)
         loss = _triplets if self.recipe.stage == 1 else _pairs
         run = self.model.encode_image if self.recipe.stage == 1 else self.model
         if self.form.compiled == "model":
@@ -75,13 +76,13 @@ class Peer(Side):
 
     def _forward_backward_update(self, loss: Callable[..., Tensor], run: Callable[..., Any]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, self.recipe.compute.precision == "bf16"):
-            value = loss(self, run, *self.inputs)
+            value = loss(self, run, *self.given)
         value.backward()
-        self.optimizer.step()
+        self.moments.step()
         return value
 
     def step(self) -> Tensor:
-        self.optimizer.zero_grad()
+        self.moments.zero_grad()
         loss = self._body()
         if isinstance(self.recipe, Stage2):
             with torch.no_grad():
@@ -98,7 +99,7 @@ class Peer(Side):
                 if self.recipe.batch < 64:
                     raise
             self.recipe = replace(self.recipe, batch=self.recipe.batch // 2)
-            self.optimizer.zero_grad()
+            self.moments.zero_grad()
             torch.compiler.reset()
             torch.cuda.empty_cache()
             self._take_batch()
@@ -146,6 +147,8 @@ def _triplets(peer: Peer, run: Callable[[Tensor], Tensor], images: Tensor, vote:
 def _fitting(recipe: Recipe) -> int:
     """Samples of its batch that a step should fit on this GPU, by the plan of a step like open_clip's."""
     compute = replace(recipe.compute, compile="no", recompute="none", micro="auto")
+    if isinstance(recipe, Stage2):  # the micro-batches of `negatives` would need a size
+        recipe = replace(recipe, negatives="global")
     plain = replace(recipe, compute=compute)
     bytes_here = torch.cuda.get_device_properties(0).total_memory
     return auto.settle(plain, recipe.batch, 77, bytes_here).way.micro

@@ -34,6 +34,7 @@ class Race:
         try:
             worker = self._stack.enter_context(start())
             row |= worker("first")
+            worker("rest")
             if counted and (flops := worker("flops")):
                 row["gflop_a_sample"] = flops / row["batch"] / 1e9
         except FAILURES as error:
@@ -82,10 +83,10 @@ class Race:
 
     def figures(self, names: Sequence[str]) -> None:
         """Add to our row what these methods return; one that fails is named in it."""
-        for figure in names:
-            if OURS not in self.workers:
-                return
+        if OURS not in self.workers:
+            return
+        for figure in ("wake", *names):
             try:
-                self.rows[OURS] |= self.workers[OURS](figure)
+                self.rows[OURS] |= self.workers[OURS](figure) or {}
             except FAILURES as error:
                 self.rows[OURS].setdefault("failed_figures", {})[figure] = str(error)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kernels.flops import flop_counter
 from pipeline.base.measure import Spent, stopwatch
@@ -20,11 +21,18 @@ STEPS = {"cuda": 10, "cpu": 1}  # of a turn, unless --steps says otherwise
 class Side(ABC):
     """A training step on one batch, which is on the device.
 
-    recipe: of the step; its `batch` is the samples of a step.
+    recipe: of the step; its `batch` is the samples of a step.  model: what is trained.  moments: whose state
+    are the optimizer's tensors.  given: what a step takes, a tree of tensors.
     """
 
     recipe: Recipe
     device: torch.device
+    model: nn.Module
+    moments: torch.optim.Optimizer
+    given: Any
+
+    def __init__(self) -> None:
+        self._resting: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
 
     @abstractmethod
     def step(self) -> Tensor:
@@ -42,13 +50,40 @@ class Side(ABC):
         return {"batch": self.recipe.batch, "loss": loss, "first_s": time.perf_counter() - begun}
 
     def turn(self) -> Spent:
-        """Time of a step, the mean of some in a row; GPU memory is free for another process afterwards."""
+        """Time of a step, the mean of some in a row, between `wake` and `rest`."""
+        self.wake()
         if self.device.type == "cuda":
             self.step()  # it takes its memory again
         spent = self.in_a_row(self.step, self.steps)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.rest()
         return spent
+
+    def rest(self) -> None:
+        """Leave a GPU's memory to another process; what must stay waits in the host's."""
+        if self.device.type == "cuda":
+            self.put_away()
+            torch.cuda.empty_cache()
+
+    def put_away(self) -> None:
+        """What lies on the device goes to the host."""
+        for storage in self.storages():
+            self._resting.append((storage, torch.UntypedStorage(storage.nbytes()).copy_(storage)))
+            storage.resize_(0)
+
+    def wake(self) -> None:
+        """The inverse of `rest`."""
+        while self._resting:
+            storage, copy = self._resting.pop()
+            storage.resize_(copy.nbytes())
+            storage.copy_(copy)
+
+    def storages(self) -> list[torch.UntypedStorage]:
+        """Of all that lies on the device between two steps."""
+        parameters = list(self.model.parameters())
+        model = [parameters, [p.grad for p in parameters], list(self.model.buffers())]
+        leaves = tree_leaves([model, list(self.moments.state.values()), self.given])
+        storages = [x.untyped_storage() for x in leaves if isinstance(x, Tensor) and x.device == self.device]
+        return list({storage._cdata: storage for storage in storages}.values())
 
     def in_a_row(self, call: Callable[[], object], steps: int) -> Spent:
         """Time of a call, the mean of `steps`: the host runs ahead of a GPU, as in training."""

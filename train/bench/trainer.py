@@ -28,10 +28,11 @@ FIGURES = ("rate", "fed", "memory", "kinds", "products", "card")  # methods of `
 class Trainer(Side):
     """A step as `loop.train` takes it, of one rank.
 
-    host: the batch as a loader delivers it.  parts: the same, prepared and on the device.
+    host: the batch as a loader delivers it.  given: the same, prepared in parts.
     """
 
     def __init__(self, recipe: Recipe, tokens: float):
+        super().__init__()
         with distributed.join(recipe.compute.threads) as world:
             self.device = world.device
         clip = models.build(recipe)
@@ -44,10 +45,11 @@ class Trainer(Side):
         clip.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = Optimizer(clip, recipe.optim)
         self.stage = STAGES[recipe.stage](self.recipe, clip, world, file.info)
-        self.parts = tree_map_only(Tensor, lambda x: x.to(self.device), self.stage.prepare(self.host))
+        self.model, self.moments = self.stage.towers, self.optimizer.adamw
+        self.given = tree_map_only(Tensor, lambda x: x.to(self.device), self.stage.prepare(self.host))
 
     def step(self) -> Tensor:
-        return self._update(self.parts)
+        return self._update(self.given)
 
     def _update(self, parts: list[Any]) -> Tensor:
         # So small a rate that the numbers stay what they are at the start of a run.
@@ -105,7 +107,7 @@ class Trainer(Side):
     def products(self) -> dict[str, Any]:
         """The matrix products of a step by themselves: what is left of it when all else costs nothing."""
         if self.compiles:
-            found, times = ceilings.products(self.recipe, self.parts[0]), len(self.parts)
+            found, times = ceilings.products(self.recipe, self.given[0]), len(self.given)
         else:
             found, times = ceilings.recorded(self.step), 1
         rows = ceilings.measure(found, self.recipe.compute.precision, self.device)

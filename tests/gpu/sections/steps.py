@@ -119,7 +119,7 @@ def nccl_one_rank() -> dict:
     dist.init_process_group(backend, init_method="tcp://127.0.0.1:29611", rank=0, world_size=1)
     devices = [0] if cuda() else None
     towers = DistributedDataParallel(side.stage.towers, device_ids=devices, find_unused_parameters=True)
-    image, text = towers(side.parts[0].images, side.parts[0].captions)
+    image, text = towers(side.given[0].images, side.given[0].captions)
     loss = image.square().mean() + text.square().mean()
     loss.backward()
     gathered = torch.empty_like(image)
