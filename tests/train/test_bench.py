@@ -232,6 +232,12 @@ def test_the_main_branch_is_its_best_form():
     assert set(rows) == set(FORMS) and {n for names in USUAL.values() for n in names} == set(FORMS)
 
 
+def test_shares_of_what_was_measured():
+    assert command.shares({"failed": "why"}) == {}
+    ours = {"ms": 10, "products_ms": 6, "useful_tflops": 400, "card": {"tflops_8192": 800}}
+    assert command.shares(ours) == {"products_of_step": 0.6, "useful_of_8192": 0.5}
+
+
 @pytest.mark.slow
 def test_a_process_that_ends_says_so(capfd):
     with Worker(Fake, 2) as worker:
