@@ -57,7 +57,7 @@ class Trainer(Side):
 
     @property
     def compiles(self) -> bool:
-        return self.recipe.compute.compile == "yes"
+        return self.recipe.compute.compile != "no"
 
     def fed_step(self, batches: Prefetcher) -> Tensor:
         """A step on the next batch of a prefetcher that prepares for `stage`."""

@@ -10,21 +10,20 @@ from pathlib import Path
 
 import torch
 
-from tests.gpu.sections.common import cuda, out
+from tests.gpu.sections.common import TOY, cuda, out
 from train.bench import ceilings
 
 
 def limits() -> dict:
     """Large copies and products; the model's own products stand beside its step (step_auto)."""
     if not cuda():
-        return {"card": "none"}
+        return ceilings.large(TOY)
     p = torch.cuda.get_device_properties(0)
-    return {"bytes": p.total_memory, "sms": p.multi_processor_count} | ceilings.large() | ceilings.sent()
+    return {"bytes": p.total_memory, "sms": p.multi_processor_count} | ceilings.large(TOY) | ceilings.sent()
 
 
-def limits_again() -> dict:
-    """The same at the end of a session: whether the clock has fallen."""
-    return ceilings.large() if cuda() else {"card": "none"}
+# At the end of a session: whether the clock has fallen.
+limits_again = partial(ceilings.large, TOY)
 
 
 def pytest(*arguments: str) -> dict:
