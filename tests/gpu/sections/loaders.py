@@ -13,16 +13,8 @@ import torch
 
 from kernels.bench.clock import call_ms
 from pipeline.base.measure import Spent, stopwatch
-from tests.gpu.sections.common import (
-    SCRATCH,
-    TOY,
-    await_turn,
-    await_turn_once_compiled,
-    cuda,
-    device,
-    mean_ms,
-)
-from tests.gpu.sections.steps import STEPS, make_step, train_step
+from tests.gpu.sections.common import SCRATCH, TOY, cuda, device, mean_ms
+from tests.gpu.sections.steps import make_step
 
 
 def photographs() -> dict:
@@ -86,28 +78,20 @@ def loader_ffcv() -> dict:
 
 
 def together(engine: str) -> dict:
-    """A loader in the training process beside the compiled step; its levels are normalised by themselves."""
-    from pipeline.augment import lookup_table, normalise
+    """A loader in the training process beside the compiled step, through the trainer's prefetcher."""
+    from train.device.prefetch import Prefetcher
 
-    stage, optimizer, data = make_step(**STEPS["step_eager" if TOY else "step_compiled"])
-    if TOY:
-        await_turn()
-    else:
-        await_turn_once_compiled()
-    alone = call_ms(lambda: train_step(stage, optimizer, data), 6, 3)
-    batch, side = len(data.index), data.images.shape[-1]
+    trainer = make_step("step_eager" if TOY else "step_compiled")
+    trainer.first()
+    alone = 1e3 * trainer.in_a_row(trainer.step, 6).wall
+    batch, side = len(trainer.host), trainer.host.images.shape[-1]
     with loader_of(engine, batch, side) as loader:
         it = iter(loader)
-        table = lookup_table(loader.source.augment, data.images.dtype).to(device())
-
-        def both() -> None:
-            ready = next(it)
-            images = normalise(ready.images.to(device(), non_blocking=True), table)
-            train_step(stage, optimizer, dataclasses.replace(ready, images=images, tokens=data.tokens))
-
         loader_alone = mean_ms(lambda: next(it), 6)
-        with stopwatch() as spent:
-            together = mean_ms(both, 10)
+        batches = (dataclasses.replace(ready, tokens=trainer.host.tokens) for ready in it)
+        with Prefetcher(batches, trainer.stage.prepare, device()) as prepared:
+            with stopwatch() as spent:
+                together = mean_ms(lambda: trainer.fed_step(prepared), 10)
     slower = together / max(alone, loader_alone)
     row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "of_the_slower": slower}
     return row | {"pairs_s": batch / together * 1e3, "cores": spent.cpu / spent.wall}
