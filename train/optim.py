@@ -55,7 +55,7 @@ class Optimizer:
         )
 
     def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=False)
+        self.adamw.zero_grad()
 
     def step(self, lr: float) -> tuple[Tensor, Tensor]:
         """One update; returns (gradient norm, 1.0 if it was not finite and the update was left out).
