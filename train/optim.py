@@ -30,6 +30,15 @@ def learning_rate(settings: Optim, step: int, steps: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all together, a scalar on their device."""
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    # On a CPU that is 3e-4 off for 150 million numbers, and takes twice the time of this.
+    flat = [g.flatten() for g in gradients]
+    return torch.stack([g.dot(g) for g in flat]).sum().sqrt()
+
+
 class Optimizer:
     """Fused AdamW over a model's trainable parameters."""
 
@@ -63,7 +72,7 @@ class Optimizer:
         Both are scalars on the parameters' device; the norm is the one before clipping.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         bad = (~norm.isfinite()).float()
         if self.settings.clip:
             factor = torch.clamp(self.settings.clip / (norm + 1e-6), max=1.0)

@@ -12,7 +12,7 @@ from torch import nn
 
 from train.config import Optim
 from train.model import create
-from train.optim import Optimizer, decays, learning_rate
+from train.optim import Optimizer, decays, learning_rate, total_norm
 
 
 @given(warmup=st.integers(0, 20), steps=st.integers(21, 200))
@@ -130,3 +130,12 @@ def test_state_of_other_parameters_is_refused():
     state.pop("bn.bias.exp_avg")
     with pytest.raises(ValueError, match="bn.bias.exp_avg"):
         optimizer.load(state)
+
+
+def test_the_norm_is_exact_for_many_numbers():
+    """float32 adds up to a part in a million, not in three thousand as torch's own norm on a CPU."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [1e-3 * torch.randn(n, generator=generator) for n in (1, 30_000_000, 7)]
+    gradients.append(torch.randn(8, 3, 4, 4, generator=generator).to(memory_format=torch.channels_last))
+    exact = torch.cat([g.double().flatten() for g in gradients]).norm()
+    assert float(total_norm(gradients)) == pytest.approx(float(exact), rel=1e-6)
