@@ -34,7 +34,7 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all together, a scalar on their device."""
     if gradients[0].device.type != "cpu":
         return torch.nn.utils.get_total_norm(gradients)
-    # On a CPU that is 3e-4 off for 150 million numbers, and takes twice the time of this.
+    # On a CPU that is 1.6e-3 off for 30 million numbers, this 7e-5, and it takes twice the time.
     flat = [g.flatten() for g in gradients]
     return torch.stack([g.dot(g) for g in flat]).sum().sqrt()
 
