@@ -17,6 +17,7 @@ from train.bench.worker import Worker
 # section → its flags over the recipe `paper`
 STEPS = {
     "step_auto": "",
+    "step_max": "--compile max",
     "step_compiled": "--micro 0 --compile yes --recompute pointwise --attention triton",
     "step_sdpa": "--micro 0 --compile yes --recompute pointwise --attention sdpa",
     "step_none": "--micro 0 --compile yes --recompute none --attention triton",
@@ -105,25 +106,3 @@ def compile_cache() -> dict:
             with Worker(Trainer, chosen.recipe, chosen.tokens, environment=kept) as worker:
                 row[name] = worker("first")["first_s"]
     return row
-
-
-def nccl_one_rank() -> dict:
-    """DDP over NCCL with one rank: one step of the towers, and the loss's collectives."""
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    chosen = options("--compile no" if TOY else "--compile no --batch 256")
-    side = Trainer(chosen.recipe, chosen.tokens)
-    backend = "nccl" if cuda() else "gloo"
-    dist.init_process_group(backend, init_method="tcp://127.0.0.1:29611", rank=0, world_size=1)
-    devices = [0] if cuda() else None
-    towers = DistributedDataParallel(side.stage.towers, device_ids=devices, find_unused_parameters=True)
-    image, text = towers(side.given[0].images, side.given[0].captions)
-    loss = image.square().mean() + text.square().mean()
-    loss.backward()
-    gathered = torch.empty_like(image)
-    dist.all_gather_into_tensor(gathered, image.detach().contiguous())
-    equal = bool((gathered == image).all())
-    dist.destroy_process_group()
-    return {"loss": float(loss), "gathered_equal": equal}
