@@ -65,6 +65,7 @@ def test_auto_is_triton_where_it_can_run(shape: dict, segments: bool, causal: bo
                 attention(qkv, HEADS, segment=segment, causal=causal, backend="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_auto_is_decided_while_it_is_traced(dynamic: bool):
     """For each call by its own rows, in one graph."""

@@ -221,6 +221,7 @@ def test_only_rejected_samples_that_were_trained_on_count(split, tmp_path, monke
         kit.train(kit.debug(2, split, tmp_path / "more", steps=3, log_every=1))
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_in_other_parts_where_they_decide_nothing(split, tmp_path):
     recipe = kit.debug(2, split, tmp_path / "run", batch=16)
     kit.train(recipe, kit.Asked(2))

@@ -132,6 +132,7 @@ def test_state_of_other_parameters_is_refused():
         optimizer.load(state)
 
 
+@pytest.mark.slow
 def test_the_norm_is_exact_for_many_numbers():
     """To a part in ten thousand; torch's own norm on a CPU is 1.6e-3 off."""
     generator = torch.Generator().manual_seed(0)

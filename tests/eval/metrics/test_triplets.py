@@ -171,7 +171,7 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
     assert found["val_twoafc"] != pytest.approx(found["val_twoafc_soft"], abs=1e-3)
     stage.replica, stage.micro = stage.towers, 40
     features.requires_grad_()
-    measured = stage.gradients(batch)
+    measured = stage.gradients(stage.prepare(batch))
     assert float(measured["twoafc_soft"]) == pytest.approx(found["val_twoafc_soft"] * 39 / 40, abs=1e-6)
     batch = Triplet(
         ref=blank, left=blank, right=blank, vote=torch.full((40,), 0.5), index=batch.index, valid=valid
