@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,17 @@ REPOSITORY = Path(__file__).parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # What mostly waits (for SLURM) and what takes long first, so that no process is left alone with it.
     items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_its_own() -> Iterator[None]:
+    """A module leaves none to the next.
+
+    Finalizers of numba's functions may raise. To print where, pytest parses source; if that happens
+    in the middle of another parse (tyro's), CPython 3.11.7 ends with a SystemError.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
