@@ -30,14 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def garbage_of_its_own() -> Iterator[None]:
+def garbage_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
     """A module leaves none to the next.
 
     Finalizers of numba's functions may raise. To print where, pytest parses source; if that happens
     in the middle of another parse (tyro's), CPython 3.11.7 ends with a SystemError.
     """
     yield
-    gc.collect()
+    if request.config.option.markexpr != "not slow":  # fast tests compile no such functions
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
