@@ -18,6 +18,8 @@ from train import model, recipes
 from train.device import auto, memory
 from train.distributed import World
 
+pytestmark = pytest.mark.slow  # models are counted, seconds each
+
 MEASURED = kit.REPOSITORY / "tests" / "gpu" / "measured"
 GB = 1e9
 
@@ -57,7 +59,6 @@ def test_memory_is_what_a_card_measured(file, section, compiled, micro, recomput
     assert counted == pytest.approx(peak(file, section), rel=0.03)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ("debug-ViT", "debug-RN"))
 @pytest.mark.parametrize("recompute", memory.RECOMPUTES)
 def test_fake_tensors_keep_what_real_ones_keep(name, recompute):
@@ -93,7 +94,6 @@ def test_autocast_is_that_of_a_gpu(sizes):
     assert sizes[True].parameters == 151_277_313 == sizes[True].trained
 
 
-@pytest.mark.slow
 def test_what_a_stage_freezes_has_no_moments():
     perceptual = memory.sizes(of_model("ViT-B-32", stage=1), 16, True)
     assert perceptual.trained == 87_849_216 and perceptual.images == 3 * 3 * 224 * 224
@@ -156,7 +156,6 @@ def test_the_fastest_way_that_fits_is_taken(share, gb, micro, recompute, batch_n
     assert settled.recipe.rank_batch(recipe.batch // share) if recipe.batch % share == 0 else True
 
 
-@pytest.mark.slow
 def test_batch_normalisation_keeps_its_micro_batch(monkeypatch):
     counted = memory.sizes(of_model("RN50"), 16, True)
     assert counted.batch_norm
@@ -169,7 +168,6 @@ def test_batch_normalisation_keeps_its_micro_batch(monkeypatch):
     assert auto.settle(recipe, 5120, 16, 400 * GB, begun=640).way.micro == 5120
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model_name", ("ViT-L-14", "RN50"))
 @pytest.mark.parametrize("stage", (1, 2))
 def test_other_towers_have_settings_that_fit(model_name, stage):
@@ -188,7 +186,6 @@ def test_a_compiler_that_is_missing_is_said(sizes, monkeypatch):
     assert settled.way.bytes > 100 * GB  # of the eager towers, which keep more
 
 
-@pytest.mark.slow
 def test_towers_that_run_as_they_are_are_not_compiled():
     settled = auto.settle(of_model("coca_ViT-B-32", stage=1), 128, 16, GPUS["a100"].memory)
     assert settled.recipe.compute.compile == "no" and "pooled by attention" in auto.describe(settled)
