@@ -23,16 +23,14 @@ import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import Augment, mean_colour
+from pipeline.augment import mean_colour
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
+from pipeline.dali_graph import QUEUE, define, inputs_of
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, values_of
 
 log = logging.getLogger(__name__)
-
-_QUEUE = 2  # batches DALI prepares ahead
-HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's decoding engine, where it has one
 
 
 class DALILoader(StreamLoader):
@@ -111,8 +109,8 @@ def _screened(
         source.read_ahead.request(t)
         return t
 
-    plans = map(source.plan, delayed(map(requested, positions), _QUEUE))
-    return delayed(((plan, screen.begin(plan)) for plan in plans), _QUEUE)
+    plans = map(source.plan, delayed(map(requested, positions), QUEUE))
+    return delayed(((plan, screen.begin(plan)) for plan in plans), QUEUE)
 
 
 def _submit(
@@ -137,19 +135,7 @@ def _submit(
     if draws.covers:
         grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
         arguments |= {"whole": grid[:, :2].astype(np.float32), "cut": np.ascontiguousarray(grid[:, 2:])}
-    return _Submitted(plan, tuple(arguments[n] for n in _inputs(source.augment)), readable)
-
-
-def _inputs(augment: Augment) -> dict[str, tuple[str, int]]:
-    """The graph's inputs, name → (DALI's type, dimensions of one); only those that this augmentation uses."""
-    inputs = {"jpeg": ("UINT8", 1), "corner": ("INT32", 1), "size": ("INT32", 1), "flip": ("INT32", 0)}
-    if augment.crop == "centre":
-        inputs |= {"whole": ("FLOAT", 1), "cut": ("INT32", 1)}
-    if augment.jitter_p or augment.gray_p:
-        inputs |= {"coloured": ("BOOL", 0), "matrix": ("FLOAT", 2)}
-    if augment.blur_p:
-        inputs |= {"blurred": ("BOOL", 0), "sigma": ("FLOAT", 0)}
-    return inputs
+    return _Submitted(plan, tuple(arguments[n] for n in inputs_of(source.augment)), readable)
 
 
 @cache
@@ -179,66 +165,3 @@ def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[
     valid = np.empty(images.shape[:2], np.bool_)
     plan.decode(slice(None), source.file, values_of(source.augment, dtype), as_numpy(images), valid)
     return images.permute(0, 1, 4, 2, 3), valid
-
-
-def define(
-    augment: Augment, source, batch_size: int, side: int, dtype: torch.dtype, workers: int, device: str
-):
-    """The DALI pipeline, not built yet, over an iterator of `_Submitted.arguments`; device "cpu" or "gpu".
-
-    Building needs the device's driver, defining and serialising does not.
-    """
-    from nvidia.dali import fn, pipeline_def, types
-
-    inputs = _inputs(augment)
-    kinds, dimensions = zip(*inputs.values())
-    mean, std = ([255 * v for v in values] for values in (augment.mean, augment.std))
-    out = types.FLOAT16 if dtype == torch.float16 else types.FLOAT  # DALI has no bfloat16
-
-    @pipeline_def(enable_conditionals=True)
-    def pipeline():
-        values = fn.external_source(
-            source=source, num_outputs=len(inputs), dtype=[getattr(types, kind) for kind in kinds],
-            ndim=list(dimensions), no_copy=True,
-        )  # fmt: skip
-        sample = dict(zip(inputs, values))
-        image = _resized(sample, device, side)
-        # DALI's own conditionals: a part of the batch.
-        if "matrix" in sample and sample["coloured"]:
-            image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
-        if "sigma" in sample and sample["blurred"]:
-            image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
-        if dtype == torch.uint8:
-            return fn.flip(image, horizontal=sample["flip"])
-        return fn.crop_mirror_normalize(
-            image, mirror=sample["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
-        )  # HWC in memory is channels_last
-
-    number = torch.cuda.current_device() if device == "gpu" and torch.cuda.is_available() else None
-    return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=_QUEUE)
-
-
-def _resized(sample: dict, device: str, side: int):
-    """The box of a JPEG at side x side; on the CPU only the box is decoded."""
-    from nvidia.dali import fn, types
-
-    how: dict[str, Any] = {
-        "output_type": types.RGB,
-        "adjust_orientation": False,  # a stored image is upright, whatever its EXIF says; PIL's way too
-        "jpeg_fancy_upsampling": True,
-    }
-    box: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
-    if device == "gpu":
-        # Whole: nvImageCodec 0.9 cannot decode regions (its issue 55), and the JPEG engine, which must read
-        # all of the entropy-coded data for a region too, gains nothing from one.
-        image = fn.decoders.image(sample["jpeg"], device="mixed", hw_decoder_load=HARDWARE_SHARE, **how)
-        image = fn.slice(image, sample["corner"], sample["size"], **box)
-    else:
-        image = fn.decoders.image_slice(
-            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **how
-        )
-    cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
-    if "whole" not in sample:
-        return fn.resize(image, size=(side, side), **cubic)
-    image = fn.resize(image, size=sample["whole"], **cubic)
-    return fn.slice(image, start=sample["cut"], shape=[side, side], axis_names="HW")
