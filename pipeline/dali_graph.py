@@ -1,4 +1,4 @@
-"""The DALI graph of one augmentation, for the CPU or the GPU: stored JPEGs in, augmented images out.
+"""The DALI graph of an augmentation, for the CPU or the GPU: stored JPEGs in, augmented images out.
 
 Defining a graph needs no driver and no GPU, so tests look at the GPU's too.  What feeds it, and what
 becomes of its output: `dali_loader.py`.
@@ -8,14 +8,22 @@ S image side.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.augment import Augment
 
 QUEUE = 2  # batches DALI prepares ahead
-HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's decoding engine, where it has one
+HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's JPEG engine, where it has one; DALI's default is 0.65
+
+
+class Size(NamedTuple):
+    """Pixels of an image."""
+
+    height: int
+    width: int
 
 
 def inputs_of(augment: Augment) -> dict[str, tuple[str, int]]:
@@ -31,18 +39,17 @@ def inputs_of(augment: Augment) -> dict[str, tuple[str, int]]:
 
 
 def define(
-    augment: Augment, source, batch_size: int, side: int, dtype: torch.dtype, workers: int, device: str
+    augment: Augment, source: Iterator, batch_size: int, side: int, workers: int, device: str, typical: Size
 ):
-    """The DALI pipeline, not built yet, over an iterator of `_Submitted.arguments`; device "cpu" or "gpu".
+    """The DALI pipeline, not built yet; its output is (N, S, S, 3) uint8, N <= batch_size.
 
-    Building needs the device's driver, defining and serialising does not.
+    source: yields tuples of the inputs that `inputs_of` names, each for N images.  device: "cpu" or "gpu".
+    typical: of a stored image.  Building needs the device's driver, defining and serialising does not.
     """
     from nvidia.dali import fn, pipeline_def, types
 
     inputs = inputs_of(augment)
     kinds, dimensions = zip(*inputs.values())
-    mean, std = ([255 * v for v in values] for values in (augment.mean, augment.std))
-    out = types.FLOAT16 if dtype == torch.float16 else types.FLOAT  # DALI has no bfloat16
 
     @pipeline_def(enable_conditionals=True)
     def pipeline():
@@ -51,40 +58,57 @@ def define(
             ndim=list(dimensions), no_copy=True,
         )  # fmt: skip
         sample = dict(zip(inputs, values))
-        image = _resized(sample, device, side)
+        image = _resized(sample, device, side, typical)
         # DALI's own conditionals: a part of the batch.
         if "matrix" in sample and sample["coloured"]:
             image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
         if "sigma" in sample and sample["blurred"]:
             image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
-        if dtype == torch.uint8:
-            return fn.flip(image, horizontal=sample["flip"])
-        return fn.crop_mirror_normalize(
-            image, mirror=sample["flip"], mean=mean, std=std, dtype=out, output_layout="HWC"
-        )  # HWC in memory is channels_last
+        return fn.flip(image, horizontal=sample["flip"])
 
     number = torch.cuda.current_device() if device == "gpu" and torch.cuda.is_available() else None
     return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=QUEUE)
 
 
-def _resized(sample: dict, device: str, side: int):
+def decode_whole(jpeg, typical: Size, hardware_share: float = HARDWARE_SHARE):
+    """The GPU's decoder over whole JPEGs, as the engine uses it.
+
+    With nvImageCodec 0.9 whole images are the only way.  Regions fail on a GPU (its issue 55), or, of 4:2:0
+    images with nvJPEG before 13.2, go to libjpeg on the CPU one by one.  Nor would they help: the JPEG engine
+    reads all of the entropy-coded data for a region too.
+    """
+    from nvidia.dali import fn
+
+    return fn.decoders.image(
+        jpeg, device="mixed", hw_decoder_load=hardware_share, **_colours(),
+        # Memory of the JPEG engine for a whole batch at once, instead of growing in the first ones.
+        preallocate_height_hint=typical.height, preallocate_width_hint=typical.width,
+        # By default 16 MB of the GPU's and 2 × 8 MB of pinned memory for each thread, of nvJPEG's other
+        # decoder.  It gets what the engine does not take, and then allocates what it needs.
+        device_memory_padding=0, host_memory_padding=0,
+    )  # fmt: skip
+
+
+def _colours() -> dict[str, Any]:
+    from nvidia.dali import types
+
+    return {
+        "output_type": types.RGB,
+        "adjust_orientation": False,  # a stored image is upright, whatever its EXIF says; PIL's way too
+        "jpeg_fancy_upsampling": True,  # of chroma, as libjpeg does it
+    }
+
+
+def _resized(sample: dict, device: str, side: int, typical: Size):
     """The box of a JPEG at side x side; on the CPU only the box is decoded."""
     from nvidia.dali import fn, types
 
-    how: dict[str, Any] = {
-        "output_type": types.RGB,
-        "adjust_orientation": False,  # a stored image is upright, whatever its EXIF says; PIL's way too
-        "jpeg_fancy_upsampling": True,
-    }
     box: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
     if device == "gpu":
-        # Whole: nvImageCodec 0.9 cannot decode regions (its issue 55), and the JPEG engine, which must read
-        # all of the entropy-coded data for a region too, gains nothing from one.
-        image = fn.decoders.image(sample["jpeg"], device="mixed", hw_decoder_load=HARDWARE_SHARE, **how)
-        image = fn.slice(image, sample["corner"], sample["size"], **box)
+        image = fn.slice(decode_whole(sample["jpeg"], typical), sample["corner"], sample["size"], **box)
     else:
         image = fn.decoders.image_slice(
-            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **how
+            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **_colours()
         )
     cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
     if "whole" not in sample:

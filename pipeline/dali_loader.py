@@ -4,14 +4,19 @@ JPEG bytes are read to memory that DALI gets without another copy.  Every random
 argument, so DALI keeps no state worth saving.  On a CPU the engine is the GPU path's twin for tests, and
 slower than `ffcv_loader`.
 
-A batch is N = V * B images to DALI, which knows nothing of triplets.
+A loader's batch is V * B images, which know nothing of triplets, and goes through DALI in pieces of at most
+`PIECE` images and `PIXELS` pixels.  So DALI's memory does not grow with the batch, nor with large images.
+
+`next` waits for DALI.  Training calls it in a thread of its own (train/device/prefetch.py).
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,61 +28,78 @@ import numpy as np
 import torch
 
 from pipeline import pixels
-from pipeline.augment import mean_colour
+from pipeline.augment import lookup_table, mean_colour, normalise
+from pipeline.base.console import Failed
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
-from pipeline.dali_graph import QUEUE, define, inputs_of
+from pipeline.dali_graph import QUEUE, Size, define, inputs_of
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, values_of
 
 log = logging.getLogger(__name__)
 
+PIECE = 512  # images; on an H200 as fast as ten times as many, in a quarter of the memory
+PIXELS = 1 << 27  # of whole images in a piece, or one image: 0.4 GB decoded
+_IN_A_ROW = 3  # pieces given up: what is at fault is not an image
+_FATAL = ("CUDA", "out of memory", "bad_alloc", "allocat")  # in DALI's words for the GPU's own faults
+
+
+class DALIFailed(Failed):
+    """The graph does not work here, or the GPU does not."""
+
 
 class DALILoader(StreamLoader):
     """`StreamLoader` on DALI; `device` is "cpu", "gpu", or None for the GPU where there is one.
 
-    On the GPU the images are there already; the other columns are on the CPU.
+    On the GPU the images are there already, on the stream that is current when `next` is called; the other
+    columns are on the CPU.  An image that DALI cannot decode costs the time to do its piece on the CPU, and
+    `repaired` counts such pieces.  Raises DALIFailed where that would hide a fault of the graph or the GPU.
     """
 
     def __init__(self, file: Beton | str | os.PathLike, *, device: str | None = None, **arguments: Any):
         super().__init__(file, **arguments)
         self.device = _device(device)
+        self._faults = _Faults()
+
+    @property
+    def repaired(self) -> int:
+        """Pieces that DALI gave up, done by the CPU engine."""
+        return self._faults.total
 
     def _run(self, positions: Iterator[np.ndarray]) -> Iterator[tuple[ImageText | Triplet, int]]:
-        source, side, dtype = self.source, self.image_size, self.dtype
-        blank = mean_colour(source.augment, dtype).tolist()
-        submitted: deque[_Submitted] = deque()
-        warned = False
+        source, side = self.source, self.image_size
+        pending: deque[_Piece] = deque()  # what DALI was given, in the order of its results
 
         def feed() -> Iterator[tuple]:
             for plan, screened in _screened(source, positions, screen):
-                submitted.append(_submit(source, plan, *screened(), side))
-                yield submitted[-1].arguments
+                for piece in _pieces(_Batch(source, plan, *screened(), side, self.dtype, self.device)):
+                    pending.append(piece)
+                    yield piece.arguments
 
         with closing(Screen(source, self.workers)) as screen:
-            count = self.batch_size * len(source.views)
-            pipe = define(source.augment, feed(), count, side, dtype, self.workers, self.device)
-            pipe.build()
+            most = min(PIECE, self.batch_size * len(source.views))
+            typical = _typical(source.file, source.views[0])
+            pipe = define(source.augment, feed(), most, side, self.workers, self.device, typical)
+            try:
+                pipe.build()
+            except (RuntimeError, MemoryError) as error:
+                raise _failed("cannot be set up", error) from error
             while True:
                 try:
-                    (out,) = pipe.run()
+                    (levels,) = pipe.run()
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    # DALI drops the batch and goes on with the next one. Ours is next in the queue.
-                    if not warned:  # once: a graph that DALI cannot run fails at every batch
-                        message = " ".join(str(error).split())[:600]
-                        log.warning("DALI gave up a batch, the CPU engine does it and any more: %s", message)
-                        warned = True
-                    batch = submitted.popleft()
-                    images, valid = _repair(source, batch.plan, side, dtype)
-                    images = images.cuda() if self.device == "gpu" else images
+                except (RuntimeError, MemoryError) as error:
+                    # DALI drops the piece and goes on with the next one. Ours is next in the queue.
+                    self._faults.add(error)
+                    piece = pending.popleft()
+                    piece.batch.repair(piece.part)
                 else:
-                    batch = submitted.popleft()
-                    images, valid = _collect(out, batch, dtype, blank)
-                whole = np.all(valid, 0)
-                rejected = source.report(batch.plan, whole)
-                yield source.batch(batch.plan, images, whole), rejected
+                    self._faults.in_a_row = 0
+                    piece = pending.popleft()
+                    piece.batch.take(piece.part, levels)
+                if piece.last:
+                    yield piece.batch.finish()
 
 
 def _device(name: str | None) -> str:
@@ -88,13 +110,44 @@ def _device(name: str | None) -> str:
     return name or ("gpu" if torch.cuda.is_available() else "cpu")
 
 
-@dataclass(frozen=True)
-class _Submitted:
-    """What DALI got for a batch; kept until its result is out, since nothing was copied."""
+def _typical(file: Beton, column: str) -> Size:
+    """The median sides of a few of the file's images."""
+    few = np.linspace(0, len(file) - 1, 64).astype(np.int64)
+    return Size(*np.median(file.rows(few).sizes(column), 0).astype(int).tolist())
 
-    plan: Plan
-    arguments: tuple
-    readable: np.ndarray  # (V, B) bool
+
+class _Faults:
+    """Counts the pieces that DALI gives up, and ends the run where repairing them would hide a fault."""
+
+    def __init__(self) -> None:
+        self.total = self.in_a_row = 0
+        self._reported: set[str] = set()
+
+    def add(self, error: Exception) -> None:
+        """Count and log it; raises DALIFailed."""
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        cause = _cause(error)
+        if isinstance(error, MemoryError) or any(word in cause for word in _FATAL):
+            raise _failed("cannot go on", error) from error
+        if self.in_a_row == _IN_A_ROW:
+            raise _failed(f"failed {_IN_A_ROW} times in a row", error) from error
+        kind = re.sub(r"\d+", "N", cause)
+        if kind not in self._reported:
+            self._reported.add(kind)
+            log.warning("DALI gave up a piece of a batch, which the CPU engine does instead: %s", cause)
+        elif self.total & (self.total - 1) == 0:
+            log.warning("DALI has given up %d pieces so far", self.total)
+
+
+def _cause(error: Exception) -> str:
+    """DALI's words between the graph's source, which it quotes, and the news that the graph is not valid."""
+    cause = str(error).rsplit("encountered:", 1)[-1].split("Current pipeline object")[0]
+    return " ".join(cause.split())[:400].rstrip(" :")
+
+
+def _failed(how: str, error: Exception) -> DALIFailed:
+    way_out = "the FFCV engine decodes on the CPU (in training: --engine ffcv)"
+    return DALIFailed(f"DALI {how}: {_cause(error)}; {way_out}")
 
 
 def _screened(
@@ -113,29 +166,112 @@ def _screened(
     return delayed(((plan, screen.begin(plan)) for plan in plans), QUEUE)
 
 
-def _submit(
-    source: Source, plan: Plan, data: np.ndarray, start: np.ndarray, readable: np.ndarray, side: int
-) -> _Submitted:
-    """The graph's inputs for a plan; images that are not readable (V, B) are exchanged beforehand."""
-    draws, views = plan.draws, len(source.views)
-    jpegs = [data[a : a + n] for a, n in zip(start.tolist(), plan.size.T.ravel().tolist())]
-    box = np.ascontiguousarray(draws.box.swapaxes(0, 1)).reshape(-1, 4)
-    for i in np.flatnonzero(~readable.ravel()):
-        jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
-    arguments = {
-        "jpeg": jpegs,
-        "corner": np.ascontiguousarray(box[:, :2]),
-        "size": np.ascontiguousarray(box[:, 2:]),
-        "flip": np.tile(draws.flip, views).astype(np.int32),
-        "coloured": np.tile(draws.coloured, views),
-        "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
-        "blurred": np.tile(draws.sigma > 0, views),
-        "sigma": np.maximum(np.tile(draws.sigma, views), np.float32(0.1)),  # zeros are not looked at
-    }
-    if draws.covers:
-        grid = np.array([pixels.covering(h, w, side) for h, w in box[:, 2:].tolist()], np.int32)
-        arguments |= {"whole": grid[:, :2].astype(np.float32), "cut": np.ascontiguousarray(grid[:, 2:])}
-    return _Submitted(plan, tuple(arguments[n] for n in inputs_of(source.augment)), readable)
+class _Batch:
+    """A batch on its way through DALI; N = V * B images, view by view.
+
+    data, start: the JPEGs' bytes, and where each begins.  readable (V, B) bool.
+    """
+
+    def __init__(
+        self, source: Source, plan: Plan, data: np.ndarray, start: np.ndarray, readable: np.ndarray,
+        side: int, dtype: torch.dtype, device: str,
+    ):  # fmt: skip
+        self.source, self.plan, self.side = source, plan, side
+        self.valid = readable.copy()
+        self._replaced = np.flatnonzero(~readable.ravel())
+        self.arguments = self._arguments(data, start)
+        self._dtype, self._device = dtype, torch.device("cuda" if device == "gpu" else "cpu")
+        self._images: torch.Tensor | None = None
+
+    def _arguments(self, data: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+        """The graph's inputs for the N images; of those that are not readable, a placeholder's."""
+        draws, views = self.plan.draws, len(self.source.views)
+        jpegs = [data[a : a + n] for a, n in zip(start.tolist(), self.plan.size.T.ravel().tolist())]
+        box = np.ascontiguousarray(draws.box.swapaxes(0, 1)).reshape(-1, 4)
+        for i in self._replaced.tolist():
+            jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
+        arguments = {
+            "jpeg": jpegs,
+            "corner": np.ascontiguousarray(box[:, :2]),
+            "size": np.ascontiguousarray(box[:, 2:]),
+            "flip": np.tile(draws.flip, views).astype(np.int32),
+            "coloured": np.tile(draws.coloured, views),
+            "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
+            "blurred": np.tile(draws.sigma > 0, views),
+            "sigma": np.maximum(np.tile(draws.sigma, views), np.float32(0.1)),  # zeros are not looked at
+        }
+        if draws.covers:
+            grid = [pixels.covering(h, w, self.side) for h, w in box[:, 2:].tolist()]
+            whole, cut = np.split(np.array(grid, np.int32), 2, 1)
+            arguments |= {"whole": whole.astype(np.float32), "cut": np.ascontiguousarray(cut)}
+        return {name: arguments[name] for name in inputs_of(self.source.augment)}
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(N, S, S, 3), made when the first piece is there."""
+        if self._images is None:
+            shape = (self.valid.size, self.side, self.side, 3)
+            self._images = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return self._images
+
+    def take(self, part: slice, levels) -> None:
+        """DALI's result for `part`: copied, and normalised unless levels are wanted."""
+        images, augment = self.images[part], self.source.augment
+        if self._dtype == torch.uint8:
+            return _copy(levels, images)
+        copied = torch.empty_like(images, dtype=torch.uint8)
+        _copy(levels, copied)
+        table = lookup_table(augment, self._dtype).to(images.device)
+        images.copy_(normalise(copied.permute(0, 3, 1, 2), table).permute(0, 2, 3, 1))
+
+    def repair(self, part: slice) -> None:
+        """`part` by the CPU engine, which judges each image by itself."""
+        pixels.load_decoder()
+        file, values = self.source.file, values_of(self.source.augment, self._dtype)
+        images = torch.empty_like(self.images[part], device="cpu")
+        out, batch = as_numpy(images), self.valid.shape[1]
+        for view in range(len(self.valid)):
+            first, stop = (min(max(i - view * batch, 0), batch) for i in (part.start, part.stop))
+            samples, own = slice(first, stop), slice(*(view * batch + i - part.start for i in (first, stop)))
+            if first < stop:
+                self.plan.decode(view, samples, file, values, out[own], self.valid[view, samples])
+        self.images[part] = images.to(self._device)
+
+    def finish(self) -> tuple[ImageText | Triplet, int]:
+        """The batch, and how many of its samples were rejected."""
+        blank = mean_colour(self.source.augment, self._dtype).tolist()
+        for i in self._replaced.tolist():
+            for channel, value in zip(self.images[i].unbind(-1), blank):
+                channel.fill_(
+                    value
+                )  # unlike a mask or a list of positions, nothing the GPU must be waited for
+        images = self.images.view(*self.valid.shape, *self.images.shape[1:]).permute(0, 1, 4, 2, 3)
+        whole = np.all(self.valid, 0)
+        return self.source.batch(self.plan, images, whole), self.source.report(self.plan, whole)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What DALI gets at a time; kept until its result is out, since nothing was copied."""
+
+    batch: _Batch
+    part: slice  # of the batch's N images
+    arguments: tuple
+
+    @property
+    def last(self) -> bool:
+        return self.part.stop == self.batch.valid.size
+
+
+def _pieces(batch: _Batch) -> Iterator[_Piece]:
+    whole = (batch.plan.height * batch.plan.width).T.ravel()
+    ends = np.cumsum(np.where(batch.valid.ravel(), whole, 64))
+    start = before = 0
+    while start < len(ends):
+        within = int(np.searchsorted(ends, before + PIXELS, "right"))
+        part = slice(start, min(max(within, start + 1), start + PIECE))
+        yield _Piece(batch, part, tuple(values[part] for values in batch.arguments.values()))
+        start, before = part.stop, int(ends[part.stop - 1])
 
 
 @cache
@@ -148,20 +284,16 @@ def _placeholder() -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def _collect(out, job: _Submitted, dtype: torch.dtype, blank: list[float]) -> tuple[torch.Tensor, np.ndarray]:
-    """DALI's output as images (V, B, 3, S, S), and valid (V, B); only bfloat16 is a copy."""
-    images = torch.from_dlpack(out.as_tensor()).to(dtype)
-    images = images.view(*job.readable.shape, *images.shape[1:]).permute(0, 1, 4, 2, 3)
-    for view, row in np.argwhere(~job.readable).tolist():
-        for channel, value in zip(images[view, row], blank):
-            channel.fill_(value)  # unlike a mask or a list of positions, nothing the GPU must be waited for
-    return images, job.readable
+def _copy(levels, images: torch.Tensor) -> None:
+    """DALI's output to images (N, S, S, 3) uint8, on the current stream; waits for it.
 
-
-def _repair(source: Source, plan: Plan, side: int, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
-    """A batch that DALI gave up: done by the CPU engine, which judges each image by itself."""
-    pixels.load_decoder()
-    images = torch.empty(*plan.start.T.shape, side, side, 3, dtype=dtype)
-    valid = np.empty(images.shape[:2], np.bool_)
-    plan.decode(slice(None), source.file, values_of(source.augment, dtype), as_numpy(images), valid)
-    return images.permute(0, 1, 4, 2, 3), valid
+    Not by DLPack: a buffer that torch holds goes back to DALI through a thread of DALI's, which spins on a
+    core until the GPU is idle.
+    """
+    assert [*images.shape] == [len(levels), *levels.shape()[0]] and images.is_contiguous()
+    target = ctypes.c_void_p(images.data_ptr())
+    if images.is_cuda:
+        stream = ctypes.c_void_p(torch.cuda.current_stream(images.device).cuda_stream)
+        levels.copy_to_external(target, stream, non_blocking=False)
+    else:
+        levels.copy_to_external(target)

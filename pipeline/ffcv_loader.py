@@ -87,8 +87,12 @@ class _Work:
             memory = torch.from_numpy(out).view(self._dtype)
         valid = np.zeros(shape[:2], np.bool_)
         parts = (slice(first, first + _CHUNK) for first in range(0, len(t), _CHUNK))
-        shared = self._source.file, self._values, out, valid
-        chunks = [self._decoders.submit(plan.decode, part, *shared) for part in parts]
+        shared = self._source.file, self._values
+        chunks = [
+            self._decoders.submit(plan.decode, view, part, *shared, out[view, part], valid[view, part])
+            for part in parts
+            for view in range(len(out))
+        ]
         return _Batch(plan, memory.permute(0, 1, 4, 2, 3), valid, chunks)
 
     def finish(self, started: Future[_Batch]) -> tuple[ImageText | Triplet, int]:

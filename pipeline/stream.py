@@ -9,7 +9,7 @@ The way of a sample through a loader:
    (seed, epoch, index) alone, the crop box, colour, blur, flip and caption of each sample.
 4. The engine makes the images.  `FFCVLoader` (ffcv_loader.py): `Plan.decode` reads the bytes and calls
    `process` (pixels.py) in threads.  `DALILoader` (dali_loader.py): `Screen` (screen.py) finds damaged
-   JPEGs, then a DALI graph decodes and augments the others.
+   JPEGs, then a DALI graph (dali_graph.py) decodes and augments the others.
 5. `Source.batch` adds the other columns: an `ImageText` or a `Triplet` (batch.py).
 6. `StreamLoader` counts `consumed`, its whole state, and hands the batch out.
 
@@ -57,15 +57,13 @@ class Plan:
     rows: Rows
 
     def decode(
-        self, part: slice, file: Beton, values: pixels.Values, out: np.ndarray, valid: np.ndarray
+        self, view: int, part: slice, file: Beton, values: pixels.Values, out: np.ndarray, valid: np.ndarray
     ) -> None:
-        """`pixels.process` for samples `part` of the batch; written to out (V, B, S, S, 3), valid (V, B)."""
-        for view in range(len(out)):
-            size = self.size[part, view]
-            data, start = file.read(self.start[part, view], size)
-            jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
-            draws = self.draws.of_view(view, part)
-            pixels.process(jpegs, draws, values, out[view, part], valid[view, part])
+        """`pixels.process` for one view of samples `part`; written to out (N, S, S, 3), valid (N,)."""
+        size = self.size[part, view]
+        data, start = file.read(self.start[part, view], size)
+        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
+        pixels.process(jpegs, self.draws.of_view(view, part), values, out, valid)
 
 
 def as_numpy(x: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -30,8 +29,10 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def jpeg(pixels: np.ndarray) -> Jpeg:
-    return Jpeg(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 92), *pixels.shape[:2])
+def jpeg(pixels: np.ndarray, subsampling: str = "4:4:4") -> Jpeg:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=subsampling)
+    return Jpeg(file.getvalue(), *pixels.shape[:2])
 
 
 def sizes(count: int) -> list[tuple[int, int]]:
@@ -53,6 +54,27 @@ def pairs_file(
             if broken and i in broken:
                 image = Jpeg(broken[i], height, width)
             luma = float((pixels @ LUMA).mean())
+            writer.add({"image": image, "tokens": tokens, "luma": luma, "key": b"key-%d" % i})
+    return Beton(path)
+
+
+SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
+REAL_SIZES = ((256, 384), (384, 256), (256, 256), (257, 391))
+
+
+def real_file(
+    path: Path, count: int, subsamplings: Sequence[str] = SUBSAMPLINGS, distinct: int = 24
+) -> Beton:
+    """`count` pairs with images of the sizes and kinds that the build stores; `distinct` ones, repeated."""
+    images = []
+    for i in range(min(distinct, count)):
+        pixels = picture(i, *REAL_SIZES[i % len(REAL_SIZES)])
+        images.append((jpeg(pixels, subsamplings[i % len(subsamplings)]), float((pixels @ LUMA).mean())))
+    tokens = np.zeros((1, 77), np.int32)
+    tokens[0, :3] = 49406, 320, 49407
+    with writing(path, pairs_schema(1), count) as writer:
+        for i in range(count):
+            image, luma = images[i % len(images)]
             writer.add({"image": image, "tokens": tokens, "luma": luma, "key": b"key-%d" % i})
     return Beton(path)
 

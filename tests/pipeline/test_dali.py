@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
+import struct
+import threading
+import time
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline import dali_loader, pixels
+from pipeline import dali_loader
 from pipeline.augment import AUGMENTS, Augment
-from pipeline.dali_loader import DALILoader, define
+from pipeline.dali_graph import Size, define
+from pipeline.dali_loader import DALILoader
 from pipeline.ffcv_loader import FFCVLoader
 from tests.kits.pipeline import (
     apply_reference,
-    damaged_jpegs,
     draws_of,
     jpeg,
     pairs_file,
-    picture,
     pil,
+    real_file,
     triplets_file,
     with_wrong_pointers,
 )
@@ -55,7 +61,7 @@ def loader(file, engine=DALILoader, **options):
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_pixels_of_both_engines_and_the_reference(pairs, name, side, monkeypatch):
     """Levels of 255. DALI's antialiasing filter has its own support and rounding: the resize differs most."""
-    monkeypatch.setattr(dali_loader, "_repair", None)  # no batch may come from the other engine
+    monkeypatch.setattr(dali_loader._Batch, "repair", None)  # nothing may come from the other engine
     augment = dataclasses.replace(OPERATIONS[name], **PLAIN)
     options = dict(batch_size=8, image_size=side, augment=augment, seed=2)
     ours, references, theirs = [], [], []
@@ -91,6 +97,20 @@ def test_photographs_agree(shared_data, tmp_path):
     (b,) = FFCVLoader.one_pass(tmp_path / "p.beton", **options)
     error = (a.images - b.images).abs()
     assert error.mean() < 0.3 and error.max() < 20, (error.mean(), error.max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["eval", "paper"])
+def test_images_of_real_size_and_every_subsampling(tmp_path, preset):
+    """More than a piece of them; on the GPU: tests/gpu/test_dali.py."""
+    file = real_file(tmp_path / "real.beton", dali_loader.PIECE + 24, distinct=12)
+    options = dict(
+        batch_size=len(file), image_size=64, augment=AUGMENTS[preset], dtype=torch.uint8, workers=2
+    )
+    (a,) = DALILoader.one_pass(file, device="cpu", **options)
+    (b,) = FFCVLoader.one_pass(file, **options)
+    error = (a.images.float() - b.images.float()).abs().flatten(1).mean(1)
+    assert a.valid.all() and error.mean() < 0.3 and error.max() < 3, (error.mean(), error.max())
 
 
 def test_the_stream_is_the_ffcv_engines(pairs):
@@ -143,85 +163,6 @@ def test_a_pass_in_file_order_with_its_last_batch(pairs):
     assert torch.equal(joined(batches)["index"], torch.arange(20))
 
 
-@pytest.fixture(scope="module")
-def battered(tmp_path_factory):
-    """A file most of whose pictures are damaged, each in a way of its own."""
-    folder, each = tmp_path_factory.mktemp("battered"), 6
-    whole = pairs_file(folder / "whole.beton", 120)
-    return pairs_file(folder / "p.beton", 120, broken=damaged_jpegs(whole, each))
-
-
-@pytest.mark.parametrize("preset", ["none", "paper"])
-def test_both_engines_judge_every_damage_alike(battered, preset):
-    """Some damage makes another sound JPEG of other pixels: that neither can see, and both show the same."""
-    options = dict(batch_size=32, image_size=24, augment=AUGMENTS[preset], seed=1)
-    ours = joined(list(FFCVLoader.one_pass(battered, **options)))
-    theirs = joined(list(DALILoader.one_pass(battered, device="cpu", **options)))
-    assert 40 < int((~ours["valid"]).sum()) < 108 and ours["valid"][108:].all()
-    assert torch.equal(ours["valid"], theirs["valid"])
-    assert not theirs["images"][~theirs["valid"]].any()
-    assert (ours["images"] - theirs["images"]).abs().flatten(1).mean(1).max() < 0.1
-
-
-@pytest.mark.slow
-def test_damage_is_masked_at_every_visit(battered):
-    """In training, over epochs and on several ranks, of which each has seen other samples before."""
-    options = dict(batch_size=10, world_size=3, workers=2)
-    for rank in range(3):
-        a = joined(take(loader(battered, rank=rank, **options), 12))
-        b = joined(take(loader(battered, FFCVLoader, rank=rank, **options), 12))
-        assert torch.equal(a["index"], b["index"]) and torch.equal(a["valid"], b["valid"])
-        assert not a["images"][~a["valid"]].any()
-        assert (a["images"] - b["images"]).abs().flatten(1).mean(1).max() < 0.1
-
-
-def test_a_triplet_with_one_bad_picture_is_masked_whole(tmp_path):
-    whole = triplets_file(tmp_path / "whole.beton", 6)
-    data = bytearray(whole.jpeg(3, "left"))
-    middle = len(data) * 2 // 3
-    data[middle : middle + 24] = b"\xff" * 24
-    bad = triplets_file(tmp_path / "t.beton", 6, broken={3: bytes(data)})
-    (batch,) = DALILoader.one_pass(bad, batch_size=6, image_size=24, device="cpu")
-    assert batch.valid.tolist() == [True, True, True, False, True, True]
-
-
-def without_tables(data: bytes) -> bytes:
-    """A whole JPEG by its markers, but with its quantisation tables turned into comments."""
-    return data.replace(b"\xff\xdb", b"\xff\xfe")
-
-
-@pytest.mark.parametrize("screened", [True, False])
-def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, caplog, monkeypatch, screened):
-    """Even those that only DALI stumbles over: each costs nothing but its own batch."""
-    broken = {
-        2: pairs.jpeg(2).tobytes()[:400], 5: b"<html>", 9: jpeg(picture(0, 8, 8)).data,
-        12: without_tables(pairs.jpeg(12).tobytes()),
-    }  # fmt: skip
-    bad = pairs_file(tmp_path / "bad.beton", 20, broken=broken)
-    if not screened:  # as for a JPEG that libjpeg reads and DALI's decoder does not
-        monkeypatch.setattr(pixels, "decodable", lambda data, start, size, *_: size == len(broken[12]))
-    with caplog.at_level(logging.WARNING, "pipeline"):
-        stream = loader(bad)
-        got = joined(take(stream, 10))
-    clean = joined(take(loader(pairs), 10))
-    expected = torch.tensor([i not in broken for i in got["index"].tolist()])
-    assert torch.equal(got["index"], clean["index"]) and torch.equal(got["valid"], expected)
-    assert not got["images"][~expected].any()
-    error = (got["images"] - clean["images"])[expected].abs().flatten(1).mean(1)
-    assert error.max() < 0.1  # a repaired batch comes from the other engine
-    hit = {t // 6 for t in range(60) if got["index"][t] == 12 and not screened}
-    untouched = torch.tensor([t // 6 not in hit for t in range(60)]) & expected
-    assert torch.equal(got["images"][untouched], clean["images"][untouched])
-    repaired = ~untouched & expected
-    assert screened or not torch.equal(got["images"][repaired], clean["images"][repaired])
-    assert stream.rejected == int((~expected).sum())
-    named = [r.getMessage() for r in caplog.records]
-    repairs = [n for n in named if n.startswith("DALI gave up")]
-    assert len(repairs) == (not screened)
-    named = [n for n in named if n not in repairs]
-    assert len(named) == 4 and all(any(f"key key-{i})" in n for n in named) for i in broken)
-
-
 def test_an_exception_while_planning_reaches_the_consumer(pairs, tmp_path):
     stream = loader(with_wrong_pointers(pairs, tmp_path / "wrong.beton"))
     with pytest.raises(ValueError, match="pointer of image is not in the allocation table"):
@@ -244,14 +185,86 @@ def test_memory_is_flat_over_epochs(pairs):
     assert_memory_is_flat(loader(pairs, image_size=96, workers=2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8], ids=str)
-def test_the_gpu_graph_is_defined_without_a_driver(dtype):
-    for augment in AUGMENTS.values():
-        pipe = define(augment, iter([]), 8, 224, dtype, 2, "gpu")
-        text = pipe.serialize()
-        assert (b"CropMirrorNormalize" in text) == (dtype == torch.float16)
-        # Whole pictures: the decoder of regions fails on a GPU (nvImageCodec issue 55).
-        assert b"mixed" in text and b"decoders__Image" in text and b"ImageSlice" not in text
+def float_argument(name: bytes, value: float) -> bytes:
+    """As the serialised graph holds it."""
+    return name + b"\x12\x05float\x1d" + struct.pack("<f", value)
+
+
+@pytest.mark.parametrize("preset", sorted(AUGMENTS))
+def test_the_gpu_graph_decodes_whole_images_and_cuts_on_the_gpu(preset):
+    """Which operator is on which device, and the decoder's options: all that shows without a GPU."""
+    pipe = define(AUGMENTS[preset], iter([]), 8, 224, 2, "gpu", Size(256, 384))
+    text = pipe.serialize()
+    devices = {
+        op.name.strip("_").split("_")[0]: (
+            op.spec.InputDevice(0) if op.inputs else "",
+            op.spec.OutputDevice(0),
+        )
+        for op in pipe._ops
+    }
+    assert devices.pop("ExternalSource") == ("", "cpu")
+    # Not by regions: that fails on a GPU (nvImageCodec issue 55).
+    assert devices.pop("Image") == ("cpu", "gpu") and b"ImageSlice" not in text
+    pixels_pass = {"Slice", "Resize", "CoordTransform", "GaussianBlur", "Merge", "Flip"} & set(devices)
+    assert {devices[name] for name in pixels_pass} == {("gpu", "gpu")} and {"Slice", "Flip"} <= pixels_pass
+    assert float_argument(b"hw_decoder_load", 1.0) in text
+    assert b"preallocate_width_hint\x12\x05int64 \x80\x03" in text  # 384 as protobuf writes it
+    assert b"CropMirrorNormalize" not in text and b"FLOAT16" not in text
+
+
+def test_dali_lets_other_threads_run_while_it_works(pairs):
+    """Training launches its steps meanwhile: waiting for DALI must not hold Python's lock."""
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    stream = iter(loader(pairs, batch_size=200, image_size=400))
+    next(stream)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    start = time.perf_counter()
+    next(stream)
+    end = time.perf_counter()
+    done.set()
+    thread.join()
+    stream.close()
+    inside = [t for t in ticks if start < t < end]
+    assert end - start > 0.05 and len(inside) > 100 * (end - start)  # of at most 1000 a second
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_a_batch_in_pieces_is_the_batch(tmp_path, pairs, kind, monkeypatch):
+    """Pieces that end within a view, hold parts of two views, or one image past the limit of pixels."""
+    file = pairs if kind == "pairs" else triplets_file(tmp_path / "t.beton", 20)
+    options = dict(batch_size=20, image_size=24, augment=AUGMENTS["paper"], device="cpu", dtype=torch.uint8)
+    names = ["images"] if kind == "pairs" else ["ref", "left", "right"]
+    (whole,) = DALILoader.one_pass(file, **options)
+    for piece, most in ((7, 1 << 27), (512, 9000), (512, 1), (13, 20_000)):
+        monkeypatch.setattr(dali_loader, "PIECE", piece)
+        monkeypatch.setattr(dali_loader, "PIXELS", most)
+        (parts,) = DALILoader.one_pass(file, **options)
+        assert all(torch.equal(getattr(parts, name), getattr(whole, name)) for name in names)
+        assert parts.valid.all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sides=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=40),
+    most=st.integers(1, 200_000),
+)
+def test_pieces_cover_a_batch_within_their_limits(sides, most):
+    height, width = np.array(sides).T[:, :, None]
+    plan = SimpleNamespace(height=height, width=width)
+    batch = SimpleNamespace(plan=plan, valid=np.ones((1, len(sides)), bool), arguments={"jpeg": sides})
+    with mock.patch.multiple(dali_loader, PIECE=16, PIXELS=most):
+        pieces = list(dali_loader._pieces(batch))
+    assert [side for piece in pieces for side in piece.arguments[0]] == sides
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    for piece in pieces:
+        inside = sides[piece.part]
+        assert 1 <= len(inside) <= 16 and (len(inside) == 1 or sum(h * w for h, w in inside) <= most)
 
 
 @pytest.mark.parametrize("device, message", [("tpu", "neither cpu nor gpu"), ("gpu", "no CUDA GPU here")])

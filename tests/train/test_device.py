@@ -103,8 +103,9 @@ def test_what_a_stage_freezes_has_no_moments():
 def test_an_engine_on_the_card_counts(sizes):
     recipe = of_model("ViT-B-32")
     on_card = replace(recipe, data=replace(recipe.data, engine="dali"))
-    more = sizes[True].total(on_card, 512, "none", 512) - sizes[True].total(recipe, 512, "none", 512)
-    assert more == 512 * memory.DALI_BYTES
+    for share in (512, 5120):
+        totals = [sizes[True].total(r, share, "none", share) for r in (on_card, recipe)]
+        assert totals[0] - totals[1] == memory.DALI_BYTES
 
 
 # -- settings -------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ from train.config import Recipe, Recompute
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 SAMPLES = 128  # of the smaller counted batch: whole rows of packed captions for any number of tokens
-# What the DALI engine takes for each image of a batch: measured on an H200 (docs/benchmarks.md).
-DALI_BYTES = 1.5e6
+# What the DALI engine takes, whose pieces do not grow with the batch: measured on an H200, together with
+# CUDA's context (docs/benchmarks.md).
+DALI_BYTES = 1.7e9
 
 
 class Kept(NamedTuple):
@@ -64,7 +65,7 @@ class Sizes:
         # float32 parameters, gradients and two moments; DDP's buckets are views of the gradients.
         model = 4 * self.parameters + 12 * self.trained + half_copies
         batches = 2 * share * self.images  # the one in use, and the next
-        engine = share * recipe.images * DALI_BYTES if recipe.data.engine == "dali" else 0
+        engine = DALI_BYTES if recipe.data.engine == "dali" else 0
         return model + batches + engine + self.activations(recompute, micro)
 
 
