@@ -65,7 +65,8 @@ class Sizes:
         # float32 parameters, gradients and two moments; DDP's buckets are views of the gradients.
         model = 4 * self.parameters + 12 * self.trained + half_copies
         batches = 2 * share * self.images  # the one in use, and the next
-        engine = DALI_BYTES if recipe.data.engine == "dali" else 0
+        # DALI makes a third one on the GPU meanwhile.
+        engine = DALI_BYTES + share * self.images if recipe.data.engine == "dali" else 0
         return model + batches + engine + self.activations(recompute, micro)
 
 
