@@ -32,7 +32,7 @@ ROOMS = {
     "eval": ("eval", "pcam"),
 }
 # Reached by names that are no promise: a next version may lack them, or mean something else by them.
-PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch")
+PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch", "xxhash")
 PEERS = {"clip_benchmark"}  # an oracle's own environment has it, or a test is skipped
 
 

@@ -82,9 +82,14 @@ def stored(data: bytes, height: int, width: int) -> np.ndarray:
     head = read_head(data)
     if head is None:
         raise ValueError("not a JPEG")
+    check_size(head, height, width)
+    return decode_jpeg(data)
+
+
+def check_size(head: Head, height: int, width: int) -> None:
+    """ValueError for another size than the table's."""
     if (head.height, head.width) != (height, width):
         raise ValueError(f"it has {head.width}×{head.height} pixels, the table says {width}×{height}")
-    return decode_jpeg(data)
 
 
 def check_pixels(width: int, height: int, most: int) -> None:
