@@ -86,7 +86,8 @@ def _check_images(
         for row, (index, key) in enumerate(zip(indices.tolist(), rows.records[told].tolist())):
             if key not in known:
                 data = beton.read(start[row : row + 1], size[row : row + 1])[0].tobytes()
-                known[key] = check_image(data, *sides[row], *key[1:], decode=decode)
+                (height, width), expected = sides[row], key[1] if beton.checksummed else None
+                known[key] = check_image(data, height, width, expected, decode)
                 step(1 if column == 0 else 0)
             image = known[key]
             if image.fault:
