@@ -106,14 +106,6 @@ def decodable(data, start, size, height, width):
 
 
 @compiled
-def check_sizes(data, start, size, height, width, ok):
-    """Set ok (N,) bool to False where the frame header of a JPEG (N,) in `data` says another size."""
-    for n in range(len(start)):
-        h, w = jpeg_size(data[start[n] : start[n] + size[n]])
-        ok[n] &= h == height[n] and w == width[n]
-
-
-@compiled
 def _cubic(x):
     x = abs(x)
     if x < 1:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipeline import pixels
+from pipeline.base.compiled import compiled
 from pipeline.beton import checksum
 from pipeline.stream import Plan, Source
 
@@ -19,6 +20,14 @@ _CHUNK = 32  # images a thread decodes at a time: some 10 ms of work
 _UNSEEN, _SOUND, _DAMAGED = 0, 1, 2
 
 Screened = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@compiled
+def _compare_sizes(data, start, size, height, width, ok):
+    """Set ok (N,) bool to False where the header of a JPEG (N,) in `data` does not have its size."""
+    for n in range(len(start)):
+        h, w = pixels.jpeg_size(data[start[n] : start[n] + size[n]])
+        ok[n] &= h == height[n] and w == width[n]
 
 
 class Screen:
@@ -64,7 +73,7 @@ class Screen:
         readable = np.empty(len(start), np.bool_)
         checksum.matching(data, start, size, expected, readable)
         plan.intact.T[:] = readable.reshape(plan.intact.T.shape)
-        pixels.check_sizes(data, start, size, height, width, readable)
+        _compare_sizes(data, start, size, height, width, readable)
         return data, start, readable.reshape(plan.intact.T.shape)
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
