@@ -67,14 +67,14 @@ class Screen:
         return finish
 
     def _compared(self, plan: Plan) -> Screened:
-        columns = plan.start, plan.size, plan.height, plan.width, plan.checksum
-        start, size, height, width, expected = (a.T.ravel() for a in columns if a is not None)
+        assert plan.checksum is not None
+        start, size, height, width = (a.T.ravel() for a in (plan.start, plan.size, plan.height, plan.width))
         data, start = self._file.read(start, size)
-        readable = np.empty(len(start), np.bool_)
-        checksum.matching(data, start, size, expected, readable)
-        plan.intact.T[:] = readable.reshape(plan.intact.T.shape)
-        _compare_sizes(data, start, size, height, width, readable)
-        return data, start, readable.reshape(plan.intact.T.shape)
+        readable = np.empty(plan.start.T.shape, np.bool_)
+        checksum.matching(data, start, size, plan.checksum.T.ravel(), readable.ravel())
+        plan.intact[:] = readable.T
+        _compare_sizes(data, start, size, height, width, readable.ravel())
+        return data, start, readable
 
     def _judge(self, plan: Plan, rows: np.ndarray, views: np.ndarray) -> None:
         start, size, *shape = (a[rows, views] for a in (plan.start, plan.size, plan.height, plan.width))
