@@ -33,7 +33,8 @@ from pipeline.base.files import replacing
 from pipeline.beton.fields import Beton
 from pipeline.beton.writer import join
 
-FORMAT = 2  # raised when the same settings come to mean another file
+FORMAT = 3  # raised when the same settings come to mean another file
+_OLDER = {2: "written without checksums of its images, which --restart adds"}  # finished files that are kept
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
@@ -83,9 +84,11 @@ def build(
     Raises ValueError for a user's mistake, OSError for a full disk, TooManyRejects, WorkersDied.
     """
     job = Job(source, Path(out), settings, how)
-    info = job.up_to_date()
+    info, note = job.up_to_date()
     if info is not None:
         say(f"{job.out}: up to date, {info['samples']:,} samples; nothing to do")
+        if note:
+            say(f"  {note}")
         missing = sum(info["rejected"].get(reason, 0) for reason in ("missing file", "unreadable file"))
         if missing:
             say(f"  {missing:,} images were missing or unreadable then; --restart looks for them again")
@@ -143,8 +146,12 @@ class Job:
         self.weights = [task.weight for task in self.tasks]
         self.total = Tally()  # of the finished shards: `resume` and `finished` add to it
         self.parts = out.with_name(out.name + ".parts")
-        known = {"format": FORMAT, "settings": asdict(settings), "source": source.describe()}
-        self.fingerprint = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        self._wanted = {"settings": asdict(settings), "source": source.describe()}
+        self.fingerprint = self._fingerprint(FORMAT)
+
+    def _fingerprint(self, version: int) -> str:
+        known = self._wanted | {"format": version}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def limit(self) -> float:
@@ -168,15 +175,20 @@ class Job:
 
     # -- before -----------------------------------------------------------------------------
 
-    def up_to_date(self) -> dict | None:
-        """The JSON of the finished file, if it is what this build would write."""
+    def up_to_date(self) -> tuple[dict | None, str]:
+        """The JSON of the finished file if it is what this build would write, and what it lacks.
+
+        A file of an older format is kept: building it again may take hours, and it is as sound as it was.
+        """
         if self.how.restart or not self.out.is_file():
-            return None
+            return None, ""
         with contextlib.suppress(OSError, ValueError):
             beton = Beton(self.out)
-            if beton.info.get("fingerprint") == self.fingerprint and beton.info.get("bytes") == beton.size:
-                return beton.info
-        return None
+            made = beton.info.get("fingerprint")
+            for version, lacking in ({FORMAT: ""} | _OLDER).items():
+                if made == self._fingerprint(version) and beton.info.get("bytes") == beton.size:
+                    return beton.info, lacking
+        return None, ""
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -211,7 +223,7 @@ class Job:
                     path.unlink()
         elif not same:
             raise ValueError(
-                f"{self.parts}: begun with other settings or another state of the source; "
+                f"{self.parts}: begun with other settings, another state of the source or another version; "
                 "--restart throws those shards away"
             )
         joined = f".{glob.escape(self.out.name)}.[0-9]*.tmp"

@@ -233,11 +233,14 @@ class Verify:
     """Read every sample of a .beton back and report what is wrong; exit code 1 if anything is."""
 
     file: tyro.conf.Positional[Path]
+    decode: bool = False
+    """Decode every image too; checksums alone tell whether its bytes are those that were written."""
     workers: int = 0
     """Processes; 0 takes every core this process may use."""
 
     def run(self) -> int:
-        return 1 if verify(self.file, RunSettings(workers=self.workers).processes).counts else 0
+        workers = RunSettings(workers=self.workers).processes
+        return 1 if verify(self.file, workers, self.decode).counts else 0
 
 
 @dataclass(kw_only=True)

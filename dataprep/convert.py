@@ -1,8 +1,8 @@
 """An image file → the JPEG that is stored: read, decode, check, orient, resize, re-encode.
 
 Every image is decoded once in full, so that an image which cannot be decoded never reaches training.  A
-JPEG that already fits is kept byte for byte.  Its check is the full entropy decoding, which gives the mean
-luma too (`pipeline/jpeg_scan.py`); libjpeg decides where that one does not.
+JPEG that already fits is kept byte for byte.  Its check is libjpeg's decoding at an eighth of the size, which
+reads all of the entropy-coded data, complains as the full decoding does, and gives the mean luma too.
 
 Not here: from bytes to pixels (`pipeline/formats/pictures.py`), captions (`pipeline/text.py`), where images
 come from (the sources).
@@ -276,11 +276,6 @@ def _checked_luma(data: bytes, head: Head) -> float:
 
     Raises simplejpeg's ValueError on any fault in the data.
     """
-    from pipeline import jpeg_scan  # its compiler takes 100 MB: only where it is needed
-
-    luma = jpeg_scan.mean_luma(data)
-    if luma is not None:
-        return luma
     blocks = pictures.decode_jpeg(data, "GRAY", min_height=1, min_width=1)[..., 0]
     down, across = (_coverage(n, m) for n, m in zip((head.height, head.width), blocks.shape))
     return float(down @ blocks @ across)

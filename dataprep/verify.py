@@ -1,5 +1,8 @@
 """`verify`: reads every sample of a finished .beton back and reports what is wrong.
 
+The build decoded every image before it stored it.  So where a file has checksums, it is enough to compare
+each image's bytes with them; `decode` decodes the images again as well.
+
 Not here: building; what a loader makes of the samples; describing a file (`summary.py`).
 
 N samples, K captions of an image.
@@ -21,6 +24,7 @@ from dataprep.pool import run
 from pipeline import text
 from pipeline.base.console import Progress, say
 from pipeline.beton import fields as f
+from pipeline.beton.writer import checksum
 from pipeline.formats import pictures
 
 _CHUNK = 2_000  # samples a task
@@ -46,19 +50,19 @@ class Faults:
 
 
 class ImageCheck(NamedTuple):
-    """What decoding a stored image in full shows; `fault` is empty for a sound one."""
+    """What is found of a stored image; `fault` is empty for a sound one."""
 
     fault: str
     detail: str = ""
-    luma: float = 0.0  # mean, 0…255
+    luma: float | None = None  # mean, 0…255, of the decoded pixels
 
 
-def _check(path: Path, task: int, step: Callable[[int], None]) -> Faults:
+def _check(path: Path, decode: bool, task: int, step: Callable[[int], None]) -> Faults:
     """Check the samples of stretch `task`."""
     beton, faults = f.Beton(path), Faults()
     indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
     rows = beton.rows(indices)
-    _check_images(beton, rows, indices, faults, step)
+    _check_images(rows, decode, indices, faults, step)
     for index in indices.tolist():
         if not beton.text("key", index):
             faults.add(index, "key", "empty")
@@ -70,21 +74,25 @@ def _check(path: Path, task: int, step: Callable[[int], None]) -> Faults:
 
 
 def _check_images(
-    beton: f.Beton, rows: f.Rows, indices: np.ndarray, faults: Faults, step: Callable[[int], None]
+    rows: f.Rows, decode: bool, indices: np.ndarray, faults: Faults, step: Callable[[int], None]
 ) -> None:
-    images = image_columns(beton)
+    beton, images = rows.file, image_columns(rows.file)
     lumas = rows.records["luma"][:, None] if len(images) == 1 else rows.arrays("luma")
     for column, name in enumerate(images):
-        known: dict[int, ImageCheck] = {}  # by pointer: a shared image is decoded once a stretch
-        pointers = rows.records[name]["data_ptr"].tolist()
-        for index, pointer, luma in zip(indices.tolist(), pointers, lumas[:, column]):
-            if pointer not in known:
-                known[pointer] = check_image(beton, index, name)
+        told = [name, f.checksum_column(name)] if beton.checksummed else [name]
+        known: dict[tuple, ImageCheck] = {}  # a shared image is checked once a stretch
+        start, size = rows.spans(name)
+        sides = rows.sizes(name).tolist()
+        for row, (index, key) in enumerate(zip(indices.tolist(), rows.records[told].tolist())):
+            if key not in known:
+                data = beton.read(start[row : row + 1], size[row : row + 1])[0].tobytes()
+                (height, width), expected = sides[row], key[1] if beton.checksummed else None
+                known[key] = check_image(data, height, width, expected, decode)
                 step(1 if column == 0 else 0)
-            image = known[pointer]
+            image = known[key]
             if image.fault:
                 faults.add(index, name, image.fault, image.detail)
-            elif abs(image.luma - luma) > _LUMA:
+            elif image.luma is not None and abs(image.luma - lumas[row, column]) > _LUMA:
                 faults.add(index, name, "stored mean luma is wrong", f"the pixels have {image.luma:.1f}")
 
 
@@ -93,17 +101,25 @@ def image_columns(beton: f.Beton) -> list[str]:
     return [name for name, column in beton.fields.items() if column.kind == f.IMAGE]
 
 
-def check_image(beton: f.Beton, index: int, name: str) -> ImageCheck:
-    """Decode one stored image in full, as the engines do."""
-    height, width = beton.rows(np.array(index)).sizes(name).tolist()
+def check_image(
+    data: bytes, height: int, width: int, expected: int | None = None, decode: bool = True
+) -> ImageCheck:
+    """Judge a stored image by what the file's table says of it, `expected` being its checksum.
+
+    decode: decode it in full, as the engines do; otherwise its checksum and its header are compared alone.
+    """
+    if expected is not None and checksum(data) != expected:
+        return ImageCheck("its bytes are not those that were written (checksum)")
+    head = pictures.read_head(data)
+    if head is None or head.sof != 0xC0 or len(head.components) != 3:
+        return ImageCheck("not a baseline RGB JPEG")
     try:
-        data = beton.jpeg(index, name).tobytes()
-        head = pictures.read_head(data)
-        if head is None or head.sof != 0xC0 or len(head.components) != 3:
-            return ImageCheck("not a baseline RGB JPEG")
-        return ImageCheck("", luma=mean_luma(pictures.stored(data, height, width)))
+        if decode:
+            return ImageCheck("", luma=mean_luma(pictures.stored(data, height, width)))
+        pictures.check_size(head, height, width)
     except ValueError as error:
         return ImageCheck("engines refuse it", str(error))
+    return ImageCheck("")
 
 
 def _check_tokens(rows: f.Rows, indices: np.ndarray, faults: Faults) -> None:
@@ -129,22 +145,29 @@ def _check_votes(rows: f.Rows, indices: np.ndarray, faults: Faults) -> None:
         faults.add(int(indices[row]), "votes", "negative")
 
 
-def verify(path: Path, workers: int) -> Faults:
-    """Check every sample of `path`, and that its JSON describes this file; prints what is wrong."""
+def verify(path: Path, workers: int, decode: bool = False) -> Faults:
+    """Check every sample of `path`, and that its JSON describes this file; prints what is wrong.
+
+    decode: decode every image in full, besides comparing checksums; without checksums it is done anyway.
+    """
     beton, faults = f.Beton(path), Faults()
     assert beton.kind  # ValueError for a file with other columns
     if beton.info.get("samples", len(beton)) != len(beton):
         faults.add(-1, "json", "gives another number of samples", str(beton.info["samples"]))
     if beton.info.get("bytes", beton.size) != beton.size:
         faults.add(-1, "json", "gives another length of the file", str(beton.info["bytes"]))
+    decode = decode or not beton.checksummed
     tasks = range(-(-len(beton) // _CHUNK))
     weights = [min(_CHUNK, len(beton) - _CHUNK * task) for task in tasks]
     progress = Progress(path.name, len(beton))
-    run(partial(_check, path), tasks, weights, workers, progress, lambda _, more: faults.extend(more))
+    check = partial(_check, path, decode)
+    run(check, tasks, weights, workers, progress, lambda _, more: faults.extend(more))
     for line in faults.named[:_SHOWN]:
         say(line)
     total = sum(faults.counts.values())
     for fault, count in faults.counts.most_common():
         say(f"{count:,} × {fault}")
-    say(f"{path}: {len(beton):,} samples, " + (f"{total:,} faults" if total else "all sound"))
+    done = "checksums compared" if beton.checksummed else "no checksums in it"
+    done += ", every image decoded" if decode else "; --decode decodes every image too"
+    say(f"{path}: {len(beton):,} samples, {f'{total:,} faults' if total else 'all sound'} ({done})")
     return faults

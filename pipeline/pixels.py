@@ -364,6 +364,7 @@ class Jpegs(NamedTuple):
     size: np.ndarray  # (N,) int64
     height: np.ndarray  # (N,) int64: what the file's table says
     width: np.ndarray  # (N,) int64
+    intact: np.ndarray  # (N,) bool: False refuses a JPEG before it is decoded
 
 
 class Values(NamedTuple):
@@ -386,7 +387,7 @@ def process(jpegs, draws, values, out, valid):
     small = np.empty((side, side, 3), np.uint8)
     for n in range(len(jpegs.start)):
         start, size, h, w = jpegs.start[n], jpegs.size[n], jpegs.height[n], jpegs.width[n]
-        valid[n] = decode(jpegs.data[start : start + size], h, w, pixels)
+        valid[n] = jpegs.intact[n] and decode(jpegs.data[start : start + size], h, w, pixels)
         if not valid[n]:
             out[n] = values.blank
             continue

@@ -7,9 +7,10 @@ The way of a sample through a loader:
 3. `Source.plan` makes a `Plan` of a batch:  `Order.locate` (order.py) turns t into (epoch, index),
    `Beton.rows` (beton/fields.py) looks up where the JPEGs lie, and `sample_draws` (augment.py) draws, from
    (seed, epoch, index) alone, the crop box, colour, blur, flip and caption of each sample.
-4. The engine makes the images.  `FFCVLoader` (ffcv_loader.py): `Plan.decode` reads the bytes and calls
-   `process` (pixels.py) in threads.  `DALILoader` (dali_loader.py): `Screen` (screen.py) finds damaged
-   JPEGs, then a DALI graph (dali_graph.py) decodes and augments the others.
+4. The engine makes the images.  `FFCVLoader` (ffcv_loader.py): `Plan.decode` reads the bytes, compares
+   their checksums (beton/checksum.py) and calls `process` (pixels.py) in threads.  `DALILoader`
+   (dali_loader.py): `Screen` (screen.py) finds damaged JPEGs, then a DALI graph (dali_graph.py) decodes and
+   augments the others.
 5. `Source.batch` adds the other columns: an `ImageText` or a `Triplet` (batch.py).
 6. `StreamLoader` counts `consumed`, its whole state, and hands the batch out.
 
@@ -32,6 +33,7 @@ import torch
 from pipeline import pixels
 from pipeline.augment import AUGMENTS, Augment, Draws, lookup_table, mean_colour, sample_draws
 from pipeline.batch import ImageText, Triplet
+from pipeline.beton import checksum
 from pipeline.beton.fields import JPEG_MODE, Beton, Rows
 from pipeline.order import Order
 from pipeline.readahead import ReadAhead
@@ -45,7 +47,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch before decoding; byte ranges of the stored JPEGs are (B, V) int64. Size 0: not a JPEG."""
+    """A batch before decoding; what is said of the stored JPEGs is (B, V) int64. Size 0: not a JPEG."""
 
     epoch: np.ndarray  # (B,) int64
     index: np.ndarray  # (B,) int64
@@ -53,6 +55,8 @@ class Plan:
     size: np.ndarray
     height: np.ndarray
     width: np.ndarray
+    checksum: np.ndarray | None  # None: a file without
+    intact: np.ndarray  # (B, V) bool, written by who reads the bytes: whether they have the checksum
     draws: Draws
     rows: Rows
 
@@ -60,9 +64,11 @@ class Plan:
         self, view: int, part: slice, file: Beton, values: pixels.Values, out: np.ndarray, valid: np.ndarray
     ) -> None:
         """`pixels.process` for one view of samples `part`; written to out (N, S, S, 3), valid (N,)."""
-        size = self.size[part, view]
+        size, intact = self.size[part, view], self.intact[part, view]
         data, start = file.read(self.start[part, view], size)
-        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view])
+        if self.checksum is not None:
+            checksum.matching(data, start, size, self.checksum[part, view], intact)
+        jpegs = pixels.Jpegs(data, start, size, self.height[part, view], self.width[part, view], intact)
         pixels.process(jpegs, self.draws.of_view(view, part), values, out, valid)
 
 
@@ -98,6 +104,8 @@ class Source:
             raise ValueError(f"{self.file.path}: has no samples")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed} must be within 0 … 2**64 - 1")
+        if self.file.checksummed:
+            checksum.load()
         columns = (*self.views, "tokens" if self.file.kind == "pairs" else "luma")
         self.read_ahead = ReadAhead(self.file, order, seed, columns)
         self._named: set[int] = set()
@@ -111,7 +119,9 @@ class Source:
         height, width = np.stack([rows.sizes(v) for v in self.views], -1).transpose(1, 0, 2)
         luma = rows.records["luma"][:, None] if len(self.views) == 1 else rows.arrays("luma")
         draws = sample_draws(self.augment, self.seed, epoch, index, height, width, luma)
-        return Plan(epoch, index, start, np.where(stored, size, 0), height, width, draws, rows)
+        sums = rows.checksums(self.views) if self.file.checksummed else None
+        intact, size = np.ones(start.shape, np.bool_), np.where(stored, size, 0)
+        return Plan(epoch, index, start, size, height, width, sums, intact, draws, rows)
 
     def batch(self, plan: Plan, images: torch.Tensor, valid: np.ndarray) -> ImageText | Triplet:
         """images (V, B, 3, S, S) and valid (B,), with the other columns of the samples."""
@@ -132,13 +142,16 @@ class Source:
         return np.ascontiguousarray(rows[np.arange(len(rows)), chosen])
 
     def report(self, plan: Plan, valid: np.ndarray) -> int:
-        """Log the samples that did not decode, each once; returns how many there are."""
-        for index in plan.index[~valid].tolist():
+        """Log the samples that were refused, each once; returns how many there are."""
+        for row in np.flatnonzero(~valid):
+            index, intact = int(plan.index[row]), plan.intact[row].all()
             if index not in self._named:
                 self._named.add(index)
-                key = self.file.text("key", index)
-                log.warning("%s: sample %d (key %s) does not decode; replaced and masked",
-                            self.file.path, index, key)  # fmt: skip
+                fault = (
+                    "does not decode" if intact else "its bytes are not those that were written (checksum)"
+                )
+                log.warning("%s: sample %d (key %s): %s; replaced and masked",
+                            self.file.path, index, self.file.text("key", index), fault)  # fmt: skip
         return int((~valid).sum())
 
 

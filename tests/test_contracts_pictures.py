@@ -20,6 +20,8 @@ from pipeline.beton.writer import Jpeg, writing
 from pipeline.dali_loader import DALILoader
 from pipeline.ffcv_loader import FFCVLoader
 from pipeline.formats import pictures
+from tests.kits import dataprep as kit
+from tests.kits.pipeline import overwrite
 
 # -- one judge of a stored picture ------------------------------------------------------------------
 
@@ -43,14 +45,14 @@ def incomplete_profile(image: Image.Image) -> bytes:
 
 
 def judged(data: bytes, folder: Path) -> dict[str, bool]:
-    """Whether each of those who look at a stored picture takes these bytes."""
+    """Whether each of those who look at a stored picture takes these bytes, of which no checksum tells."""
     height, width = 24, 40
     tokens = np.zeros((1, 77), np.int32)
     tokens[0, :3] = 49406, 320, 49407
     head = pictures.read_head(data)
     if head is not None:
         height, width = head.height, head.width
-    with writing(folder / "one.beton", pairs_schema(1), 1) as writer:
+    with writing(folder / "one.beton", pairs_schema(1, checksums=False), 1) as writer:
         writer.add({"image": Jpeg(data, height, width), "tokens": tokens, "luma": 128.0, "key": b"x"})
     file = Beton(folder / "one.beton")
     start, size = file.rows(np.array([0])).spans("image")
@@ -60,7 +62,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
     except Unreadable:
         evaluated = False
     (batch,) = FFCVLoader.one_pass(file, batch_size=1, image_size=16)
-    fault = verify.check_image(file, 0, "image").fault
+    fault = verify.check_image(data, height, width).fault
     return {"engine": bool(batch.valid[0]), "verify": fault == "", "eval": evaluated}
 
 
@@ -126,6 +128,29 @@ def test_the_judges_agree_on_damage(place, data):
     except Rejected:
         passed = False
     assert not passed or verdicts["engine"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", ["pairs", "nights"])
+def test_the_build_writes_the_checksums_that_engines_and_verify_compare(tmp_path, capsys, kind, kept):
+    """Of joined files too, whose images were kept or encoded anew; a flipped bit is seen by all three."""
+    source = (
+        kit.captions_table(tmp_path / "in", 8) if kind == "pairs" else kit.nights_folder(tmp_path / "in", 8)
+    )
+    out = tmp_path / ("triplets-test.beton" if kind == "nights" else "p.beton")
+    where = ["--out", str(tmp_path), "--splits", "test"] if kind == "nights" else ["--out", str(out)]
+    how = ["--workers", "1", *([] if kept else ["--no-passthrough"])]
+    assert build_ffcv.main([kind, "--source", str(source), *where, *how]) == 0
+    file, name = Beton(out), "image" if kind == "pairs" else "left"
+    data = file.jpeg(1, name).tobytes()
+    for bad in (data, data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]):
+        overwrite(file, 1, bad, name)
+        sound = [index != 1 or bad == data for index in range(len(file))]
+        for engine, device in ((FFCVLoader, {}), (DALILoader, {"device": "cpu"})):
+            (batch,) = engine.one_pass(file, batch_size=len(file), image_size=16, **device)
+            assert batch.valid.tolist() == sound
+        assert bool(verify.verify(out, 1).counts) == (bad != data)
 
 
 # -- one way to prepare triplets' pictures -------------------------------------------------------------

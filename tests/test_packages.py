@@ -32,7 +32,7 @@ ROOMS = {
     "eval": ("eval", "pcam"),
 }
 # Reached by names that are no promise: a next version may lack them, or mean something else by them.
-PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch")
+PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch", "xxhash")
 # Extras that `make setup` leaves out, and why.
 APART = {
     "dali13": "another build of what dali installs: one or the other",

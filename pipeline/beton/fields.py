@@ -17,6 +17,7 @@ import json
 import math
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,19 +89,28 @@ class Field:
         return cls(ARRAY, dtype, tuple(int(n) for n in header["shape"] if n))
 
 
-def pairs_schema(captions: int = 1) -> dict[str, Field]:
-    """Columns of an image–text file; `captions` rows of CLIP token ids an image, unused rows zero."""
-    return {
+def checksum_column(image: str) -> str:
+    """The INT column beside an IMAGE column: XXH3-64 of its stored bytes, as a signed number."""
+    return f"{image}_xxh3"
+
+
+def pairs_schema(captions: int = 1, checksums: bool = True) -> dict[str, Field]:
+    """Columns of an image–text file; `captions` rows of CLIP token ids an image, unused rows zero.
+
+    Files made before there were checksums have the same columns without them.
+    """
+    columns = {
         "image": Field(IMAGE),
         "tokens": Field(ARRAY, np.dtype("<i4"), (captions, CONTEXT_LENGTH)),
         "luma": Field(FLOAT),  # mean luma, 0…255: centre of the contrast operation
         "key": Field(BYTES),  # UTF-8, never empty (a zero-length BytesField corrupts neighbours)
     }
+    return columns | _checksums(columns) if checksums else columns
 
 
-def triplets_schema() -> dict[str, Field]:
+def triplets_schema(checksums: bool = True) -> dict[str, Field]:
     """Columns of a 2AFC file: three images, the fraction of people who preferred `right`."""
-    return {
+    columns = {
         "ref": Field(IMAGE),
         "left": Field(IMAGE),
         "right": Field(IMAGE),
@@ -109,6 +119,11 @@ def triplets_schema() -> dict[str, Field]:
         "luma": Field(ARRAY, np.dtype("<f4"), (3,)),  # of ref, left, right
         "key": Field(BYTES),
     }
+    return columns | _checksums(columns) if checksums else columns
+
+
+def _checksums(columns: dict[str, Field]) -> dict[str, Field]:
+    return {checksum_column(name): Field(INT) for name, field in columns.items() if field.kind == IMAGE}
 
 
 def pointers(records: np.ndarray, kind: int) -> np.ndarray:
@@ -238,10 +253,19 @@ class Beton:
     @property
     def kind(self) -> str:
         """`pairs` or `triplets`; ValueError for a file with other columns."""
-        for kind, schema in (("pairs", pairs_schema()), ("triplets", triplets_schema())):
-            if all(n in self.fields and self.fields[n].kind == f.kind for n, f in schema.items()):
+        schemas = {"pairs": pairs_schema(checksums=False), "triplets": triplets_schema(checksums=False)}
+        for kind, schema in schemas.items():
+            if self._has(schema):
                 return kind
         raise ValueError(f"{self.path}: its fields {list(self.fields)} are neither pairs nor triplets")
+
+    @property
+    def checksummed(self) -> bool:
+        """Whether each image has a checksum; files of stock FFCV and of our older versions have none."""
+        return self._has(_checksums(self.fields))
+
+    def _has(self, columns: dict[str, Field]) -> bool:
+        return all(n in self.fields and self.fields[n].kind == f.kind for n, f in columns.items())
 
     # -- tables -------------------------------------------------------------------------
 
@@ -333,6 +357,10 @@ class Rows:
         """(*index, 2) int64: height and width of the images."""
         record = self.records[name]
         return np.stack([record["height"], record["width"]], -1).astype(np.int64)
+
+    def checksums(self, names: Sequence[str]) -> np.ndarray:
+        """(*index, len(names)) int64: what the stored bytes of these images had as XXH3-64."""
+        return np.stack([self.records[checksum_column(name)] for name in names], -1)
 
     def arrays(self, name: str) -> np.ndarray:
         """An ARRAY column: (N, *shape) for index (N,)."""

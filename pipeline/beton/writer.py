@@ -1,6 +1,7 @@
-"""Writes .beton files with numpy alone, and joins shards of them.
+"""Writes .beton files without FFCV, and joins shards of them.
 
-The container is FFCV 1.0's (see `fields.py`); stock FFCV reads what is written here.  FFCV's own
+The container is FFCV 1.0's (see `fields.py`); stock FFCV reads what is written here.  Beside each image lies
+the checksum of its bytes, by which damage to a finished file is found.  FFCV's own
 DatasetWriter is not used: a worker that fails, or a full disk, makes it wait for ever, and it truncates its
 target before it has anything to put there.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from pipeline.base.files import replacing
 from pipeline.beton import fields as f
@@ -42,6 +44,12 @@ class Jpeg(NamedTuple):
     data: bytes
     height: int
     width: int
+
+
+def checksum(data: bytes) -> int:
+    """XXH3-64 of an image's stored bytes as the file holds it: a signed number of 64 bits."""
+    digest = xxhash.xxh3_64_intdigest(data)
+    return digest - 2**64 if digest >= 2**63 else digest
 
 
 def head(schema: Mapping[str, f.Field], samples: int, page_size: int, table: int) -> bytes:
@@ -102,6 +110,8 @@ class Writer:
         self._file, self._table, self._capacity, self._page = file, table, capacity, page_size
         self._metadata = np.zeros(_CHUNK, f.metadata_dtype(self.schema))
         self._pointed = [n for n, field in self.schema.items() if field.kind in f.ALLOCATES]
+        columns = {n: f.checksum_column(n) for n in self._pointed}
+        self._checksums = {n: column for n, column in columns.items() if column in self.schema}
         self._allocations = np.zeros((_CHUNK, len(self._pointed)), f.ALLOCATION)
         self._share, self._shared = share, dict[bytes, tuple[int, int]]()  # digest → (offset, size)
         self._start = len(head(self.schema, 0, page_size, 0))
@@ -109,12 +119,17 @@ class Writer:
         self._file.seek(self._end)
 
     def add(self, sample: Mapping[str, Any]) -> None:
-        """Append one sample: Jpeg for IMAGE, bytes for BYTES, ndarray for ARRAY, number otherwise."""
+        """Append one sample: Jpeg for IMAGE, bytes for BYTES, ndarray for ARRAY, number otherwise.
+
+        Checksums are not taken from it: they are computed from the bytes that are stored.
+        """
         assert self.samples < self._capacity, "more samples than announced"
-        spans = self._store({name: self._blob(name, sample[name]) for name in self._pointed})
+        blobs = {name: self._blob(name, sample[name]) for name in self._pointed}
+        spans = self._store(blobs)
+        values = dict(sample) | {column: checksum(blobs[name]) for name, column in self._checksums.items()}
         record: list[Any] = []  # numbers, and tuples of them
         for name, field in self.schema.items():
-            value = sample[name]
+            value = values[name]
             if field.kind == f.IMAGE:
                 record.append((f.JPEG_MODE, value.width, value.height, spans[name][0]))
             elif field.kind == f.BYTES:

@@ -1,6 +1,5 @@
 """The walk over a JPEG's markers, once: plain Python here, compiled by `pixels.py`.
 
-`jpeg_scan.py` has a stricter walk of its own, which vouches for each segment.
 Source: ITU-T T.81, annex B.
 """
 

@@ -82,9 +82,14 @@ def stored(data: bytes, height: int, width: int) -> np.ndarray:
     head = read_head(data)
     if head is None:
         raise ValueError("not a JPEG")
+    check_size(head, height, width)
+    return decode_jpeg(data)
+
+
+def check_size(head: Head, height: int, width: int) -> None:
+    """ValueError for another size than the table's."""
     if (head.height, head.width) != (height, width):
         raise ValueError(f"it has {head.width}×{head.height} pixels, the table says {width}×{height}")
-    return decode_jpeg(data)
 
 
 def check_pixels(width: int, height: int, most: int) -> None:
@@ -159,17 +164,20 @@ def _frame(marker: int, body: bytes, adobe: int | None, app1: bool) -> Head | No
 
 
 def decode_jpeg(data: bytes, *arguments, **options) -> np.ndarray:
-    """simplejpeg's `decode_jpeg` without the colour profile; raises ValueError on any complaint.
+    """simplejpeg's `decode_jpeg`, whatever the colour profile; raises ValueError on any other complaint.
 
-    libjpeg complains of an incomplete profile.  That is frequent and harms no pixel, and no other decoder
-    here looks at it.
+    libjpeg complains of an incomplete profile, before it decodes.  That is frequent and harms no pixel, and
+    no other decoder here looks at it.
     """
-    return simplejpeg.decode_jpeg(_without_profile(data), *arguments, **options)
+    try:
+        return simplejpeg.decode_jpeg(data, *arguments, **options)
+    except ValueError:
+        if b"ICC_PROFILE\0" not in data:
+            raise
+        return simplejpeg.decode_jpeg(_without_profile(data), *arguments, **options)
 
 
 def _without_profile(data: bytes) -> bytes:
-    if b"ICC_PROFILE\0" not in data:
-        return data
     kept, at = [], 0
     for marker, start, stop in _segments(data):
         if marker == _ICC:

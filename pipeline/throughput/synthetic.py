@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.base.files import replacing
 from pipeline.beton import fields as f
-from pipeline.beton.writer import PAGE_SIZE, align, head
+from pipeline.beton.writer import PAGE_SIZE, align, checksum, head
 from pipeline.text import END, START
 
 HEIGHT, WIDTH = 256, 384
@@ -56,7 +56,7 @@ def write(
     record = f.metadata_dtype(schema)
     records = len(head(schema, samples, PAGE_SIZE, 0))  # where they begin
     base = align(records + samples * record.itemsize, PAGE_SIZE)
-    sizes = np.array([len(jpeg) for jpeg in jpegs])
+    sizes, sums = np.array([len(jpeg) for jpeg in jpegs]), np.array([checksum(jpeg) for jpeg in jpegs])
     tokens = np.zeros(f.CONTEXT_LENGTH, "<i4")
     tokens[:16] = [START, *range(320, 334), END]
     tail = tokens.nbytes + 16
@@ -67,8 +67,10 @@ def write(
         for first in range(0, samples, _CHUNK):
             index = np.arange(first, min(first + _CHUNK, samples))
             size, start = sizes[index % len(jpegs)], base + index * _STRIDE
+            rows = _records(record, start, size, tokens.nbytes)
+            rows[f.checksum_column("image")] = sums[index % len(jpegs)]
             file.seek(records + first * record.itemsize)
-            file.write(_records(record, start, size, tokens.nbytes).tobytes())
+            file.write(rows.tobytes())
             file.seek(table + first * 3 * f.ALLOCATION.itemsize)
             file.write(_allocations(index, start, size, tokens.nbytes).tobytes())
         for i in range(samples) if filled is None else filled.tolist():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dataprep.convert import ImageSettings, Rejected, convert, mean_luma, read_head
+from tests.kits.pipeline import damaged_jpegs, pairs_file
 
 KEEP = ImageSettings(size="none")
 ANEW = ImageSettings(size="none", passthrough=False, quality=95, subsampling="444")
@@ -153,6 +154,71 @@ def test_damaged_jpegs_are_rejected_or_decode(data):
     except Rejected:
         return
     decoded(result)
+
+
+def complaint(data: bytes, *how, **options) -> str:
+    try:
+        simplejpeg.decode_jpeg(data, *how, **options)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def assert_checked_as_in_full(data: bytes) -> bool:
+    """The check of a passed-through JPEG complains of what the full decoding does; whether it is sound."""
+    head = read_head(data)
+    if head is not None and head.width * head.height > 10**6:
+        return False  # a size from a damaged header
+    full = complaint(data)
+    assert complaint(data, "GRAY", min_height=1, min_width=1) == full
+    with contextlib.suppress(Rejected):
+        assert not (convert(data, KEEP).passed and full)
+    return not full
+
+
+@pytest.mark.slow
+def test_the_check_of_a_passed_jpeg_finds_every_kind_of_damage(tmp_path):
+    """All that the tests of the engines inject, at every place."""
+    whole = pairs_file(tmp_path / "whole.beton", 360)
+    sound = [assert_checked_as_in_full(data) for data in damaged_jpegs(whole, 20).values()]
+    assert 20 < sum(sound) < 240  # of 360; these show other pixels, which only a checksum tells
+
+
+BASELINE = [
+    encoded(pixels(40, 56, seed), subsampling=subsampling, optimize=optimize, restart_marker_blocks=restarts)
+    for seed, (subsampling, optimize, restarts) in enumerate(
+        [("4:2:0", False, 0), ("4:4:4", True, 0), ("4:2:2", False, 2), ("4:2:0", True, 1)]
+    )
+] + [encoded(np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8), quality=100)]
+
+
+@st.composite
+def battered(draw) -> bytes:
+    """A baseline JPEG with up to three faults."""
+    data = bytearray(draw(st.sampled_from(BASELINE)))
+    for _ in range(draw(st.integers(1, 3))):
+        at, few = draw(st.integers(2, max(2, len(data) - 1))), draw(st.integers(1, 4))
+        kind = draw(st.sampled_from(["set", "bit", "insert", "delete", "cut", "double"]))
+        if kind == "set":
+            data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif kind == "bit":
+            data[at : at + 1] = bytes(byte ^ 1 << few for byte in data[at : at + 1])
+        elif kind == "insert":
+            data[at:at] = draw(st.binary(min_size=1, max_size=4))
+        elif kind == "delete":
+            del data[at : at + few]
+        elif kind == "cut":
+            del data[at:]
+        else:
+            data[at:at] = data[at : at + 16 * few]
+    return bytes(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(battered())
+def test_the_check_of_a_passed_jpeg_complains_as_the_full_decoding(data):
+    assert_checked_as_in_full(data)
 
 
 @settings(max_examples=200, deadline=None)

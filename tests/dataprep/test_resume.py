@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataprep import build as build_module
+from dataprep import shard
 from dataprep.build import BadSource, Job, RunSettings, build
 from dataprep.build_ffcv import main
 from dataprep.convert import ImageSettings
@@ -21,7 +23,7 @@ from dataprep.sources import tables
 from dataprep.sources.columns import Choice
 from dataprep.sources.nights import Nights
 from dataprep.sources.pairs import open_pairs
-from pipeline.beton.fields import Beton
+from pipeline.beton.fields import Beton, pairs_schema
 from tests.kits import dataprep as kit
 
 ROOT = Path(__file__).parents[2]
@@ -254,3 +256,27 @@ def test_a_changed_source_or_setting_is_built_again(tmp_path, capsys):
     assert len(Beton(out)) == 5
     build(open_pairs(table, choice=Choice(image="filepath")), out, SampleSettings(), kit.ONE)
     assert "up to date" not in capsys.readouterr().out
+
+
+def test_a_finished_file_of_an_older_version_is_kept(tmp_path, capsys, monkeypatch):
+    """It has no checksums, which is said; its unfinished shards are not mixed with newer ones."""
+    source, out = open_pairs(kit.captions_table(tmp_path / "in", 4)), tmp_path / "out.beton"
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "FORMAT", 2)
+        patch.setattr(shard, "pairs_schema", lambda captions: pairs_schema(captions, checksums=False))
+        build(source, out, SampleSettings(), kit.ONE)
+        job = Job(source, tmp_path / "other.beton", SampleSettings(), kit.ONE)
+        with job.lock():
+            job.write(0, lambda n: None)
+    before = out.read_bytes()
+    capsys.readouterr()
+    build(source, out, SampleSettings(), kit.ONE)
+    told = capsys.readouterr().out
+    assert "up to date, 4 samples" in told and "without checksums of its images, which --restart adds" in told
+    assert out.read_bytes() == before
+    build(source, out, SampleSettings(), RunSettings(workers=1, restart=True))
+    assert Beton(out).checksummed
+    build(source, out, SampleSettings(), kit.ONE)
+    assert "checksums" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="other settings, another state of the source or another version"):
+        build(source, tmp_path / "other.beton", SampleSettings(), kit.ONE)

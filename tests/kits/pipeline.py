@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from pipeline import pixels as operations
 from pipeline.augment import Draws, sample_draws
 from pipeline.beton.fields import DESCRIPTOR, HEADER, Beton, pairs_schema, triplets_schema
 from pipeline.beton.writer import Jpeg, writing
@@ -41,20 +42,32 @@ def sizes(count: int) -> list[tuple[int, int]]:
     return [kinds[i % len(kinds)] for i in range(count)]
 
 
+def overwrite(file: Beton, index: int, data: bytes, name: str = "image") -> None:
+    """Damage a finished file: the picture's place holds `data`, cut off or filled up with zeros."""
+    start, size = (int(n) for n in file.rows(index).spans(name))
+    with open(file.path, "r+b") as stored:
+        stored.seek(start)
+        stored.write(data[:size].ljust(size, b"\0"))
+
+
 def pairs_file(
-    path: Path, count: int = 20, captions: int = 2, broken: dict[int, bytes] | None = None
-) -> Beton:
-    """`count` pairs; sample i has i % captions + 1 captions; `broken` replaces stored bytes."""
-    with writing(path, pairs_schema(captions), count) as writer:
+    path: Path, count: int = 20, captions: int = 2, broken: dict[int, bytes] | None = None,
+    checksums: bool = True,
+) -> Beton:  # fmt: skip
+    """`count` pairs; sample i has i % captions + 1 captions; then `broken` comes to lie in pictures' places.
+
+    checksums: False writes the file as older versions did.
+    """
+    with writing(path, pairs_schema(captions, checksums), count) as writer:
         for i, (height, width) in enumerate(sizes(count)):
             pixels = picture(i, height, width)
             image, tokens = jpeg(pixels), np.zeros((captions, 77), np.int32)
             for row in range(i % captions + 1):
                 tokens[row, :3] = 49406, 1000 * row + i, 49407
-            if broken and i in broken:
-                image = Jpeg(broken[i], height, width)
             luma = float((pixels @ LUMA).mean())
             writer.add({"image": image, "tokens": tokens, "luma": luma, "key": b"key-%d" % i})
+    for i, data in (broken or {}).items():
+        overwrite(Beton(path), i, data)
     return Beton(path)
 
 
@@ -97,16 +110,26 @@ def damaged_jpegs(whole: Beton, each: int) -> dict[int, bytes]:
     return broken
 
 
-def triplets_file(path: Path, count: int = 12, broken: dict[int, bytes] | None = None) -> Beton:
-    """`count` triplets of one size each; `broken` replaces the left picture's bytes."""
-    with writing(path, triplets_schema(), count) as writer:
+def decodable_but_for_dali(size: int, monkeypatch) -> None:
+    """Of a file without checksums: the picture of this size, as if libjpeg read it and DALI did not."""
+    judge = operations.decodable
+    monkeypatch.setattr(
+        operations, "decodable", lambda data, at, n, *sides: judge(data, at, n, *sides) | (n == size)
+    )
+
+
+def triplets_file(
+    path: Path, count: int = 12, broken: dict[int, bytes] | None = None, checksums: bool = True
+) -> Beton:
+    """`count` triplets of one size each; then `broken` comes to lie in left pictures' places."""
+    with writing(path, triplets_schema(checksums), count) as writer:
         for i, (height, width) in enumerate(sizes(count)):
             views = [picture(3 * i + v, height, width) for v in range(3)]
             images = dict(zip(("ref", "left", "right"), map(jpeg, views)))
-            if broken and i in broken:
-                images["left"] = Jpeg(broken[i], height, width)
             luma = np.array([(p @ LUMA).mean() for p in views], np.float32)
             writer.add(images | {"vote": i / count, "votes": 4, "luma": luma, "key": b"trip-%d" % i})
+    for i, data in (broken or {}).items():
+        overwrite(Beton(path), i, data, "left")
     return Beton(path)
 
 

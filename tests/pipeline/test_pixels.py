@@ -105,7 +105,7 @@ def test_matrix_is_the_matrix():
     assert np.abs(image - expected).max() <= 1
 
 
-def run(data, height, width, side=16, dtype=np.float32):
+def run(data, height, width, side=16, dtype=np.float32, intact=True):
     """`process` of one JPEG with nothing but a resize; (values, valid)."""
     pixels.load_decoder()
     values = pixels.Values(np.tile(np.arange(256, dtype=dtype), (3, 1)), np.array([11, 22, 33], dtype))
@@ -113,7 +113,7 @@ def run(data, height, width, side=16, dtype=np.float32):
     one = np.ones(1, np.int64)
     stored, sizes = np.frombuffer(data or b"\0", np.uint8), (height * one, width * one)
     draws = sample_draws(Augment(), 0, 0, 0 * one, *(s[:, None] for s in sizes), np.zeros((1, 1)))
-    jpegs = pixels.Jpegs(stored, 0 * one, len(data) * one, *sizes)
+    jpegs = pixels.Jpegs(stored, 0 * one, len(data) * one, *sizes, np.full(1, intact))
     pixels.process(jpegs, draws.of_view(0, slice(None)), values, out, valid)
     return out[0], valid[0]
 
@@ -142,6 +142,11 @@ def test_decoding_equals_pil_to_the_bit(sampling):
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_what_does_not_decode_becomes_blank(data, dtype):
     values, valid = run(data, 16, 16, dtype=dtype)
+    assert not valid and (values == [11, 22, 33]).all()
+
+
+def test_what_has_another_checksum_becomes_blank_though_it_would_decode():
+    values, valid = run(good(), 16, 16, intact=False)
     assert not valid and (values == [11, 22, 33]).all()
 
 

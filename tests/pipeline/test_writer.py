@@ -8,11 +8,12 @@ import os
 import numpy as np
 import pytest
 import simplejpeg
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.beton.fields import ALLOCATION, HEADER, Beton, pairs_schema, triplets_schema
-from pipeline.beton.writer import Jpeg, join, writing
+from pipeline.beton.writer import Jpeg, checksum, join, writing
 
 # numba's finalizers complain when FFCV's compiled loaders are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -46,6 +47,8 @@ def check_pairs(beton: Beton, samples: list[dict]) -> None:
     assert beton.rows(everything).sizes("image").tolist() == [
         [s["image"].height, s["image"].width] for s in samples
     ]
+    sums = beton.metadata["image_xxh3"].view(np.uint64).tolist()
+    assert sums == [xxhash.xxh3_64_intdigest(s["image"].data) for s in samples]
     for i, sample in enumerate(samples):
         assert beton.jpeg(i).tobytes() == sample["image"].data
         assert beton.text("key", i) == sample["key"].decode()
@@ -120,6 +123,7 @@ def test_stock_ffcv_reads_a_joined_file(tmp_path):
     got = stock_loader(tmp_path / "all.beton", ["image"], process_cache=True)
     assert (got["tokens"] == [s["tokens"] for s in samples]).all()
     assert (got["luma"][:, 0] == [s["luma"] for s in samples]).all()
+    assert got["image_xxh3"][:, 0].tolist() == [checksum(s["image"].data) for s in samples]
     for row, sample in zip(got["key"], samples):
         assert row[: len(sample["key"])].tobytes() == sample["key"]
     for row, sample in zip(got["image"], samples):
@@ -148,6 +152,9 @@ def test_shared_images_are_stored_once_and_read_by_stock_ffcv(tmp_path):
         expected = np.stack([simplejpeg.decode_jpeg(images[i].data, fastdct=True) for i in column])
         assert np.abs(got[name].astype(int) - expected).max() <= 3
     assert (got["votes"] == 4).all() and (got["vote"] == 0.25).all()
+    sums = np.array([checksum(image.data) for image in images])
+    for name, column in zip(("ref", "left", "right"), drawn.T):
+        assert (got[f"{name}_xxh3"][:, 0] == sums[column]).all()
 
 
 @pytest.mark.slow
@@ -162,12 +169,14 @@ def test_header_equals_stock_writers(tmp_path):
 
         def __getitem__(self, _):
             image = simplejpeg.decode_jpeg(picture(0).data)
-            return image, image, image, 0.5, 3, np.zeros(3, np.float32), np.frombuffer(b"key", np.uint8)
+            key = np.frombuffer(b"key", np.uint8)
+            return image, image, image, 0.5, 3, np.zeros(3, np.float32), key, *[checksum(picture(0).data)] * 3
 
     fields = {
         "ref": RGBImageField(write_mode="jpg"), "left": RGBImageField(write_mode="jpg"),
         "right": RGBImageField(write_mode="jpg"), "vote": FloatField(), "votes": IntField(),
         "luma": NDArrayField(np.dtype("<f4"), (3,)), "key": BytesField(),
+        "ref_xxh3": IntField(), "left_xxh3": IntField(), "right_xxh3": IntField(),
     }  # fmt: skip
     DatasetWriter(str(tmp_path / "stock.beton"), fields, num_workers=1).from_indexed_dataset(One())
     stock = Beton(tmp_path / "stock.beton")
@@ -176,8 +185,23 @@ def test_header_equals_stock_writers(tmp_path):
     ours = write(tmp_path / "ours.beton", [sample], triplets_schema())
     assert ours.dtype == stock.dtype
     # Image fields carry no arguments that the reader uses: FFCV stores none for them either.
-    described = slice(HEADER.itemsize, HEADER.itemsize + 7 * 1041)
+    described = slice(HEADER.itemsize, HEADER.itemsize + 10 * 1041)
     assert ours.path.read_bytes()[described] == stock.path.read_bytes()[described]
+
+
+def test_checksums_cannot_be_forged_or_forgotten(tmp_path):
+    beton = write(tmp_path / "a.beton", [pair(0) | {"image_xxh3": 7}, pair(1)])
+    assert beton.metadata["image_xxh3"].tolist() == [checksum(picture(i).data) for i in (0, 1)]
+
+
+def test_a_file_with_checksums_is_not_joined_with_one_without(tmp_path):
+    write(tmp_path / "a.beton", [pair(0)])
+    old = write(tmp_path / "b.beton", [pair(1)], pairs_schema(2, checksums=False))
+    assert (
+        old.kind == "pairs" and not old.checksummed and old.dtype.names == ("image", "tokens", "luma", "key")
+    )
+    with pytest.raises(ValueError, match="columns differ"):
+        join([tmp_path / "a.beton", old.path], tmp_path / "all.beton")
 
 
 def test_nothing_is_left_when_the_block_fails(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from tests.kits import train as kit
 
 STEPS = 8
-# The engines' pixels differ by less than a level of 255 on average (tests/pipeline/test_dali.py), which
-# a few updates carry on: 0.3 % was the most in eight. Another order or other draws change the loss by more.
+# The engines' pixels differ by less than a level of 255 on average (tests/pipeline/loaders/test_dali.py),
+# which a few updates carry on: 0.3 % was the most in eight. Another order or other draws change the loss by
+# more.
 TOLERANCE = 0.01
 
 

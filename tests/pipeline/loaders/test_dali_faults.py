@@ -8,15 +8,22 @@ import re
 import pytest
 import torch
 
-from pipeline import dali_loader, pixels
+from pipeline import dali_loader
 from pipeline.augment import AUGMENTS
 from pipeline.base import console
 from pipeline.dali_graph import define
 from pipeline.dali_loader import DALIFailed, DALILoader
 from pipeline.ffcv_loader import FFCVLoader
-from tests.kits.pipeline import damaged_jpegs, jpeg, pairs_file, picture, triplets_file
-from tests.pipeline.test_dali import loader
-from tests.pipeline.test_loader import joined, take
+from tests.kits.pipeline import (
+    damaged_jpegs,
+    decodable_but_for_dali,
+    jpeg,
+    pairs_file,
+    picture,
+    triplets_file,
+)
+from tests.pipeline.loaders.test_dali import loader
+from tests.pipeline.loaders.test_loader import joined, take
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +31,24 @@ def pairs(tmp_path_factory):
     return pairs_file(tmp_path_factory.mktemp("pairs") / "p.beton", 20)
 
 
-@pytest.fixture(scope="module")
-def battered(tmp_path_factory):
-    """A file most of whose pictures are damaged, each in a way of its own."""
+@pytest.fixture(scope="module", params=[True, False], ids=["checksums", "none"])
+def battered(request, tmp_path_factory):
+    """A file most of whose pictures were damaged, each in a way of its own."""
     folder, each = tmp_path_factory.mktemp("battered"), 6
     whole = pairs_file(folder / "whole.beton", 120)
-    return pairs_file(folder / "p.beton", 120, broken=damaged_jpegs(whole, each))
+    broken = damaged_jpegs(whole, each)
+    return pairs_file(folder / "p.beton", 120, broken=broken, checksums=request.param)
 
 
 @pytest.mark.parametrize("preset", ["none", "paper"])
 def test_both_engines_judge_every_damage_alike(battered, preset):
-    """Some damage makes another sound JPEG of other pixels: that neither can see, and both show the same."""
+    """Some damage makes another sound JPEG of other pixels: without checksums neither can see that."""
     options = dict(batch_size=32, image_size=24, augment=AUGMENTS[preset], seed=1)
     ours = joined(list(FFCVLoader.one_pass(battered, **options)))
     theirs = joined(list(DALILoader.one_pass(battered, device="cpu", **options)))
-    assert 40 < int((~ours["valid"]).sum()) < 108 and ours["valid"][108:].all()
+    masked = int((~ours["valid"]).sum())
+    assert masked == 108 if battered.checksummed else 40 < masked < 108
+    assert ours["valid"][108:].all()
     assert torch.equal(ours["valid"], theirs["valid"])
     assert not theirs["images"][~theirs["valid"]].any()
     assert (ours["images"] - theirs["images"]).abs().flatten(1).mean(1).max() < 0.1
@@ -78,9 +88,9 @@ def test_bad_samples_are_replaced_counted_named_and_masked(tmp_path, pairs, capl
         2: pairs.jpeg(2).tobytes()[:400], 5: b"<html>", 9: jpeg(picture(0, 8, 8)).data,
         12: without_tables(pairs.jpeg(12).tobytes()),
     }  # fmt: skip
-    bad = pairs_file(tmp_path / "bad.beton", 20, broken=broken)
-    if not screened:  # as for a JPEG that libjpeg reads and DALI's decoder does not
-        monkeypatch.setattr(pixels, "decodable", lambda data, start, size, *_: size == len(broken[12]))
+    bad = pairs_file(tmp_path / "bad.beton", 20, broken=broken, checksums=screened)
+    if not screened:
+        decodable_but_for_dali(len(broken[12]), monkeypatch)
     with caplog.at_level(logging.WARNING, "pipeline"):
         stream = loader(bad)
         got = joined(take(stream, 10))

@@ -31,7 +31,7 @@ from tests.kits.pipeline import (
     triplets_file,
     with_wrong_pointers,
 )
-from tests.pipeline.test_loader import PLAIN, assert_memory_is_flat, assert_same, joined, take
+from tests.pipeline.loaders.test_loader import PLAIN, assert_memory_is_flat, assert_same, joined, take
 
 OPERATIONS = {
     "resize": Augment(),

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from pipeline import pixels
 from pipeline.augment import AUGMENTS, Augment, lookup_table, mean_colour, normalise
 from pipeline.dali_loader import DALILoader
 from pipeline.ffcv_loader import FFCVLoader
-from tests.kits.pipeline import pairs_file, triplets_file
-from tests.pipeline.test_loader import damaged
+from tests.kits.pipeline import decodable_but_for_dali, pairs_file, triplets_file
+from tests.pipeline.loaders.test_loader import damaged
 
 PAPER = AUGMENTS["paper"]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -81,10 +80,10 @@ def test_a_stream_of_levels_belongs_to_the_consumer(files, engine):
 def test_what_does_not_decode_becomes_the_mean_colour(tmp_path, engine, screened, monkeypatch):
     """In the batch that DALI gives up, too: it is the other engine's to the bit."""
     broken = damaged(tmp_path)
-    file = pairs_file(tmp_path / "bad.beton", 20, broken=broken)
+    file = pairs_file(tmp_path / "bad.beton", 20, broken=broken, checksums=screened)
     own = Augment(crop="random", flip_p=0.5, mean=(0.0, 0.5, 0.85))
-    if not screened:  # as for a JPEG that libjpeg reads and DALI's decoder does not
-        monkeypatch.setattr(pixels, "decodable", lambda data, start, size, *_: size == len(broken[6]))
+    if not screened:
+        decodable_but_for_dali(len(broken[6]), monkeypatch)
     blank = mean_colour(own, torch.uint8)
     assert blank.tolist() == [0, 128, 217]
     ours = one_pass("ffcv", file, torch.uint8, augment=own)
