@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import torch
 
@@ -58,8 +59,11 @@ def _pipeline(file: Beton, case: Case, device: str, whole: bool):
 def _cropped(jpeg, case: Case, device: str, whole: bool):
     from nvidia.dali import fn, types
 
-    how = {"device": "mixed" if device == "gpu" else "cpu", "output_type": types.RGB}
-    box = {"random_area": list(case.augment.scale), "random_aspect_ratio": list(case.augment.ratio)}
+    how: dict[str, Any] = {"device": "mixed" if device == "gpu" else "cpu", "output_type": types.RGB}
+    box: dict[str, Any] = {
+        "random_area": list(case.augment.scale),
+        "random_aspect_ratio": list(case.augment.ratio),
+    }
     to = {"size": (case.image_size, case.image_size), "interp_type": types.INTERP_CUBIC, "antialias": True}
     if whole:
         return fn.random_resized_crop(fn.decoders.image(jpeg, **how), **box, **to)

@@ -37,13 +37,14 @@ def turns(case: Case) -> Iterator[dict[str, Any]]:
     """
     if case.cold:
         forget(case.file)
-    part, gpu_memory = PARTS[case.part], {}
+    part = PARTS[case.part]
+    gpu_memory: dict[str, float] = {}
     free = torch.cuda.mem_get_info()[0] if part.gpu else 0
     start = time.perf_counter()
-    with closing(part.make(Beton(case.file), case)) as batches:
-        next(batches)
+    with closing(part.make(Beton(case.file), case)) as made:
+        next(made)
         first = {"first_batch_s": time.perf_counter() - start}
-        batches = _one_ahead(batches) if part.gpu else batches
+        batches = _one_ahead(made) if part.gpu else made
         for _ in range(_fewest(case)):
             next(batches)
         while True:
@@ -76,7 +77,8 @@ def _turn(batches: Iterator, case: Case) -> dict[str, Any]:
     Nothing is left out at its ends: the process is frozen between turns, so what was prepared ahead before
     a turn is as much as is prepared ahead after it.
     """
-    seconds, disk = [], disk_bytes()
+    seconds: list[float] = []
+    disk = disk_bytes()
     with stopwatch() as spent:
         start = end = time.perf_counter()
         while end - start < case.seconds or len(seconds) < _fewest(case):

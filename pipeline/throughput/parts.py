@@ -122,7 +122,9 @@ PARTS = {
     ),
     "peer_torchvision_gpu": Part("torchvision gpu, decode only, 1 thread", decoders.torchvision, gpu=True),
     "peer_torchcodec_gpu": Part("torchcodec gpu, decode only, 1 thread", decoders.torchcodec, gpu=True),
-    "peer_dali_gpu": Part("DALI gpu, decodes random crops", partial(dali.random_crop, device="gpu"), gpu=True),
+    "peer_dali_gpu": Part(
+        "DALI gpu, decodes random crops", partial(dali.random_crop, device="gpu"), gpu=True
+    ),
     "peer_dali_gpu_whole": Part(
         "DALI gpu, decodes whole, random crops", partial(dali.random_crop, device="gpu", whole=True), gpu=True
     ),

@@ -22,6 +22,7 @@ from pipeline.base.console import Failed
 from pipeline.base.measure import paired_rounds
 from pipeline.throughput.settings import Case
 
+COMMAND = (sys.executable, "-m", "pipeline.throughput.measuring")
 LIMIT = 300.0  # seconds that a turn may take, the start of its process and compilation included
 
 
@@ -32,8 +33,8 @@ class Process:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`close` does)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.throughput.measuring"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, env=environment, process_group=0,
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment,
+            process_group=0,
         )  # fmt: skip
         self._request = pickle.dumps(case)
 

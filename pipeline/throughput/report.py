@@ -120,12 +120,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     names, counts = (list(dict.fromkeys(r[key] for r in shown)) for key in ("part", "workers"))
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(shown) + 0.2 * len(names) + 1.2))
     for r in shown:
-        peer, place = r["part"].startswith("peer"), counts.index(r["workers"])
+        colour = "#888888" if r["part"].startswith("peer") else "#1f77b4"
+        pale = 1 - 0.35 * (counts.index(r["workers"]) % 2)
         alike = [other["workers"] for other in shown if other["part"] == r["part"]]
         height = 0.8 / len(alike)
         bar = axes.barh(
             names.index(r["part"]) + (alike.index(r["workers"]) - (len(alike) - 1) / 2) * height,
-            r["images_per_cpu_s"], height, color="#888888" if peer else "#1f77b4", alpha=1 - 0.35 * (place % 2),
+            r["images_per_cpu_s"], height, color=colour, alpha=pale,
         )  # fmt: skip
         axes.bar_label(bar, [f"{r['images_per_cpu_s']:,.0f}, {r['workers']} workers"], padding=3, fontsize=7)
     axes.set_yticks(range(len(names)), [PARTS[name].title for name in names])

@@ -49,18 +49,9 @@ class Settings:
             raise ValueError("name a .beton file, or give --synthetic N for one of made-up photographs")
         if self.augment not in AUGMENTS:
             raise ValueError(f"augment {self.augment!r} is none of {', '.join(AUGMENTS)}")
-        counts = (
-            self.image_size,
-            self.batch_size,
-            *self.workers,
-            self.gpu_batch,
-            self.gpu_workers,
-            self.rounds,
-        )
-        if min(counts) < 1 or self.seconds <= 0:
-            raise ValueError(
-                "image_size, batch_size, workers, gpu_batch, gpu_workers, rounds and seconds must be positive"
-            )
+        counts = self.image_size, self.batch_size, *self.workers, self.gpu_batch, self.gpu_workers
+        if min(*counts, self.rounds) < 1 or self.seconds <= 0:
+            raise ValueError("sizes, batches, workers, rounds and seconds must be positive")
 
     def worker_counts(self) -> list[int]:
         """The numbers of workers to measure with, each once."""

@@ -1,0 +1,65 @@
+"""Parts that fail in each way a part can, for the tests of `pipeline.throughput`; run instead of `measuring`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+
+from pipeline.throughput import measuring
+from pipeline.throughput.parts import PARTS, Part
+
+
+def steady(file, case):
+    print("what a library says")  # to stdout: no reply
+    while True:
+        time.sleep(0.001)
+        yield
+
+
+def busy(file, case):
+    """Its thread works whether batches are asked for or not."""
+    threading.Thread(target=lambda: [sum(range(1000)) for _ in iter(int, 1)], daemon=True).start()
+    yield from steady(file, case)
+
+
+def raises(file, case):
+    yield
+    raise RuntimeError("the decoder\ngave up")
+
+
+def fails_later(file, case):
+    for _ in range(20):  # enough for a turn
+        time.sleep(0.005)
+        yield
+    raise ValueError("no more")
+
+
+def crashes(file, case):
+    yield
+    ctypes.string_at(0)
+
+
+def exits(file, case):
+    yield
+    os.write(2, b"terminate called\nwhat(): a message\n")
+    os._exit(3)
+
+
+def missing(file, case):
+    yield
+    raise ModuleNotFoundError("No module named 'spdl'", name="spdl")
+
+
+def hangs(file, case):
+    yield
+    time.sleep(100)
+
+
+FAULTS = {f.__name__: Part(f.__name__, f) for f in
+          (steady, busy, raises, fails_later, crashes, exits, missing, hangs)}  # fmt: skip
+
+if __name__ == "__main__":
+    PARTS.update(FAULTS)
+    measuring.main()
