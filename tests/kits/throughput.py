@@ -1,4 +1,4 @@
-"""Parts that fail in each way a part can, for the tests of `pipeline.throughput`; run instead of `measuring`."""
+"""Parts that fail in each way a part can, for tests of `pipeline.throughput`; run in place of `measuring`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raises(file, case):
 
 
 def fails_later(file, case):
-    for _ in range(20):  # enough for a turn
+    for _ in range(9):  # one, three to warm up, three or four of a turn
         time.sleep(0.005)
         yield
     raise ValueError("no more")
