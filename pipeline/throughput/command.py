@@ -92,7 +92,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         count = len(file)
     return {
         "samples": count, "megapixels": pixels / 1e6, "augment": settings.augment,
-        "image_size": settings.image_size, "rounds": settings.rounds, "seconds": settings.seconds,
+        "image_size": settings.image_size, "rounds": settings.rounds, "turn_s": settings.seconds,
         "ratios": report.ratios(rows), **started, "machine": _machine(),
         "versions": hardware.versions(_PACKAGES), "parts": rows,
     }  # fmt: skip
