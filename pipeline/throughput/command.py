@@ -55,7 +55,8 @@ def run(settings: Settings) -> None:
         f"{found['megapixels']:.3f} megapixels, {settings.augment} augmentation, {settings.image_size} px"
     )
     print(report.table(rows))
-    print(report.ratio_table(found["ratios"]))
+    for line in report.ratio_lines(found["ratios"]):
+        print(line)
     for row in rows:
         if row["part"] == "ffcv" and "failed" not in row and row["workers"] == min(settings.worker_counts()):
             rate = row["images_per_cpu_s"]

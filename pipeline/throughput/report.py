@@ -67,21 +67,24 @@ def ratios(rows: Sequence[Row]) -> list[Row]:
     On a CPU of images per CPU-second, on a GPU of images per second.  limit: the same of decoding alone.
     """
     measured = {(r["part"], r["workers"]): r["rounds"] for r in rows if "failed" not in r}
-    found = []
-    for ours, peer in RATIOS:
-        gpu = PARTS[ours].gpu
-        clock = "images_per_s" if gpu else "images_per_cpu_s"
-        for workers in dict.fromkeys(workers for _, workers in measured):
-            rates = [measured.get((name, workers), {}).get(clock) for name in (ours, peer, LIMITS[gpu])]
-            if rates[0] and rates[1]:
-                values = _paired(rates[0], rates[1])
-                limit = statistics.median(_paired(rates[2], rates[1])) if rates[2] else None
-                head = {"ours": ours, "peer": peer, "workers": workers, "of": clock}
-                found.append(
-                    head
-                    | {"median": statistics.median(values), "range": [min(values), max(values)]}
-                    | ({} if ours == LIMITS[gpu] else {"limit": limit})
-                )
+    return [
+        _ratio(ours, peer, workers, measured)
+        for ours, peer in RATIOS
+        for workers in dict.fromkeys(workers for _, workers in measured)
+        if {(ours, workers), (peer, workers)} <= measured.keys()
+    ]
+
+
+def _ratio(ours: str, peer: str, workers: int, measured: Mapping[tuple[str, int], Row]) -> Row:
+    gpu = PARTS[ours].gpu
+    limit = LIMITS[gpu]
+    of = "images_per_s" if gpu else "images_per_cpu_s"
+    theirs = measured[peer, workers][of]
+    values = _paired(measured[ours, workers][of], theirs)
+    found = {"ours": ours, "peer": peer, "workers": workers, "of": of,
+             "median": statistics.median(values), "range": [min(values), max(values)]}  # fmt: skip
+    if limit != ours and (limit, workers) in measured:
+        found["limit"] = statistics.median(_paired(measured[limit, workers][of], theirs))
     return found
 
 
@@ -99,14 +102,14 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def ratio_table(found: Sequence[Row]) -> str:
+def ratio_lines(found: Sequence[Row]) -> list[str]:
     """A line for each ratio."""
-    return "\n".join(
+    return [
         f"{r['ours']} / {r['peer']}, {r['workers']} workers: {r['median']:.2f} "
         f"({r['range'][0]:.2f}–{r['range'][1]:.2f})"
-        + (f", decoding alone {r['limit']:.2f}" if r.get("limit") else "")
+        + (f", decoding alone {r['limit']:.2f}" if "limit" in r else "")
         for r in found
-    )
+    ]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

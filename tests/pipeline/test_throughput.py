@@ -373,7 +373,7 @@ def test_what_spdl_is_asked_for(pairs):
 
 
 def test_spdl_does_the_recipe(pairs):
-    """Near PIL and torch with the same draws: what it crops and blurs are planes of halved chroma."""
+    """Within 0.7 levels of PIL and torch with the same draws when this was written; images without subsampling."""
     pytest.importorskip("spdl.io")
     case = case_of("", image_size=64, batch_size=8)
     with contextlib.closing(spdl.spdl(pairs, case)) as batches:
@@ -385,4 +385,4 @@ def test_spdl_does_the_recipe(pairs):
     for row, image in enumerate(images):
         expected = apply_reference(pil(pairs, int(index[row])), draws, row, 0, 64)
         off = (255 * (image * std + mean) - expected).abs().mean()
-        assert off < 8, (row, off)
+        assert off < 2, (row, off)
