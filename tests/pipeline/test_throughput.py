@@ -373,7 +373,7 @@ def test_what_spdl_is_asked_for(pairs):
 
 
 def test_spdl_does_the_recipe(pairs):
-    """Within 0.7 levels of PIL and torch with the same draws when this was written; images without subsampling."""
+    """Beside PIL and torch with the same draws: it was within 0.7 levels, of images without subsampling."""
     pytest.importorskip("spdl.io")
     case = case_of("", image_size=64, batch_size=8)
     with contextlib.closing(spdl.spdl(pairs, case)) as batches:

@@ -49,14 +49,23 @@ def measured(parts: Sequence[str], toy: Sequence[str], **settings) -> dict:
     return measure(Settings(file=photos(), parts=tuple(parts if cuda() else toy), **settings))
 
 
+def failed(*found: dict) -> dict:
+    """What makes the section a failed one: parts of ours that failed. A peer's failure is a row."""
+    rows = [row for each in found for row in each["parts"] if "failed" in row]
+    ours = {row["part"]: row["failed"] for row in rows if not row["part"].startswith("peer")}
+    return {"failed": ours} if ours else {}
+
+
 def dali_engine() -> dict:
     """The project's DALI loader, full `paper`, beside DALI's own random graph and decoding alone."""
     from pipeline.throughput.parts import LIMITS
 
     parts = ("dali_gpu", "peer_dali_gpu", "peer_dali_gpu_whole", LIMITS[True])
     toy = ("dali_cpu", "peer_dali_cpu", "decode")
-    rows = {"batch_512": measured(parts, toy, gpu_batch=512)}
-    return rows | ({} if TOY else {"batch_5120": measured(parts[:1], toy[:1], gpu_batch=5120)})
+    rows = {"batch_512": measured(parts, toy, rounds=2, gpu_batch=512)}
+    if not TOY:
+        rows["batch_5120"] = measured(parts[:1], toy[:1], rounds=2, gpu_batch=5120)
+    return rows | failed(*rows.values())
 
 
 def dali_whole() -> dict:
@@ -64,7 +73,8 @@ def dali_whole() -> dict:
     from pipeline.throughput.parts import PARTS
 
     sweep = [name for name in PARTS if name.startswith("gpu_decode")]
-    return measured([*sweep, "peer_torchvision_gpu", "peer_torchcodec_gpu"], ["decode"], rounds=2)
+    found = measured([*sweep, "peer_torchvision_gpu", "peer_torchcodec_gpu"], ["decode"], rounds=2)
+    return found | failed(found)
 
 
 def jpeg_torchvision() -> dict:
@@ -78,7 +88,9 @@ def loader_ffcv() -> dict:
     """The FFCV engine by its threads, beside decoding alone."""
     cores = len(os.sched_getaffinity(0))
     workers = tuple(dict.fromkeys((1, max(1, cores // 2), max(1, cores - 2))))
-    return measured(parts := ("ffcv_uint8", "decode"), parts, rounds=2, batch_size=512, workers=workers)
+    parts = ("ffcv_uint8", "decode")
+    found = measured(parts, parts, rounds=2, batch_size=512, workers=workers)
+    return found | failed(found)
 
 
 def together(engine: str) -> dict:
