@@ -25,7 +25,7 @@ from pipeline.augment import AUGMENTS
 from pipeline.beton.fields import Beton
 from pipeline.ffcv_loader import FFCVLoader
 from pipeline.order import Order
-from pipeline.throughput import command, dali, decoders, peers, racing, report, spdl
+from pipeline.throughput import command, dali, decoders, measuring, peers, racing, report, spdl
 from pipeline.throughput.command import main
 from pipeline.throughput.parts import LIMITS, PARTS, RATIOS
 from pipeline.throughput.settings import Case, Settings
@@ -308,6 +308,29 @@ def test_gpu_settings_go_to_gpu_parts_only(monkeypatch):
     one = [case.part for case in groups[0] if case.workers == 1]  # no use for more: measured once
     assert one == ["read", "pack"] and not {case.part for case in groups[1]} & set(one)
     assert {f"gpu_decode_{share}" for share in (100, 90, 65, 0)} <= {case.part for case in groups[2]}
+
+
+def test_a_gpu_is_at_most_one_batch_ahead_and_its_memory_the_parts_own(made_up, monkeypatch):
+    order, free = [], iter(mib << 20 for mib in (1000, 600, 100))
+
+    class Event:
+        def __init__(self, blocking):
+            self.number = len(order)
+
+        def record(self):
+            order.append(("launched", self.number))
+
+        def synchronize(self):
+            order.append(("there", self.number))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 0))
+    monkeypatch.setitem(PARTS, "gpu", dataclasses.replace(FAULTS["steady"], gpu=True))
+    turns = measuring.turns(case_of("gpu", made_up))
+    assert [next(turns)["gpu_memory_mb"], next(turns)["gpu_memory_mb"]] == [400, 400]
+    assert next(free) == 100 << 20  # others' by then: not asked for again
+    assert [what for what, _ in order[:5]] == ["launched", "launched", "there", "launched", "there"]
+    assert order[2] == ("there", order[0][1]) and order[4] == ("there", order[1][1])
 
 
 @pytest.mark.parametrize("gpu", [False, True])
