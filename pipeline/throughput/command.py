@@ -101,14 +101,14 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def _chosen(parts: Sequence[str]) -> list[str]:
     """The parts that were asked for; by default those that are there for it and that this machine can run."""
+    gpu = torch.cuda.is_available()
+    possible = [name for name, part in PARTS.items() if gpu or not part.gpu]
     if parts == ("all",):
-        return list(PARTS)
+        return possible
     unknown = set(parts) - set(PARTS)
     if unknown:
         raise ValueError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}, or all")
-    gpu = torch.cuda.is_available()
-    usual = [name for name, part in PARTS.items() if not part.named_only and (gpu or not part.gpu)]
-    return list(dict.fromkeys(parts)) or usual
+    return list(dict.fromkeys(parts)) or [name for name in possible if not PARTS[name].named_only]
 
 
 def _groups(settings: Settings, names: Sequence[str], file: Path) -> Iterator[list[Case]]:

@@ -121,7 +121,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     shown = [r for r in rows if "failed" not in r and r["part"] not in ("read", "pack")]
     names, counts = (list(dict.fromkeys(r[key] for r in shown)) for key in ("part", "workers"))
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(shown) + 0.2 * len(names) + 1.2))
+    figure, axes = plt.subplots(figsize=(8, 0.22 * len(shown) + 1.2))
     for r in shown:
         colour = "#888888" if r["part"].startswith("peer") else "#1f77b4"
         pale = 1 - 0.35 * (counts.index(r["workers"]) % 2)
@@ -134,7 +134,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.bar_label(bar, [f"{r['images_per_cpu_s']:,.0f}, {r['workers']} workers"], padding=3, fontsize=7)
     axes.set_yticks(range(len(names)), [PARTS[name].title for name in names])
     axes.invert_yaxis()
-    axes.margins(x=0.22)
+    axes.margins(x=0.22, y=0.01)
     axes.set_xlabel("images per CPU-second (grey: peers)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

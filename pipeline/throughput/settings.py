@@ -35,7 +35,7 @@ class Settings:
     seconds: float = 1.0
     """Least length of a turn."""
     parts: tuple[str, ...] = ()
-    """Only these parts; "all" for every one (by default the loaders that ratios need, and decoding)."""
+    """Only these; "all" for every one that this machine can run (default: decoding, and what ratios need)."""
     cold: bool = False
     """Drop the file from memory before each turn, so that it comes from the disk, and tell how much does."""
     simulate: int = 0

@@ -340,7 +340,7 @@ def test_what_a_machine_measures_by_default(monkeypatch, gpu):
     assert all(PARTS[name].gpu <= gpu and not PARTS[name].named_only for name in chosen)
     for ours, peer in RATIOS:
         assert {ours, peer, LIMITS[PARTS[ours].gpu]} <= chosen or (PARTS[ours].gpu and not gpu)
-    assert command._chosen(("all",)) == list(PARTS)
+    assert command._chosen(("all",)) == [name for name, part in PARTS.items() if gpu or not part.gpu]
 
 
 # -- peers ----------------------------------------------------------------------------------
