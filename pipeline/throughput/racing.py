@@ -43,20 +43,26 @@ class Process:
         self._signal(signal.SIGCONT)
         limit = threading.Timer(LIMIT, self._signal, [signal.SIGKILL])
         limit.start()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it has ended: no reply says so
-            self._process.stdin.write(self._request)
-            self._process.stdin.flush()
-        reply = self._process.stdout.readline()
-        limit.cancel()
+        try:
+            reply = self._reply()
+        finally:
+            limit.cancel()
         self._signal(signal.SIGSTOP)
-        self._request = b"\n"
         if not reply:
             raise Failed(self._ending())
         figures = json.loads(reply)
         if "failed" in figures:
             raise Failed(figures["failed"])
         return figures
+
+    def _reply(self) -> bytes:
+        """The line that it answers the next request with; b"" if it has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(self._request)
+            self._process.stdin.flush()
+        self._request = b"\n"
+        return self._process.stdout.readline()
 
     def _ending(self) -> str:
         """How it ended without a reply, in words."""

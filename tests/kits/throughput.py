@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import threading
 import time
+from pathlib import Path
 
+from pipeline.augment import AUGMENTS
 from pipeline.throughput import measuring
 from pipeline.throughput.parts import PARTS, Part
+from pipeline.throughput.settings import Case
 
 
 def steady(file, case):
@@ -59,6 +63,27 @@ def hangs(file, case):
 
 FAULTS = {f.__name__: Part(f.__name__, f) for f in
           (steady, busy, raises, fails_later, crashes, exits, missing, hangs)}  # fmt: skip
+
+
+def case_of(part: str, file: Path = Path(), **changes) -> Case:
+    """A small case with these changes."""
+    usual = Case(part=part, file=file, workers=1, batch_size=4, image_size=32, augment=AUGMENTS["paper"],
+                 seconds=0.01)  # fmt: skip
+    return dataclasses.replace(usual, **changes)
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and more than a row of the process table."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(process: int) -> list[int]:
+    texts = [p.read_text() for p in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(child) for text in texts for child in text.split()]
+
 
 if __name__ == "__main__":
     PARTS.update(FAULTS)

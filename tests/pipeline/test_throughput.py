@@ -28,10 +28,10 @@ from pipeline.order import Order
 from pipeline.throughput import command, dali, decoders, measuring, peers, racing, report, spdl
 from pipeline.throughput.command import main
 from pipeline.throughput.parts import LIMITS, PARTS, RATIOS
-from pipeline.throughput.settings import Case, Settings
+from pipeline.throughput.settings import Settings
 from pipeline.throughput.synthetic import HEIGHT, WIDTH, photographs, write
 from tests.kits.pipeline import apply_reference, draws_of, pairs_file, pil, triplets_file
-from tests.kits.throughput import FAULTS
+from tests.kits.throughput import FAULTS, case_of, children, runs
 
 pytestmark = pytest.mark.slow  # processes of their own
 
@@ -41,12 +41,6 @@ def made_up(tmp_path_factory):
     path = tmp_path_factory.mktemp("synthetic") / "s.beton"
     write(path, photographs(3), 40)
     return path
-
-
-def case_of(part: str, file: Path = Path(), **changes) -> Case:
-    usual = Case(part=part, file=file, workers=1, batch_size=4, image_size=32, augment=AUGMENTS["paper"],
-                 seconds=0.01)  # fmt: skip
-    return dataclasses.replace(usual, **changes)
 
 
 # -- made-up files --------------------------------------------------------------------------
@@ -132,35 +126,26 @@ def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, me
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_made_up_files_are_removed_when_it_is_stopped(tmp_path, number):
-    command = [sys.executable, "-m", "pipeline.throughput", "--synthetic", "64", "--simulate", "200000"]
+    size = ["--synthetic", "64", "--simulate", "200000", "--parts", "decode", "ffcv"]
     process = subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "pipeline.throughput", *size], env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    line = next(line for line in process.stderr if "round" in line)  # parts are running and frozen now
-    assert list(tmp_path.glob("*/large.beton")), line
-    measuring = children(process.pid)
-    assert measuring
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    try:
+        line = next(line for line in process.stderr if "round" in line)  # parts are running and frozen now
+        measuring = children(process.pid)
+        assert list(tmp_path.glob("*/large.beton")) and measuring, line
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == (143 if number == signal.SIGTERM else 130)
     assert not list(tmp_path.glob("*/*.beton"))
     until = time.monotonic() + 30  # one that was just being started ends when it finds its parent gone
     while any(map(runs, measuring)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(runs, measuring))
-
-
-def runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def children(process: int) -> list[int]:
-    texts = [p.read_text() for p in Path(f"/proc/{process}/task").glob("*/children")]
-    return [int(child) for text in texts for child in text.split()]
 
 
 # -- parts that fail ------------------------------------------------------------------------
