@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.augment import Augment
+from pipeline.beton.fields import Beton
 
 QUEUE = 2  # batches DALI prepares ahead
 HARDWARE_SHARE = 1.0  # of a batch's JPEGs for the GPU's JPEG engine, where it has one; DALI's default is 0.65
@@ -24,6 +26,12 @@ class Size(NamedTuple):
 
     height: int
     width: int
+
+
+def typical_size(file: Beton, column: str) -> Size:
+    """The median sides of a few of the file's images."""
+    few = np.linspace(0, len(file) - 1, 64).astype(np.int64)
+    return Size(*np.median(file.rows(few).sizes(column), 0).astype(int).tolist())
 
 
 def inputs_of(augment: Augment) -> dict[str, tuple[str, int]]:
@@ -80,7 +88,7 @@ def decode_whole(jpeg, typical: Size, hardware_share: float = HARDWARE_SHARE):
     from nvidia.dali import fn
 
     return fn.decoders.image(
-        jpeg, device="mixed", hw_decoder_load=hardware_share, **_colours(),
+        jpeg, device="mixed", hw_decoder_load=hardware_share, **colours(),
         # Memory of the JPEG engine for a whole batch at once, instead of growing in the first ones.
         preallocate_height_hint=typical.height, preallocate_width_hint=typical.width,
         # By default 16 MB of the GPU's and 2 × 8 MB of pinned memory for each thread, of nvJPEG's other
@@ -89,7 +97,8 @@ def decode_whole(jpeg, typical: Size, hardware_share: float = HARDWARE_SHARE):
     )  # fmt: skip
 
 
-def _colours() -> dict[str, Any]:
+def colours() -> dict[str, Any]:
+    """How every decoder here makes RGB."""
     from nvidia.dali import types
 
     return {
@@ -108,7 +117,7 @@ def _resized(sample: dict, device: str, side: int, typical: Size):
         image = fn.slice(decode_whole(sample["jpeg"], typical), sample["corner"], sample["size"], **box)
     else:
         image = fn.decoders.image_slice(
-            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **_colours()
+            sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **colours()
         )
     cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
     if "whole" not in sample:

@@ -32,7 +32,7 @@ from pipeline.augment import lookup_table, mean_colour, normalise
 from pipeline.base.console import Failed
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
-from pipeline.dali_graph import QUEUE, Size, define, inputs_of
+from pipeline.dali_graph import QUEUE, define, inputs_of, typical_size
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, values_of
 
@@ -78,7 +78,7 @@ class DALILoader(StreamLoader):
 
         with closing(Screen(source, self.workers)) as screen:
             most = min(PIECE, self.batch_size * len(source.views))
-            typical = _typical(source.file, source.views[0])
+            typical = typical_size(source.file, source.views[0])
             pipe = define(source.augment, feed(), most, side, self.workers, self.device, typical)
             try:
                 pipe.build()
@@ -108,12 +108,6 @@ def _device(name: str | None) -> str:
     if name == "gpu" and not torch.cuda.is_available():
         raise ValueError("device gpu: torch finds no CUDA GPU here; use cpu, or the ffcv engine")
     return name or ("gpu" if torch.cuda.is_available() else "cpu")
-
-
-def _typical(file: Beton, column: str) -> Size:
-    """The median sides of a few of the file's images."""
-    few = np.linspace(0, len(file) - 1, 64).astype(np.int64)
-    return Size(*np.median(file.rows(few).sizes(column), 0).astype(int).tolist())
 
 
 class _Faults:

@@ -26,18 +26,17 @@ NAMED = [r for r in sum(EXTRAS.values(), BASE) if r.name != PROJECT["name"]]
 # room → its extra, and those that its bench/ and imports inside functions may need: engines, peers, raw files
 ROOMS = {
     "kernels": ("kernels", "bench"),
-    "pipeline": ("loader", "dali", "bench"),
+    "pipeline": ("loader", "dali", "bench", "bench-peers", "bench-agpl"),
     "dataprep": ("dataprep", "bench"),
     "train": ("train",),
     "eval": ("eval", "pcam"),
 }
 # Reached by names that are no promise: a next version may lack them, or mean something else by them.
 PRIVATE = ("torch", "submitit", "torchvision", "ftfy", "numba", "llvmlite", "open-clip-torch", "xxhash")
-# Extras that `make setup` leaves out, and why.
-APART = {
-    "dali13": "another build of what dali installs: one or the other",
-}
-PEERS = {"clip_benchmark"}  # an oracle's own environment has it, or a test is skipped
+# Extras that `make setup` leaves out: DALI for another CUDA, one or the other; benchmarks' own installs.
+APART = ("dali13", "bench-peers", "bench-agpl")
+# An oracle's own environment has it, or a test is skipped; modules whose names are not their packages'.
+PEERS = {"clip_benchmark", "albumentations", "spdl"}
 
 
 def closure(*extras: str) -> set[str]:
@@ -112,6 +111,7 @@ def test_what_the_tests_import_make_setup_installs():
 
 def test_all_is_every_extra_but_the_tools():
     assert closure("all") == closure(*(EXTRAS.keys() - {"all", "test", *APART}))
+    assert "albumentationsx" not in closure(*(EXTRAS.keys() - {"bench-agpl"}))  # the AGPL's
 
 
 def test_a_package_named_twice_has_one_bound():

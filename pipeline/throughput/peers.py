@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 
 import numpy as np
 import torch
 
-from pipeline.augment import Augment
 from pipeline.beton.fields import Beton
-from pipeline.throughput.settings import Settings
+from pipeline.throughput.settings import Case
 
 _EPOCH = 100  # batches, at least
 
@@ -29,45 +28,94 @@ def _blur(sigma: tuple[float, float], image):
 
 
 class _Images(torch.utils.data.Dataset):
-    """open_clip's way: PIL decodes, torchvision transforms, one sample at a time."""
+    """One sample at a time: what `transform` makes of a JPEG's bytes."""
 
-    def __init__(self, file: Beton, augment: Augment, side: int):
-        from torchvision import transforms as t
-        from torchvision.transforms import InterpolationMode
-
-        a = augment
-        jitter = t.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)
-        self._file = file
-        self._transform = t.Compose([
-            t.RandomResizedCrop(side, a.scale, a.ratio, InterpolationMode.BICUBIC),
-            t.RandomApply([jitter], a.jitter_p),
-            t.RandomGrayscale(a.gray_p),
-            t.RandomApply([partial(_blur, a.blur_sigma)], a.blur_p),
-            t.RandomHorizontalFlip(a.flip_p),
-            t.ToTensor(),
-            t.Normalize(a.mean, a.std),
-        ])  # fmt: skip
+    def __init__(self, file: Beton, transform: Callable[[bytes], torch.Tensor]):
+        self._file, self._transform = file, transform
 
     def __len__(self) -> int:
         return len(self._file)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        from PIL import Image
-
-        return self._transform(Image.open(io.BytesIO(self._file.jpeg(index).tobytes())).convert("RGB"))
+        return self._transform(self._file.jpeg(index).tobytes())
 
 
-def open_clip(file: Beton, settings: Settings, augment: Augment) -> Generator[torch.Tensor]:
-    """PIL and torchvision in a DataLoader, as open_clip's CSV and webdataset loaders work on each sample."""
-    dataset = _Images(file, augment, settings.image_size)
+def _data_loader(
+    file: Beton, case: Case, transform: Callable[[bytes], torch.Tensor], start: Callable | None = None
+) -> Generator[torch.Tensor]:
+    """torch's DataLoader with `workers` processes, each calling `start` with its number first."""
+    dataset = _Images(file, transform)
     sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=1 << 40)
     yield from torch.utils.data.DataLoader(
-        dataset, settings.batch_size, sampler=sampler, num_workers=settings.workers, persistent_workers=True
-    )
+        dataset, case.batch_size, sampler=sampler, num_workers=case.workers, persistent_workers=True,
+        worker_init_fn=start,
+    )  # fmt: skip
+
+
+def open_clip(file: Beton, case: Case) -> Generator[torch.Tensor]:
+    """PIL and torchvision in a DataLoader, as open_clip's CSV and webdataset loaders work on each sample."""
+    from torchvision import transforms as t
+    from torchvision.transforms import InterpolationMode
+
+    a = case.augment
+    jitter = t.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue)
+    recipe = t.Compose([
+        t.RandomResizedCrop(case.image_size, a.scale, a.ratio, InterpolationMode.BICUBIC),
+        t.RandomApply([jitter], a.jitter_p),
+        t.RandomGrayscale(a.gray_p),
+        t.RandomApply([partial(_blur, a.blur_sigma)], a.blur_p),
+        t.RandomHorizontalFlip(a.flip_p),
+        t.ToTensor(),
+        t.Normalize(a.mean, a.std),
+    ])  # fmt: skip
+    yield from _data_loader(file, case, partial(_by_pil, recipe))
+
+
+def _by_pil(recipe: Callable, jpeg: bytes) -> torch.Tensor:
+    from PIL import Image
+
+    return recipe(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
+def albumentationsx(file: Beton, case: Case) -> Generator[torch.Tensor]:
+    """AlbumentationsX (AGPL: benchmarks only) in a DataLoader, decoding by simplejpeg.
+
+    OpenCV's cubic resize does not smooth; where it makes smaller, its area resize is taken.
+    """
+    import albumentations as a
+    import cv2
+    from albumentations.pytorch import ToTensorV2
+
+    r = case.augment
+    around = ((1 - v, 1 + v) for v in (r.brightness, r.contrast, r.saturation))
+    size = case.image_size, case.image_size
+    crop = {"interpolation": cv2.INTER_CUBIC, "area_for_downscale": "image"}
+    recipe = a.Compose([
+        a.RandomResizedCrop(size, r.scale, r.ratio, **crop),
+        a.ColorJitter(*around, (-r.hue, r.hue), p=r.jitter_p),
+        a.ToGray(p=r.gray_p),
+        a.GaussianBlur((0, 0), r.blur_sigma, p=r.blur_p),
+        a.HorizontalFlip(p=r.flip_p),
+        a.Normalize(r.mean, r.std),
+        ToTensorV2(),
+    ], telemetry=False)  # fmt: skip
+    yield from _data_loader(file, case, partial(_by_simplejpeg, recipe), _one_thread)
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _by_simplejpeg(recipe: Callable, jpeg: bytes) -> torch.Tensor:
+    import simplejpeg
+
+    return recipe(image=simplejpeg.decode_jpeg(jpeg))["image"]
 
 
 def stock_ffcv(
-    file: Beton, settings: Settings, augment: Augment, *, colour: bool = False, normalise: bool = True
+    file: Beton, case: Case, *, colour: bool = False, normalise: bool = True
 ) -> Generator[torch.Tensor]:
     """FFCV's own Loader with what it has: crop, flip, normalise; with `colour`, its jitter without hue.
 
@@ -77,8 +125,9 @@ def stock_ffcv(
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
+    augment = case.augment
     mean, std = 255 * np.array(augment.mean), 255 * np.array(augment.std)
-    size = settings.image_size, settings.image_size
+    size = case.image_size, case.image_size
     operations = [RandomResizedCropRGBImageDecoder(size, augment.scale, augment.ratio)]
     if colour:
         operations += [
@@ -92,66 +141,10 @@ def stock_ffcv(
     operations += [t.ToTensor(), t.ToTorchImage()]
     pipelines = {name: None for name in file.fields} | {"image": operations}
     # A small file many times over: the start of an epoch costs FFCV more than some batches do.
-    indices = np.tile(np.arange(len(file)), -(-_EPOCH * settings.batch_size // len(file)))
-    loader = Loader(str(file.path), settings.batch_size, num_workers=settings.workers, os_cache=True,
+    indices = np.tile(np.arange(len(file)), -(-_EPOCH * case.batch_size // len(file)))
+    loader = Loader(str(file.path), case.batch_size, num_workers=case.workers, os_cache=True,
                     order=OrderOption.RANDOM, pipelines=pipelines, indices=indices)  # fmt: skip
     while True:
         with contextlib.closing(iter(loader)) as epoch:
             for batch_of_columns in epoch:
                 yield batch_of_columns[0]
-
-
-def dali(file: Beton, settings: Settings, augment: Augment, device: str = "cpu") -> Generator[torch.Tensor]:
-    """DALI with its own random operators, as its examples do it."""
-    pipe = _dali_pipeline(file, settings, augment, device)
-    pipe.build()
-    while True:
-        (out,) = pipe.run()
-        yield torch.from_dlpack(out.as_tensor())
-
-
-def jpegs(file: Beton, batch: int) -> Iterator[tuple[list[np.ndarray]]]:
-    rng = np.random.default_rng(0)
-    while True:
-        rows = file.rows(rng.integers(0, len(file), batch))
-        data, start = file.read(*rows.spans("image"))
-        yield (np.split(data, start[1:]),)
-
-
-def _dali_pipeline(file: Beton, settings: Settings, augment: Augment, device: str):
-    from nvidia.dali import fn, pipeline_def, types
-
-    a, batch, side = augment, settings.batch_size, settings.image_size
-    mean, std = ([255 * v for v in values] for values in (a.mean, a.std))
-
-    @pipeline_def(
-        batch_size=batch, num_threads=settings.workers, enable_conditionals=True, seed=1,
-        device_id=None if device == "cpu" else torch.cuda.current_device(),
-    )  # fmt: skip
-    def pipeline():
-        (jpeg,) = fn.external_source(
-            jpegs(file, batch), num_outputs=1, dtype=types.UINT8, ndim=1, no_copy=True
-        )
-        image = fn.decoders.image_random_crop(
-            jpeg, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB,
-            random_area=list(a.scale), random_aspect_ratio=list(a.ratio),
-        )  # fmt: skip
-        image = fn.resize(image, size=(side, side), interp_type=types.INTERP_CUBIC, antialias=True)
-        if fn.random.coin_flip(probability=a.jitter_p, dtype=types.BOOL):
-            image = fn.color_twist(
-                image,
-                brightness=fn.random.uniform(range=(1 - a.brightness, 1 + a.brightness)),
-                contrast=fn.random.uniform(range=(1 - a.contrast, 1 + a.contrast)),
-                saturation=fn.random.uniform(range=(1 - a.saturation, 1 + a.saturation)),
-                hue=fn.random.uniform(range=(-360 * a.hue, 360 * a.hue)),
-            )
-        if fn.random.coin_flip(probability=a.gray_p, dtype=types.BOOL):
-            image = fn.saturation(image, saturation=0.0)
-        if fn.random.coin_flip(probability=a.blur_p, dtype=types.BOOL):
-            image = fn.gaussian_blur(image, sigma=fn.random.uniform(range=a.blur_sigma))
-        return fn.crop_mirror_normalize(
-            image, mirror=fn.random.coin_flip(probability=a.flip_p), mean=mean, std=std,
-            dtype=types.FLOAT, output_layout="CHW",
-        )  # fmt: skip
-
-    return pipeline()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from kernels.bench.clock import call_ms
-from pipeline.base.measure import Spent, stopwatch
+from pipeline.base.measure import stopwatch
 from tests.gpu.sections.common import SCRATCH, TOY, cuda, device, mean_ms
 from tests.gpu.sections.steps import make_step
 
@@ -39,42 +38,59 @@ def ffcv_loader(workers: int, batch: int):
     return FFCVLoader(photos(), **options, workers=workers, dtype=torch.uint8, pin=cuda())
 
 
-def rates(spent: Spent, images: int) -> dict:
-    """images/s, cores kept busy, CPU time an image."""
-    return {
-        "img_s": images / spent.wall,
-        "cores": spent.cpu / spent.wall,
-        "cpu_ms_img": 1e3 * spent.cpu / images,
-    }
+def measured(parts: Sequence[str], toy: Sequence[str], **settings) -> dict:
+    """What `python -m pipeline.throughput` measures of these parts; of `toy` where there is no GPU."""
+    from pipeline.throughput.command import measure
+    from pipeline.throughput.settings import Settings
+
+    if TOY:
+        small = dict(rounds=1, seconds=0.1, batch_size=8, gpu_batch=16)
+        settings |= small | ({"workers": (1, 2)} if "workers" in settings else {"workers": (1,)})
+    return measure(Settings(file=photos(), parts=tuple(parts if cuda() else toy), **settings))
 
 
-def loader_rate(batches, seconds: float) -> dict:
-    """`rates` of a loader, seconds to its first batch, and the waits for the later ones."""
-    it = iter(batches)
-    with stopwatch() as first:
-        next(it)
-    for _ in range(3):
-        next(it)
-    images, waits = 0, []
-    with stopwatch() as spent:
-        start = time.perf_counter()
-        while time.perf_counter() - start < (1 if TOY else seconds):
-            begun = time.perf_counter()
-            images += len(next(it).index)
-            waits.append(1e3 * (time.perf_counter() - begun))
-        if cuda():
-            torch.cuda.synchronize()
-    waits.sort()
-    p50, p99 = (waits[int(q * (len(waits) - 1))] for q in (0.5, 0.99))
-    return rates(spent, images) | {"first_s": first.wall, "p50_ms": p50, "p99_ms": p99}
+def failed(*found: dict) -> dict:
+    """What makes the section a failed one: parts of ours that failed. A peer's failure is a row."""
+    rows = [row for each in found for row in each["parts"] if "failed" in row]
+    ours = {row["part"]: row["failed"] for row in rows if not row["part"].startswith("peer")}
+    return {"failed": ours} if ours else {}
+
+
+def dali_engine() -> dict:
+    """The project's DALI loader, full `paper`, beside DALI's own random graph and decoding alone."""
+    from pipeline.throughput.parts import LIMITS
+
+    parts = ("dali_gpu", "peer_dali_gpu", "peer_dali_gpu_whole", LIMITS[True])
+    toy = ("dali_cpu", "peer_dali_cpu", "decode")
+    rows = {"batch_512": measured(parts, toy, rounds=2, gpu_batch=512)}
+    if not TOY:
+        rows["batch_5120"] = measured(parts[:1], toy[:1], rounds=2, gpu_batch=5120)
+    return rows | failed(*rows.values())
+
+
+def dali_whole() -> dict:
+    """Decoding alone, by the JPEG engine's share of a batch, beside torchvision's and torchcodec's."""
+    from pipeline.throughput.parts import PARTS
+
+    sweep = [name for name in PARTS if name.startswith("gpu_decode")]
+    found = measured([*sweep, "peer_torchvision_gpu", "peer_torchcodec_gpu"], ["decode"], rounds=2)
+    return found | failed(found)
+
+
+def jpeg_torchvision() -> dict:
+    """The two that are called with a list, by its length."""
+    parts = ("peer_torchvision_gpu", "peer_torchcodec_gpu")
+    lengths = (16,) if TOY else (128, 2048)
+    return {f"batch_{n}": measured(parts, ["decode"], rounds=2, gpu_batch=n) for n in lengths}
 
 
 def loader_ffcv() -> dict:
-    cores, rows = len(os.sched_getaffinity(0)), {}
-    for workers in dict.fromkeys((1, max(1, cores // 2), max(1, cores - 2))):
-        with ffcv_loader(workers, 512) as loader:
-            rows[f"workers_{workers}"] = loader_rate(loader, 5)
-    return rows
+    """The FFCV engine by its threads, beside decoding alone."""
+    cores = len(os.sched_getaffinity(0))
+    workers = tuple(dict.fromkeys((1, max(1, cores // 2), max(1, cores - 2))))
+    parts = ("ffcv_uint8", "decode")
+    found = measured(parts, parts, rounds=2, batch_size=512, workers=workers)
+    return found | failed(found)
 
 
 def together(engine: str) -> dict:
@@ -112,24 +128,8 @@ def loader_of(engine: str, batch: int, side: int):
 together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
 
 
-def jpeg_torchvision() -> dict:
-    """torchvision's batched decoder: whole 256 × 384 images, 4:2:0, from one thread."""
-    import torchvision
-
-    from pipeline.throughput import synthetic
-
-    jpegs = [torch.frombuffer(bytearray(j), dtype=torch.uint8) for j in synthetic.photographs(32)]
-    row: dict = {"torchvision": torchvision.__version__, "bytes": sum(map(len, jpegs)) / len(jpegs)}
-    for n in (16,) if TOY else (128, 512, 2048):
-        batch = list(itertools.islice(itertools.cycle(jpegs), n))
-        with stopwatch() as spent:
-            ms = call_ms(lambda batch=batch: torchvision.io.decode_jpeg(batch, device=str(device())), 5, 2)
-        row[f"batch_{n}"] = {"img_s": n / ms * 1e3, "cpu_ms_img": 1e3 * spent.cpu / (7 * n)}
-    return row
-
-
-def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = True) -> dict:
-    """Decode and resize alone: stock DALI operators on made-up boxes."""
+def dali_rate(hw: float, batch: int, fancy: bool) -> dict:
+    """Regions decoded and resized: stock DALI operators on made-up boxes."""
     import numpy as np
     import nvidia.dali as dali
     from nvidia.dali import fn, types
@@ -152,13 +152,10 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
         options = dict(output_type=types.RGB, adjust_orientation=False, jpeg_fancy_upsampling=fancy)
         options |= dict(device="mixed", hw_decoder_load=hw) if cuda() else dict(device="cpu")
         box = dict(axis_names="HW", normalized_anchor=False, normalized_shape=False)
-        if roi:
-            x = fn.decoders.image_slice(j, c, s, **box, **options)
-        else:
-            x = fn.slice(fn.decoders.image(j, **options), c, s, **box)
+        x = fn.decoders.image_slice(j, c, s, **box, **options)
         return fn.resize(x, size=(224, 224), interp_type=types.INTERP_CUBIC, antialias=True)
 
-    options = dict(batch_size=batch, num_threads=threads, prefetch_queue_depth=2)
+    options = dict(batch_size=batch, num_threads=4, prefetch_queue_depth=2)
     p = pipe(**options, device_id=0 if cuda() else None)
     p.build()
     for _ in range(3):
@@ -169,32 +166,21 @@ def dali_rate(roi: bool, hw: float, batch: int, threads: int = 4, fancy: bool = 
         while time.perf_counter() - start < (1 if TOY else 3):
             p.run()
             images += batch
-    return rates(spent, images)
+    return {
+        "img_s": images / spent.wall,
+        "cores": spent.cpu / spent.wall,
+        "cpu_ms_img": 1e3 * spent.cpu / images,
+    }
 
 
-def dali_decodes(roi: bool) -> dict:
+def dali_roi() -> dict:
+    """Regions: may end the process (nvImageCodec issue 55)."""
     cases = [(hw, 512, True) for hw in (1.0, 0.9, 0.65, 0.0)] + [(1.0, 512, False), (1.0, 128, True)]
     rows: dict[str, dict | str] = {}
     for hw, batch, fancy in [(0.65, 16, True)] if TOY else cases:
         name = f"hw {hw} batch {batch}{'' if fancy else ' plain upsampling'}"
         try:
-            rows[name] = dali_rate(roi, hw, batch, fancy=fancy)
+            rows[name] = dali_rate(hw, batch, fancy)
         except Exception as error:
             rows[name] = f"{type(error).__name__}: {error}"[:400]
-    return rows
-
-
-dali_whole = partial(dali_decodes, False)
-dali_roi = partial(dali_decodes, True)  # may end the process: nvImageCodec issue 55
-
-
-def dali_engine() -> dict:
-    """The project's DALI loader, full `paper`."""
-    rows = {}
-    for batch in (16,) if TOY else (512, 5120):
-        with loader_of("dali", batch, 224) as loader:
-            rows[f"batch_{batch}"] = loader_rate(loader, 5)
-            if cuda():
-                free, total = torch.cuda.mem_get_info()
-                rows[f"batch_{batch}"]["device_gb_used"] = (total - free) / 1e9
     return rows
