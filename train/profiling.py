@@ -68,8 +68,8 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace."""
     assert recipe.data.data is not None
     file = open_split(recipe.data.data, recipe)
-    recipe, settings = auto.on(world, recipe, file)
     clip = models.build(recipe)
+    recipe, settings = auto.on(world, recipe, clip, file)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[recipe.stage](recipe, clip, world, file.info)
@@ -98,8 +98,8 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     if world.main:
         files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
     with closing(Log(recipe.folder, world.main)) as log:
-        if settings:
-            log(settings)
+        for line in settings:
+            log(line)
         for name, seconds in clocks.items():
             log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {recipe.unit}/s")
         log(f"{results['verdict']} (on {results['device']}; trace: {trace})")
