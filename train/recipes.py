@@ -32,7 +32,7 @@ STAGE1 = {
         epochs=32,
         # The paper's text says the augmentations are the same in every stage; the laboratory's public
         # configuration only resizes here: --augment none.
-        data=Data(augment="paper"),
+        data=Data(augment="paper", workers=12),
         optim=dataclasses.replace(_PAPER, warmup_steps=150),
         saving=dataclasses.replace(_SHORT, val_every=100),
     ),
@@ -40,7 +40,7 @@ STAGE1 = {
         name="strong",
         batch=768,
         epochs=32,
-        data=Data(augment="clip", crop_scale=(0.5, 1.0)),
+        data=Data(augment="clip", crop_scale=(0.5, 1.0), workers=12),
         optim=dataclasses.replace(_PAPER, warmup_steps=150),
         saving=dataclasses.replace(_SHORT, val_every=100),
     ),
@@ -49,7 +49,7 @@ STAGE1 = {
         batch=96,  # 16 a GPU
         epochs=8,
         trainable="qkv",
-        data=Data(augment="paper"),
+        data=Data(augment="paper", workers=12),
         optim=Optim(lr=1e-5, weight_decay=0.0, betas=(0.9, 0.999)),
         saving=dataclasses.replace(_SHORT, val_every=100),
     ),
