@@ -64,7 +64,7 @@ class Eager(NamedTuple):
     """A stretch of operations."""
 
     seconds: float  # of one
-    blocked: float  # share of this thread's time, not counting what others had the core for, that it slept
+    blocked: float  # share of the time that this thread slept, leaving out when it waited for a core
     taken: float  # batches a second that the loader made meanwhile
 
 
@@ -164,7 +164,7 @@ class Clocks:
             now = time.perf_counter()
         wall = now - start
         ran, queued = (b - a for a, b in zip(before, _scheduled()))
-        blocked = max(0.0, 1 - ran / (wall - queued)) if ran else 0.0
+        blocked = 1 - ran / (wall - queued)
         return Eager(wall / max(done, 1), blocked, taken / wall if wall else 0.0)
 
     def _idle(self) -> None:
@@ -178,9 +178,9 @@ class Clocks:
 
 
 def _scheduled() -> tuple[float, float]:
-    """Seconds that this thread has had a core, and that it has waited for one; Linux alone says."""
+    """Seconds that this thread has had a core, and that it has waited for one: 0 where the system is silent."""
     try:
-        ran, queued, _ = Path("/proc/thread-self/schedstat").read_text().split()
-    except (OSError, ValueError):
-        return 0.0, 0.0
-    return int(ran) / 1e9, int(queued) / 1e9
+        queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        queued = 0.0
+    return time.thread_time(), queued
