@@ -178,7 +178,7 @@ class Clocks:
 
 
 def _scheduled() -> tuple[float, float]:
-    """Seconds that this thread has had a core, and that it has waited for one: 0 where the system is silent."""
+    """Seconds that this thread has had a core, and that it has waited for one (0: not told here)."""
     try:
         queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
