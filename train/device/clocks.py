@@ -3,8 +3,8 @@
 Clocks of steps, on a batch that is on the device already unless the name says otherwise:
 
 * `cached`: the loader's queues are full and its threads asleep.
-* `beside`: the same, and each step takes a batch that is ready from the loader and throws it away.
-* `loaded`: on the loader's batches, as in training.
+* `beside`: the same, while a thread takes batches from the loader at a step's pace and throws them away.
+* `loaded`: on the loader's batches, as in training, from empty queues on.
 * `launch`, `launch_beside`: until the step's call returns, with nothing queued before it.  On a GPU that is
   the time of the thread that launches kernels; on a CPU it is the step.
 
@@ -16,8 +16,11 @@ step does with each kernel.  (On meta tensors torch would run much more Python t
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,6 +33,7 @@ from train.distributed import World
 
 ROUNDS = 5
 WARM_UP = 3  # steps before any clock starts
+QUEUED = 6  # batches at most in the queues of loader and prefetcher, unless they are small
 EAGER_SECONDS = 1.0  # of a clock of operations, at least
 EAGER_BATCHES = 3  # that are taken meanwhile, at least
 OPERATIONS = 48  # between two looks at the clock
@@ -81,37 +85,40 @@ class Clocks:
     steps: int
     patience: float = 10.0
     batch: Any = field(init=False)
+    pace: float = field(init=False)  # a step's, at which `beside` takes batches
 
     def __post_init__(self) -> None:
         self.batch = next(self.prepared)[0]
         for _ in range(WARM_UP):
             self.step(self.batch)
+        self.pace = self.cached()
 
     # -- steps --------------------------------------------------------------------------
 
     def cached(self) -> float:
+        self._idle()
         return self._seconds(lambda: self.batch)
 
     def beside(self) -> float:
-        return self._seconds(self._take)
+        self._idle()
+        with self._taking(self.pace):
+            return self._seconds(lambda: self.batch)
 
     def loaded(self) -> float:
+        self._drain()
         return self._seconds(lambda: next(self.prepared)[0])
 
     def launch(self) -> list[float]:
-        return self._launches(lambda: self.batch)
+        self._idle()
+        return self._launches()
 
     def launch_beside(self) -> list[float]:
-        return self._launches(self._take)
-
-    def _take(self) -> Any:
-        if self.prepared.ready:
-            next(self.prepared)
-        return self.batch
+        self._idle()
+        with self._taking(self.pace):
+            return self._launches()
 
     def _seconds(self, batch: Callable[[], Any]) -> float:
         """Of one step, all ranks together."""
-        self._idle()
         wait(self.world)
         start = time.perf_counter()
         for _ in range(self.steps):
@@ -119,14 +126,12 @@ class Clocks:
         wait(self.world)
         return (time.perf_counter() - start) / self.steps
 
-    def _launches(self, batch: Callable[[], Any]) -> list[float]:
-        self._idle()
+    def _launches(self) -> list[float]:
         seconds = []
         for _ in range(self.steps):
-            given = batch()
             wait(self.world)
             start = time.perf_counter()
-            self.step(given)
+            self.step(self.batch)
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -134,38 +139,57 @@ class Clocks:
 
     def eager(self) -> Eager:
         self._idle()
-        return self._eager(None)
+        return self._eager([])
 
     def eager_beside(self, pace: float) -> Eager:
         """Batches are taken every `pace` seconds; 0: as fast as they come."""
-        while not pace and self.prepared.ready:  # batches that are there already would be no work
-            next(self.prepared)
-        next(self.prepared)
-        return self._eager(pace)
+        self._drain()
+        with self._taking(pace) as taken:
+            return self._eager(taken, EAGER_BATCHES)
 
-    def _eager(self, pace: float | None) -> Eager:
+    def _eager(self, taken: list[float], least: int = 0) -> Eager:
+        """taken: when batches were, to which a thread adds; the clock runs until there are `least`."""
         x, y = torch.zeros(2, 1)
         before = _scheduled()
-        start = due = now = time.perf_counter()
-        done, taken = 0, 0
-        while now < start + self.patience:
-            enough = now >= start + EAGER_SECONDS
-            if pace is None:
-                if enough:
-                    break
-            elif now >= due and self.prepared.ready:
-                next(self.prepared)
-                taken, due = taken + 1, due + pace
-                if enough and taken >= EAGER_BATCHES:  # as a batch is taken, so that no part of one is lost
-                    break
+        start = now = time.perf_counter()
+        done = 0
+        while now < start + EAGER_SECONDS or (len(taken) < least and now < start + self.patience):
             for _ in range(OPERATIONS):
                 torch.add(x, y)
             done += OPERATIONS
             now = time.perf_counter()
-        wall = now - start
         ran, queued = (b - a for a, b in zip(before, _scheduled()))
-        blocked = 1 - ran / (wall - queued)
-        return Eager(wall / max(done, 1), blocked, taken / wall if wall else 0.0)
+        rate = (len(taken) - 1) / (taken[-1] - taken[0]) if len(taken) > 1 else 0.0
+        return Eager((now - start) / done, 1 - ran / (now - start - queued), rate)
+
+    # -- the loader ---------------------------------------------------------------------
+
+    @contextmanager
+    def _taking(self, pace: float) -> Iterator[list[float]]:
+        """A thread takes a batch every `pace` seconds, or as they come, and throws it away; when it did."""
+        taken: list[float] = []
+        ended = threading.Event()
+
+        def take() -> None:
+            due = time.perf_counter()
+            while not ended.is_set():
+                next(self.prepared)
+                taken.append(time.perf_counter())
+                due = max(due + pace, taken[-1])
+                ended.wait(due - taken[-1])
+
+        with ThreadPoolExecutor(1, "taker") as pool:
+            taking = pool.submit(take)
+            try:
+                yield taken
+            finally:
+                ended.set()
+        taking.result()
+
+    def _drain(self) -> None:
+        """Empty the loader's queues, so that what follows takes batches as fast as they are made."""
+        for _ in range(QUEUED):
+            next(self.prepared)
 
     def _idle(self) -> None:
         """Return when the loader's queues are full: once this process does nothing for a moment."""

@@ -106,11 +106,6 @@ class Prefetcher:
     def __iter__(self) -> Iterator[tuple[Any, Wait]]:
         return self
 
-    @property
-    def ready(self) -> bool:
-        """Whether `next` has not to wait for a batch to be prepared."""
-        return not self._ready.empty()
-
     def __next__(self) -> tuple[Any, Wait]:
         asked = self._now()
         if self._given:  # the GPU is done with the batch before, once it has come here
