@@ -21,7 +21,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 import torch
 
@@ -111,52 +110,51 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
             clocks = Clocks(world, prepared, train, max(1, steps // rounds), patience=2 + 8 * alone)
             figures = _figures(clocks, rounds, alone, recipe.rank_batch(world.size) * recipe.images)
             trace = _trace(recipe.folder, world, lambda: train(next(prepared)[0]))
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
-    told = [
-        verdict(alone, figures["step_seconds"], figures["together_seconds"]),
-        neighbour(figures["cost"], figures["headspace"], world.device.type, recipe.data.engine),
-    ]
-    rates = {
-        f"{name}_{recipe.unit}_per_s": recipe.batch / figures[f"{name}_seconds"]
-        for name in ("loader", "step", "together")
-    }
-    results = {
+    results = _results(recipe, world, figures, steps, trace)
+    if world.main:
+        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
+    with closing(Log(recipe.folder, world.main)) as log:
+        for line in [*settings, *_lines(results, recipe.unit), *results["verdict"]]:
+            log(line)
+        log(f"(on {results['device']}; trace: {trace})")
+    return results
+
+
+def _results(recipe: Recipe, world: World, figures: dict[str, float], steps: int, trace: Path) -> dict:
+    """What profile.json holds."""
+    loader, step, together = (figures[f"{name}_seconds"] for name in ("loader", "step", "together"))
+    beside = neighbour(figures["cost"], figures["headspace"], world.device.type, recipe.data.engine)
+    rates = {"loader": loader, "step": step, "together": together}
+    return {
         "compute": asdict(recipe.compute),
         "engine": recipe.data.engine,
         "workers": recipe.data.workers,
         **figures,
-        **rates,
-        "verdict": "; ".join(told),
+        **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in rates.items()},
+        "verdict": [verdict(loader, step, together), beside],
         "steps": steps,
         "ranks": world.size,
-        "device": device,
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
         "trace": str(trace),
     }
-    if world.main:
-        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
-    with closing(Log(recipe.folder, world.main)) as log:
-        for line in [*settings, *_lines(results, recipe), *told, f"(on {device}; trace: {trace})"]:
-            log(line)
-    return results
 
 
-def _figures(clocks: Clocks, rounds: int, alone: float, images: int) -> dict[str, Any]:
+def _figures(clocks: Clocks, rounds: int, alone: float, images: int) -> dict[str, float]:
     """Seconds unless the name says otherwise; costs, headspace and lock are fractions.
 
     alone: seconds of a batch, of the loader alone.  images: of a batch.
     """
     names = ("cached", "beside", "loaded", "launch", "launch_beside")
     rows = in_rounds({name: getattr(clocks, name) for name in names}, rounds)
-    step, loaded = median(rows["cached"]), median(rows["loaded"])
     # A CPU's step takes so few images that their cost would not show.
-    pace = step if clocks.world.device.type == "cuda" else 0.0
+    pace = clocks.pace if clocks.world.device.type == "cuda" else 0.0
     eager = in_rounds({"eager": clocks.eager, "beside": partial(clocks.eager_beside, pace)})
     launches = {name: [s for row in rows[name] for s in row] for name in ("launch", "launch_beside")}
     return {
         "loader_seconds": alone,
-        "step_seconds": step,
+        "step_seconds": median(rows["cached"]),
         "beside_seconds": median(rows["beside"]),
-        "together_seconds": loaded,
+        "together_seconds": median(rows["loaded"]),
         "headspace": -cost(rows["loaded"], rows["cached"]),
         "cost": cost(rows["cached"], rows["beside"]),
         **{f"{name}_ms": 1e3 * median(seconds) for name, seconds in launches.items()},
@@ -178,11 +176,11 @@ def _p95(seconds: list[float]) -> float:
     return quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
 
 
-def _lines(results: dict, recipe: Recipe) -> list[str]:
+def _lines(results: dict, unit: str) -> list[str]:
     """The figures, for the log."""
     lines = [
         f"{name:>9}: {results[f'{name}_seconds'] * 1e3:.1f} ms a step, "
-        f"{results[f'{name}_{recipe.unit}_per_s']:.0f} {recipe.unit}/s"
+        f"{results[f'{name}_{unit}_per_s']:.0f} {unit}/s"
         for name in ("loader", "step", "together")
     ]
     before, after = (
