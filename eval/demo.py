@@ -41,8 +41,8 @@ class Demo:
     """A NIGHTS folder (with data.csv) to use in stage 1 instead of the embedded, constructed triplets."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "demo-RN"
     """demo-RN, demo-ViT, or any open_clip model name."""
-    engine: Literal["ffcv", "dali"] = "ffcv"
-    """Which loader decodes and augments."""
+    engine: Literal["auto", "ffcv", "dali"] = "ffcv"
+    """Which loader decodes and augments (auto: python -m train.launch says how it is chosen)."""
     seed: int = 0
     """Of everything: weights, order, draws."""
     short: bool = False

@@ -19,6 +19,7 @@ from pipeline.beton.fields import Beton
 from train import architectures, recipes, splits
 from train.cluster.options import Launch
 from train.config import FREE_TO_CHANGE, Recipe, Stage1, differences, to_dict
+from train.device import engine
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
@@ -157,6 +158,7 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     before: the run that `--init` names and that will exist by then.
     """
     recipe.rank_batch(world_size)
+    engine.check(recipe)
     splits.check_data(recipe)
     files = [splits.open_split(p, recipe) for p in (recipe.data.data, recipe.data.val) if p]
     recipe.total_steps(len(files[0]))

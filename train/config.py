@@ -69,8 +69,9 @@ class Data(Finite):
     """With --order block: every batch is put together from so many sequences of blocks. As many as there are
     nodes (or a multiple), and each node reads only its own share of the file; the order stays what it is when
     the run goes on with other nodes."""
-    engine: Literal["ffcv", "dali"] = "ffcv"
-    """Decode on the CPU or on the GPU; both deliver the same batches."""
+    engine: Literal["auto", "ffcv", "dali"] = "auto"
+    """Decode on the CPU or on the GPU; both deliver the same batches. auto: ffcv where the cores can feed the
+    step, else dali (train/device/engine.py)."""
     workers: int = 4
     """Decoding threads a process."""
 

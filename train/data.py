@@ -27,6 +27,7 @@ def augmentation(recipe: Recipe) -> Augment:
 
 
 def _engine(recipe: Recipe) -> type[StreamLoader]:
+    assert recipe.data.engine != "auto"  # train/device/auto.py has settled it
     if recipe.data.engine == "ffcv":
         from pipeline.ffcv_loader import FFCVLoader
 

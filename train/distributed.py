@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -59,6 +61,19 @@ class World:
         """The mean over the ranks of each value; every rank has the same names, in the same order."""
         sums = self.total(torch.tensor(list(values.values()), dtype=torch.float64))
         return dict(zip(values, (sums / self.size).tolist()))
+
+    def cores(self) -> float:
+        """This rank's share of its node's cores: those it may use, each divided among the ranks that may.
+
+        So it is right for ranks that are bound to cores of their own (SLURM) and for others (torchrun).
+        """
+        mine = platform.node(), os.sched_getaffinity(0)
+        if self.control is None:
+            return len(mine[1])
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, mine, group=self.control)
+        users = Counter(core for node, cores in everyone if node == mine[0] for core in cores)
+        return sum(1 / users[core] for core in mine[1])
 
     def barrier(self) -> None:
         if self.control is not None:

@@ -15,6 +15,7 @@ from train.cluster.options import Launch
 from train.cluster.scheduler import preview, run_local, submit
 from train.command import Command, check, check_model, parse
 from train.config import Recipe, to_dict
+from train.device import engine
 from train.job import run
 
 # What a surrounding torchrun or submitit job sets for its own ranks; --cluster debug is none of them.
@@ -35,6 +36,7 @@ def launch(commands: Sequence[Command]) -> int:
     for command in commands:
         if options.dry_run and not command.recipe.data.data.is_file():
             command.recipe.rank_batch(ranks * options.nodes)
+            engine.check(command.recipe)
             check_model(command.recipe)
             print(f"note: {command.recipe.data.data} is not there yet; nothing in it was checked")
         else:

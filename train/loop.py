@@ -146,11 +146,11 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         return Outcome(state.step, steps)
 
     asked = to_dict(recipe)
-    recipe, settings = auto.on(world, recipe, file, state.micro)
-    if settings:
-        log(settings)
-    state.micro = recipe.micro_batch(recipe.rank_batch(world.size))
     clip = models.build(recipe)
+    recipe, settings = auto.on(world, recipe, clip, file, state.micro)
+    for line in settings:
+        log(line)
+    state.micro = recipe.micro_batch(recipe.rank_batch(world.size))
     clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
     optimizer = Optimizer(clip, recipe.optim)
     if folder:
@@ -329,8 +329,7 @@ class _Run:
     @cached_property
     def _sample_flops(self) -> int:
         """Of a sample, forward and backward once; what is computed again to save memory does not count."""
-        image, text = models.forward_flops(self.clip, round(mean_tokens(self.file)))
-        return 3 * (image * self.recipe.images + text * self.recipe.captions)
+        return 3 * models.sample_flops(self.clip, self.recipe, round(mean_tokens(self.file)))
 
     def _count_skipped(self, skipped: Tensor, last: int) -> None:
         """skipped: (steps,) bool, of the steps up to `last`."""

@@ -214,6 +214,12 @@ def forward_flops(clip: Any, tokens: int) -> tuple[int, int]:
     return flops[0], flops[1]
 
 
+def sample_flops(clip: Any, recipe: Recipe, tokens: int) -> int:
+    """Of a sample, images and captions together: forward pass, as `forward_flops` counts."""
+    image, text = forward_flops(clip, tokens)
+    return recipe.images * image + recipe.captions * text
+
+
 # -- the towers as they are trained ---------------------------------------------------------
 
 

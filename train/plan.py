@@ -22,6 +22,7 @@ from pipeline.base import console, files
 from pipeline.base.hardware import GPUS
 from train import architectures, command, splits
 from train.config import Finite, Recipe, Recompute
+from train.device import engine
 
 if TYPE_CHECKING:
     from train.device.auto import Settled, Way
@@ -38,21 +39,23 @@ class Machine(Finite):
     """The machine the plan is for, and what is assumed of it."""
 
     gpu: str = "a100"
-    """One of a100, a100-40, h100, h100-pcie, h200, gh200."""
+    """One of a100, a100-40, h100, h100-pcie, h200, gh200, b200, a40."""
     nodes: int = 1
     """Nodes of the job."""
     ngpus: int = 6
     """GPUs a node."""
+    cores: int = 0
+    """Cores a node, as the system counts them; 0: not known, and then --engine auto is left open."""
     samples: int = 0
     """Samples of the training file; 0: what the file holds, or without it NIGHTS' or YFCC15M's number."""
     tokens: float = 0
     """Mean tokens of a caption; 0: what the file's JSON says, else 77 (nothing saved)."""
-    efficiency: float = 0.5
+    efficiency: float = engine.EFFICIENCY
     """Share of the peak that the arithmetic reaches (large GEMMs reach .85, whole ViT-B steps .5 to .6)."""
     measured: float = 0
     """Measured samples/s of one GPU, in place of the peak and its share."""
-    decode: float = 1000
-    """Images a core decodes, crops and resizes in a second."""
+    decode: float = engine.DECODE
+    """Images a core decodes and augments in a second (train/device/engine.py says where it was measured)."""
     image_kb: float = 27
     """Kilobytes of a stored image, where the file is not here."""
 
@@ -64,8 +67,19 @@ class Machine(Finite):
             raise ValueError(f"--nodes {self.nodes}, --ngpus {self.ngpus}: at least 1")
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"--efficiency {self.efficiency}: must lie in (0, 1]")
-        if min(self.measured, self.samples, self.tokens) < 0 or min(self.decode, self.image_kb) <= 0:
-            raise ValueError("--measured, --samples, --tokens, --decode, --image-kb: must not be negative")
+        if min(self.measured, self.cores, self.samples, self.tokens) < 0:
+            raise ValueError("--measured, --cores, --samples, --tokens: must not be negative")
+        if min(self.decode, self.image_kb) <= 0:
+            raise ValueError("--decode, --image-kb: must be positive")
+
+    def rate(self, work: float) -> float:
+        """Samples a second of one GPU; work: operations of a sample."""
+        return self.measured or engine.rate(GPUS[self.gpu].flops, work, self.efficiency)
+
+    def engine_of(self, recipe: Recipe, work: float) -> engine.Choice:
+        """What `--engine auto` is there, if DALI is installed."""
+        feed = engine.Feed(self.cores / self.ngpus, GPUS[self.gpu].jpeg_engine, decode=self.decode)
+        return engine.choose(self.rate(work) * recipe.images, recipe.data.workers, feed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +152,7 @@ def plan(
     """The plan of a settled recipe on `machine` for a file of `samples` and `file_bytes`."""
     recipe, sizes, world = settled.recipe, settled.sizes, machine.nodes * machine.ngpus
     work = settled.way.passes * counts.of(recipe)
-    rate = machine.measured or GPUS[machine.gpu].flops * machine.efficiency / work
+    rate = machine.rate(work)
     steps = recipe.total_steps(samples)
     seconds = steps * recipe.batch / (rate * world)
     epochs = steps * recipe.batch / recipe.samples(samples)
@@ -191,14 +205,18 @@ def report(recipe: Recipe, machine: Machine) -> tuple[str, dict]:
 
     data, card = source(recipe, machine), GPUS[machine.gpu]
     share = recipe.rank_batch(machine.nodes * machine.ngpus)
-    settled = auto.settle(recipe, share, data.tokens, card.memory)
     counts = count(recipe, data.tokens)
+    settled = auto.settle(
+        recipe, share, data.tokens, card.memory,
+        decide=lambda passes: machine.engine_of(recipe, passes * counts.of(recipe)),
+    )  # fmt: skip
     figures = plan(settled, machine, counts, share, data.samples, data.size)
     others = alternatives(settled, share)
     lines = [*_lines(settled, machine, counts, figures, data), "", *_table(others, card.memory)]
     values = {
         "plan": asdict(figures),
         "compute": asdict(settled.recipe.compute),
+        "engine": settled.recipe.data.engine,
         "counts": asdict(counts),
         "sizes": asdict(settled.sizes),
         "ways": [way._asdict() for way in others],
@@ -229,6 +247,7 @@ def _lines(settled: Settled, machine: Machine, counts: Counts, figures: Plan, da
         f"  length        {figures.steps:,} steps of {recipe.batch:,} ({figures.share:,} a GPU)",
         f"  settings      {auto.describe(settled)}",
         f"  rate          {figures.samples_a_second_a_gpu:,.0f} {unit}s/s a GPU, {reached}",
+        f"  engine        {settled.engine}",
         f"  loader        {figures.images_a_second_a_node:,.0f} images/s a node: "
         f"{figures.cores_a_node:.1f} cores, assumed {machine.decode:.0f} images/s a core",
         f"  time          {figures.hours:.2f} h, {figures.gpu_hours:.0f} GPU-hours; "

@@ -1,8 +1,14 @@
 """What a run waits for: `python -m train.launch --stage 2 … --profile 20`.
 
-Three clocks over the same number of steps: the loader alone with what prepares its batches, the step on one
-batch that is on the device already, and both together as in training.  Only RUN/profile.json and a trace for
-Perfetto are written.
+First the loader is timed alone, with what prepares its batches.  Then the clocks of `train/device/clocks.py`
+alternate: the step on one batch that is on the device already, the same beside the loader, and the step on
+the loader's batches as in training.  What they tell:
+
+* headspace: by how much a step would be shorter if batches cost nothing (SPDL's headspace analysis).
+* cost: by how much the loader's threads make the step longer that needs nothing of them ("noisy neighbour").
+* launch: what they cost the thread that launches the step; and lock: what of that is Python's lock.
+
+Only RUN/profile.json and a trace for Perfetto are written.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median, quantiles
 
 import torch
 
@@ -22,6 +29,7 @@ from train import data
 from train import model as models
 from train.config import Recipe
 from train.device import auto
+from train.device.clocks import ROUNDS, WARM_UP, Clocks, Eager, cost, in_rounds, wait
 from train.device.prefetch import Prefetcher
 from train.distributed import World
 from train.loop import STAGES, update
@@ -29,26 +37,23 @@ from train.metrics import Log
 from train.optim import Optimizer
 from train.splits import open_split
 
-WARM_UP = 3  # steps before a clock starts
 TRACED = 3
+MOST = 0.03  # of a step, that a loader beside it may cost
 
 
-def _wait(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize()
-    world.barrier()
-
-
-def _seconds(world: World, steps: int, step: Callable[[], object]) -> float:
-    """Seconds of one step, mean of `steps`, all ranks together."""
+def _loader_alone(world: World, steps: int, take: Callable[[], object]) -> float:
+    """Seconds of one batch, mean of `steps`, all ranks together."""
     for _ in range(WARM_UP):
-        step()
-    _wait(world)
+        take()
+    wait(world)
     start = time.perf_counter()
     for _ in range(steps):
-        step()
-    _wait(world)
+        take()
+    wait(world)
     return (time.perf_counter() - start) / steps
+
+
+# -- words ----------------------------------------------------------------------------------
 
 
 def verdict(loader: float, step: float, together: float) -> str:
@@ -64,46 +69,130 @@ def verdict(loader: float, step: float, together: float) -> str:
     return f"the run waits for the step; the loader could feed {step / loader:.1f} times as much"
 
 
+def neighbour(cost: float, headspace: float, device: str, engine: str) -> str:
+    """In words, what the loader's threads cost the step.
+
+    cost, headspace: fractions.  device: its type.  engine: that loads.
+    """
+    said = f"the loader costs the step {cost:.1%} (headspace {headspace:.1%})"
+    if device == "cpu":
+        return f"{said}; on a CPU they share the cores, so this says nothing of a GPU"
+    if cost <= MOST:
+        return said
+    less = "fewer --workers" + ("" if engine == "dali" else ", or --engine dali")
+    return f"{said}, more than {MOST:.0%}: its threads hold up the one that launches kernels; try {less}"
+
+
+# -- measuring ------------------------------------------------------------------------------
+
+
 def profile(recipe: Recipe, world: World, steps: int) -> dict:
-    """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace."""
+    """Measure, and write RUN/profile.json, which is returned, and RUN/profile/rank-N.json, the trace.
+
+    steps: of each clock.
+    """
     assert recipe.data.data is not None
     file = open_split(recipe.data.data, recipe)
-    recipe, settings = auto.on(world, recipe, file)
     clip = models.build(recipe)
+    recipe, settings = auto.on(world, recipe, clip, file)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
     stage = STAGES[recipe.stage](recipe, clip, world, file.info)
+
+    def train(parts: list) -> None:
+        update(stage, optimizer, parts, recipe.optim.lr * 1e-6)
+
     with data.stream(recipe, file, world, models.image_side(clip), 0) as loader:
         batches = iter(loader)
-        clocks = {"loader": _seconds(world, steps, lambda: stage.prepare(next(batches)))}
+        alone = _loader_alone(world, steps, lambda: stage.prepare(next(batches)))
         with Prefetcher(batches, stage.prepare, world.device) as prepared:
-            parts, _ = next(prepared)
-
-            def train(parts: list) -> None:
-                update(stage, optimizer, parts, recipe.optim.lr * 1e-6)
-
-            clocks["step"] = _seconds(world, steps, partial(train, parts))
-            clocks["together"] = _seconds(world, steps, lambda: train(next(prepared)[0]))
+            rounds = min(ROUNDS, steps)
+            clocks = Clocks(world, prepared, train, max(1, steps // rounds), patience=2 + 8 * alone)
+            figures = _figures(clocks, rounds, alone, recipe.rank_batch(world.size) * recipe.images)
             trace = _trace(recipe.folder, world, lambda: train(next(prepared)[0]))
-    results = {
+    results = _results(recipe, world, figures, steps, trace)
+    if world.main:
+        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
+    with closing(Log(recipe.folder, world.main)) as log:
+        for line in [*settings, *_lines(results, recipe.unit), *results["verdict"]]:
+            log(line)
+        log(f"(on {results['device']}; trace: {trace})")
+    return results
+
+
+def _results(recipe: Recipe, world: World, figures: dict[str, float], steps: int, trace: Path) -> dict:
+    """What profile.json holds."""
+    loader, step, together = (figures[f"{name}_seconds"] for name in ("loader", "step", "together"))
+    beside = neighbour(figures["cost"], figures["headspace"], world.device.type, recipe.data.engine)
+    rates = {"loader": loader, "step": step, "together": together}
+    return {
         "compute": asdict(recipe.compute),
-        **{f"{name}_seconds": seconds for name, seconds in clocks.items()},
-        **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in clocks.items()},
-        "verdict": verdict(**clocks),
+        "engine": recipe.data.engine,
+        "workers": recipe.data.workers,
+        **figures,
+        **{f"{name}_{recipe.unit}_per_s": recipe.batch / seconds for name, seconds in rates.items()},
+        "verdict": [verdict(loader, step, together), beside],
         "steps": steps,
         "ranks": world.size,
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
         "trace": str(trace),
     }
-    if world.main:
-        files.write(recipe.folder / "profile.json", json.dumps(results, indent=1))
-    with closing(Log(recipe.folder, world.main)) as log:
-        if settings:
-            log(settings)
-        for name, seconds in clocks.items():
-            log(f"{name:>9}: {seconds * 1e3:.1f} ms a step, {recipe.batch / seconds:.0f} {recipe.unit}/s")
-        log(f"{results['verdict']} (on {results['device']}; trace: {trace})")
-    return results
+
+
+def _figures(clocks: Clocks, rounds: int, alone: float, images: int) -> dict[str, float]:
+    """Seconds unless the name says otherwise; costs, headspace and lock are fractions.
+
+    alone: seconds of a batch, of the loader alone.  images: of a batch.
+    """
+    names = ("cached", "beside", "loaded", "launch", "launch_beside")
+    rows = in_rounds({name: getattr(clocks, name) for name in names}, rounds)
+    # A CPU's step takes so few images that their cost would not show.
+    pace = clocks.pace if clocks.world.device.type == "cuda" else 0.0
+    eager = in_rounds({"eager": clocks.eager, "beside": partial(clocks.eager_beside, pace)})
+    launches = {name: [s for row in rows[name] for s in row] for name in ("launch", "launch_beside")}
+    return {
+        "loader_seconds": alone,
+        "step_seconds": median(rows["cached"]),
+        "beside_seconds": median(rows["beside"]),
+        "together_seconds": median(rows["loaded"]),
+        "headspace": -cost(rows["loaded"], rows["cached"]),
+        "cost": cost(rows["cached"], rows["beside"]),
+        **{f"{name}_ms": 1e3 * median(seconds) for name, seconds in launches.items()},
+        **{f"{name}_p95_ms": 1e3 * _p95(seconds) for name, seconds in launches.items()},
+        **_lock(eager["eager"], eager["beside"], images),
+    }
+
+
+def _lock(alone: list[Eager], beside: list[Eager], images: int) -> dict[str, float]:
+    return {
+        "eager_us": 1e6 * median(row.seconds for row in alone),
+        "eager_cost": cost([row.seconds for row in alone], [row.seconds for row in beside]),
+        "lock": median(row.blocked for row in beside) - median(row.blocked for row in alone),
+        "lock_images_per_s": images * median(row.taken for row in beside),
+    }
+
+
+def _p95(seconds: list[float]) -> float:
+    return quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
+
+
+def _lines(results: dict, unit: str) -> list[str]:
+    """The figures, for the log."""
+    lines = [
+        f"{name:>9}: {results[f'{name}_seconds'] * 1e3:.1f} ms a step, "
+        f"{results[f'{name}_{unit}_per_s']:.0f} {unit}/s"
+        for name in ("loader", "step", "together")
+    ]
+    before, after = (
+        f"{results[f'{name}_ms']:.1f} ms (95 %: {results[f'{name}_p95_ms']:.1f})"
+        for name in ("launch", "launch_beside")
+    )
+    return [
+        *lines,
+        f"   launch: {before} until a step's call returns, {after} beside the loader",
+        f"     lock: {results['lock']:.1%} of a launching thread's time, beside "
+        f"{results['lock_images_per_s']:.0f} images/s",
+    ]
 
 
 def _trace(run: Path, world: World, step: Callable[[], None]) -> Path:

@@ -157,7 +157,7 @@ def test_what_is_settled_runs(tmp_path):
     assert ("settings: compile yes, attention auto, recompute none, micro 16" in log) == CUDA
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3  # each, though a card's are written one step later
-    settled, _ = auto.on(WORLD, recipe, loop.open_split(split, recipe))
+    settled, _ = auto.on(WORLD, recipe, model.build(recipe), loop.open_split(split, recipe))
     assert "auto" not in (settled.compute.compile, settled.compute.recompute, settled.compute.micro)
 
 

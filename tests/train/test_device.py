@@ -202,7 +202,9 @@ def test_a_run_settles_for_the_smallest_card_of_its_ranks(split, monkeypatch, si
             agreed.append(value)
             return max(value, int(-85e9))  # another rank has less
 
-    recipe, line = auto.on(Ranks(size=6, device=torch.device("cuda")), of_model("ViT-B-32"), Beton(split))
+    ranks, asked = Ranks(size=6, device=torch.device("cuda")), of_model("ViT-B-32")
+    asked = replace(asked, data=replace(asked.data, engine="ffcv"))
+    recipe, (_, line) = auto.on(ranks, asked, None, Beton(split))
     assert agreed == [-150e9] and recipe.compute.recompute == "pointwise" and recipe.compute.micro == 5120
     assert "recompute pointwise, micro 5120 (one pass)" in line and "of the GPU's 85.0 GB" in line
     assert "more than it can hold" not in line
@@ -213,8 +215,8 @@ class _Card:
 
 
 def test_a_cpu_computes_nothing_twice(split):
-    recipe, line = auto.on(World(), of_model("ViT-B-32"), Beton(split))
+    recipe, _ = auto.on(World(), of_model("ViT-B-32"), None, Beton(split))
     compute = recipe.compute
-    assert (compute.compile, compute.recompute, compute.micro, line) == ("no", "none", recipe.batch, "")
+    assert (compute.compile, compute.recompute, compute.micro) == ("no", "none", recipe.batch)
     asked = of_model("ViT-B-32", compile="yes", recompute="blocks", micro=16)
-    assert auto.on(World(), asked, Beton(split))[0] == asked
+    assert auto.on(World(), asked, None, Beton(split))[0].compute == asked.compute

@@ -1,4 +1,4 @@
-"""Plans and profiles: figures that can be checked by hand or against others' numbers."""
+"""Plans: figures that can be checked by hand or against others' numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.base.hardware import GPUS
 from tests.kits import train as kit
-from train import model, plan, profiling, recipes
+from train import model, plan, recipes
 from train.device import auto, memory
-from train.distributed import World
 
 
 def test_flops_are_the_towers_own_sum():
@@ -115,26 +112,3 @@ def test_a_plan_is_printed_and_saved(stage, split, tmp_path, capsys, monkeypatch
     kept = {how: whole for how, (whole, _) in values["sizes"]["kept"].items()}
     assert kept["none"] >= kept["pointwise"] >= kept["blocks"] > 0
     assert values["compute"]["micro"] == 8
-
-
-@given(loader=st.floats(1e-4, 1), step=st.floats(1e-4, 1), more=st.floats(1, 3))
-def test_every_measurement_has_a_verdict(loader, step, more):
-    told = profiling.verdict(loader, step, max(loader, step) * more)
-    if loader > 1.05 * step:
-        assert "waits for data" in told
-    elif more > 1.16:
-        assert "disturb" in told
-    elif more < 1.14:
-        assert "waits for the step" in told
-
-
-@pytest.mark.slow
-def test_a_profile_measures_and_trains_nothing(split, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    results = profiling.profile(kit.debug(2, split, run), World(), 3)
-    assert json.loads((run / "profile.json").read_text()) == results
-    assert min(results[f"{k}_seconds"] for k in ("loader", "step", "together")) > 0
-    assert json.loads((run / "profile" / "rank-0.json").read_text())["traceEvents"]
-    assert not (run / "checkpoints").exists()
-    assert results["verdict"] in (run / "log.txt").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,10 @@ class Trainer(Side):
             self.host = type(self.host)(**{name: x.pin_memory() for name, x in vars(self.host).items()})
         file = synthetic.file(self.host)
         self.tokens = mean_tokens(file)
-        self.recipe, self.settings = auto.on(world, recipe, file)
+        # No loader runs here; ffcv takes none of the GPU's memory.
+        recipe = replace(recipe, data=replace(recipe.data, engine="ffcv"))
+        self.recipe, lines = auto.on(world, recipe, clip, file)
+        self.settings = lines[-1] if lines else ""
         clip.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = Optimizer(clip, recipe.optim)
         self.stage = STAGES[recipe.stage](self.recipe, clip, world, file.info)
@@ -68,8 +71,8 @@ class Trainer(Side):
     def rate(self) -> dict[str, Any]:
         """As of every side; with the settings, and useful arithmetic as a share of the data sheet's."""
         row = super().rate()
-        image, text = models.forward_flops(self.stage.clip, round(self.tokens))
-        useful = 3 * (image * self.recipe.images + text * self.recipe.captions)  # nothing computed twice
+        # Nothing computed twice.
+        useful = 3 * models.sample_flops(self.stage.clip, self.recipe, round(self.tokens))
         tflops = useful * self.recipe.batch / row["ms"] / 1e9
         card = hardware.gpu(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
         return {

@@ -1,25 +1,30 @@
-"""What `auto` stands for in `Compute`: settings that change a step's time and memory, not its mathematics.
+"""What `auto` stands for in `Compute` and `Data.engine`: what changes a step's time and memory, not its
+mathematics.
 
 On a CPU: nothing is compiled, nothing is computed twice, a rank's share is forwarded at once.  On a GPU the
 fastest way is taken that fits its memory by `train/device/memory.py`.  Not settled here are `attention`
 (decided from the shapes of each call, in kernels/attention.py) and `pack` (train/stages/stage2.py).
+
+The engine comes in between: the fastest way that fits without DALI says how many images a step takes, that
+decides the engine by `train/device/engine.py`, and with DALI the way is taken that leaves room for it.
 
 Batch normalisation is the exception: its statistics are those of the samples that are forwarded together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from kernels.structure import why_slow
+from pipeline.base import hardware
 from pipeline.beton.fields import Beton
 from train import model as models
 from train.config import Recipe, Recompute, Stage2
-from train.device import memory
+from train.device import engine, memory
 from train.distributed import World
 from train.splits import mean_tokens
 
@@ -46,6 +51,7 @@ class Settled:
     way: Way
     fits: bool
     note: str = ""
+    engine: str = ""  # why it is the one it is
 
 
 def passes(recipe: Recipe, micro: int, recompute: Recompute, share: int) -> int:
@@ -81,10 +87,18 @@ def way(recipe: Recipe, sizes: memory.Sizes, share: int, micro: int, recompute: 
     return Way(micro, recompute, total, passes(recipe, micro, recompute, share))
 
 
-def settle(recipe: Recipe, share: int, tokens: int, gpu_bytes: float, begun: int = 0) -> Settled:
+def settle(
+    recipe: Recipe,
+    share: int,
+    tokens: int,
+    gpu_bytes: float,
+    begun: int = 0,
+    decide: Callable[[int], engine.Choice] | None = None,
+) -> Settled:
     """For a GPU of this memory and captions of `tokens` tokens on average.
 
     share: samples of a rank.  begun: the run's micro-batch so far, which batch normalisation keeps.
+    decide: what `--engine auto` is for a step of so many passes; without it, it stays auto.
     """
     compile, note = recipe.compute.compile, ""
     if compile == "auto":
@@ -92,16 +106,27 @@ def settle(recipe: Recipe, share: int, tokens: int, gpu_bytes: float, begun: int
     sizes = memory.sizes(recipe, tokens, compile != "no")
     if sizes.batch_norm and recipe.compute.micro == "auto" and begun and share % begun == 0:
         recipe = replace(recipe, compute=replace(recipe.compute, micro=begun))
-    open_ways = ways(recipe, sizes, share)
-    fitting = [w for w in open_ways if w.bytes <= USABLE * gpu_bytes]
-    chosen = fitting[0] if fitting else min(open_ways, key=lambda w: w.bytes)
+    chosen, fits = _fastest(recipe, sizes, share, gpu_bytes)
+    choice = engine.Choice(recipe.data.engine, f"{recipe.data.engine}, as asked")
+    if decide and choice.engine == "auto":
+        choice = decide(chosen.passes)
+        recipe = replace(recipe, data=replace(recipe.data, engine=choice.engine))
+        if choice.engine == "dali":
+            chosen, fits = _fastest(recipe, sizes, share, gpu_bytes)
     compute = replace(
         recipe.compute,
         compile=compile,
         recompute=chosen.recompute,
         micro=chosen.micro,
     )
-    return Settled(replace(recipe, compute=compute), sizes, chosen, bool(fitting), note)
+    return Settled(replace(recipe, compute=compute), sizes, chosen, fits, note, choice.line)
+
+
+def _fastest(recipe: Recipe, sizes: memory.Sizes, share: int, gpu_bytes: float) -> tuple[Way, bool]:
+    """(the fastest way that fits, True), or (the one that takes least, False)."""
+    open_ways = ways(recipe, sizes, share)
+    fitting = [w for w in open_ways if w.bytes <= USABLE * gpu_bytes]
+    return (fitting[0], True) if fitting else (min(open_ways, key=lambda w: w.bytes), False)
 
 
 def _compiles(recipe: Recipe) -> tuple[Literal["yes", "no"], str]:
@@ -115,23 +140,53 @@ def _compiles(recipe: Recipe) -> tuple[Literal["yes", "no"], str]:
     return "yes", ""
 
 
-def on(world: World, recipe: Recipe, file: Beton, begun: int = 0) -> tuple[Recipe, str]:
-    """(the recipe as the run's devices take it, a line for the log), the same on every rank."""
-    share, compute = recipe.rank_batch(world.size), recipe.compute
+def on(world: World, recipe: Recipe, clip: Any, file: Beton, begun: int = 0) -> tuple[Recipe, list[str]]:
+    """(the recipe as the run's devices take it, lines for the log), the same on every rank.
+
+    clip: its model, on the CPU.
+    """
+    share = recipe.rank_batch(world.size)
     if world.device.type != "cuda":
-        settled = replace(
-            compute,
-            compile="no" if compute.compile == "auto" else compute.compile,
-            recompute="none" if compute.recompute == "auto" else compute.recompute,
-            micro=recipe.micro_batch(share),
-        )
-        return replace(recipe, compute=settled), ""
+        return _on_cpu(recipe, share)
     own = torch.cuda.get_device_properties(world.device).total_memory
-    smallest = -world.agree(-own)
-    found = settle(recipe, share, round(mean_tokens(file)), smallest, begun)
+    smallest, tokens = -world.agree(-own), round(mean_tokens(file))
+    decide = _decide(world, recipe, clip, tokens) if recipe.data.engine == "auto" else None
+    found = settle(recipe, share, tokens, smallest, begun, decide)
     takes = f"{found.way.bytes / 1e9:.1f} of the GPU's {smallest / 1e9:.1f} GB"
     warning = "" if found.fits else ", more than it can hold by the plan (python -m train.plan)"
-    return found.recipe, f"settings: {describe(found)}; {takes}{warning}"
+    return found.recipe, [f"engine: {found.engine}", f"settings: {describe(found)}; {takes}{warning}"]
+
+
+def _on_cpu(recipe: Recipe, share: int) -> tuple[Recipe, list[str]]:
+    compute, asked = recipe.compute, recipe.data.engine
+    settled = replace(
+        compute,
+        compile="no" if compute.compile == "auto" else compute.compile,
+        recompute="none" if compute.recompute == "auto" else compute.recompute,
+        micro=recipe.micro_batch(share),
+    )
+    data = replace(recipe.data, engine="ffcv" if asked == "auto" else asked)
+    lines = {"auto": [f"engine: {engine.ON_CPU}"], "dali": [f"engine: {engine.DALI_ON_CPU}"]}
+    return replace(recipe, compute=settled, data=data), lines.get(asked, [])
+
+
+def _decide(world: World, recipe: Recipe, clip: Any, tokens: int) -> Callable[[int], engine.Choice]:
+    """The engine by the passes of a step, from figures that the ranks agree on: the least any of them has."""
+    card = hardware.gpu(torch.cuda.get_device_name(world.device))
+    known = not world.agree(card is None)
+    fastest = world.agree(round(card.flops / 1e9) if card else 0) * 1e9 if known else 0
+    feed = engine.Feed(
+        cores=-world.agree(-round(100 * world.cores())) / 100,
+        jpeg_engine=not world.agree(not (card and card.jpeg_engine)),
+        dali=not world.agree(not hardware.installed("nvidia.dali")),
+    )
+    flops = models.sample_flops(clip, recipe, tokens)
+
+    def decide(passes: int) -> engine.Choice:
+        images = engine.rate(fastest, passes * flops) * recipe.images
+        return engine.choose(images, recipe.data.workers, feed)
+
+    return decide
 
 
 def describe(settled: Settled) -> str:
