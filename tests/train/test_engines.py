@@ -16,6 +16,7 @@ from pipeline.base.hardware import GPUS
 from pipeline.beton.fields import Beton
 from tests.kits import train as kit
 from train import command, model, plan, recipes
+from train import data as train_data
 from train.config import Data
 from train.device import auto, engine, memory
 from train.distributed import World
@@ -228,3 +229,12 @@ def test_a_cpu_takes_ffcv_unless_told_otherwise(split):
         recipe = replace(recipes.STAGE2["paper"], data=Data(data=split, engine=asked))
         found, said = auto.on(World(), recipe, None, Beton(split))
         assert (found.data.engine, said) == (taken, lines)
+
+
+@pytest.mark.parametrize(
+    "name, device, threads", [("dali", "cuda", 4), ("dali", "cpu", 12), ("ffcv", "cuda", 12)]
+)
+def test_dali_needs_few_threads_where_the_gpu_decodes(name, device, threads):
+    recipe = recipes.STAGE2["paper"]
+    recipe = replace(recipe, data=replace(recipe.data, engine=name, workers=12))
+    assert train_data._workers(recipe, World(device=torch.device(device))) == threads
