@@ -34,7 +34,7 @@ from pipeline import pixels
 from pipeline.augment import AUGMENTS, Augment, Draws, lookup_table, mean_colour, sample_draws
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton import checksum
-from pipeline.beton.fields import JPEG_MODE, Beton, Rows
+from pipeline.beton.fields import CHANGED, JPEG_MODE, Beton, Rows
 from pipeline.order import Order
 from pipeline.readahead import ReadAhead
 
@@ -147,9 +147,7 @@ class Source:
             index, intact = int(plan.index[row]), plan.intact[row].all()
             if index not in self._named:
                 self._named.add(index)
-                fault = (
-                    "does not decode" if intact else "its bytes are not those that were written (checksum)"
-                )
+                fault = "does not decode" if intact else CHANGED
                 log.warning("%s: sample %d (key %s): %s; replaced and masked",
                             self.file.path, index, self.file.text("key", index), fault)  # fmt: skip
         return int((~valid).sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +22,7 @@ from pipeline.dali_loader import DALILoader
 from pipeline.ffcv_loader import FFCVLoader
 from pipeline.formats import pictures
 from tests.kits import dataprep as kit
-from tests.kits.pipeline import overwrite
+from tests.kits.pipeline import overwrite, triplets_file
 
 # -- one judge of a stored picture ------------------------------------------------------------------
 
@@ -56,7 +57,7 @@ def judged(data: bytes, folder: Path) -> dict[str, bool]:
         writer.add({"image": Jpeg(data, height, width), "tokens": tokens, "luma": 128.0, "key": b"x"})
     file = Beton(folder / "one.beton")
     start, size = file.rows(np.array([0])).spans("image")
-    images = BetonImages([Member(file.path, int(start[0]), int(size[0]), "x")], [(height, width)])
+    images = BetonImages([Member(file.path, int(start[0]), int(size[0]), "x")], [(height, width)], [None])
     try:
         evaluated = images[0].size == (width, height)
     except Unreadable:
@@ -250,6 +251,20 @@ def test_a_damaged_stored_picture_ends_an_evaluation(tmp_path):
     at = len(data) // 2
     broken = data[:at] + b"\xff\xd9"
     (tmp_path / "x").write_bytes(broken)
-    images = BetonImages([Member.whole(tmp_path / "x", "left of sample 3")], [(200, 200)])
+    images = BetonImages([Member.whole(tmp_path / "x", "left of sample 3")], [(200, 200)], [None])
     with pytest.raises(Unreadable, match="x: .*remature end"):
         images[0]
+
+
+def test_an_exchanged_stored_picture_ends_an_evaluation(tmp_path):
+    """Sound by itself, but not what was written: the engines refuse it too."""
+    whole = triplets_file(tmp_path / "whole.beton", 12)
+    file = triplets_file(tmp_path / "t.beton", 12, broken={3: whole.jpeg(10, "left").tobytes()})
+    images = perceptual._read_betons(file.path, [file]).images
+    bad = [i for i in range(len(images)) if images.name(i).endswith("left of sample 3")]
+    with pytest.raises(Unreadable, match="left of sample 3: its bytes are not those that were written"):
+        images[bad[0]]
+    (batch,) = FFCVLoader.one_pass(file, batch_size=12, image_size=16)
+    assert torch.equal(batch.valid, torch.arange(12) != 3)
+    others = [i for i in range(len(images)) if i not in bad]
+    assert all(images[i].size for i in others) and len(bad) == 1

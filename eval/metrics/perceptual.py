@@ -73,6 +73,7 @@ def _read_betons(path: Path, files: Sequence[Beton]) -> Triplets:
     sides = ("ref", "left", "right")
     members: list[Member] = []
     sizes: list[list[int]] = []
+    checksums: list[int | None] = []
     votes: list[float] = []
     for file in files:
         if file.kind != "triplets":
@@ -83,13 +84,17 @@ def _read_betons(path: Path, files: Sequence[Beton]) -> Triplets:
             for side, (offset, size) in zip(sides, row):
                 members.append(Member(file.path, offset, size, f"{side} of sample {i}"))
         sizes += np.stack([table.sizes(side) for side in sides], 1).reshape(-1, 2).tolist()
+        known = file.checksummed
+        checksums += table.checksums(sides).ravel().tolist() if known else [None] * 3 * len(file)
         votes += table.records["vote"].tolist()
     first, rows = _unique(members)
     voters = [voters_of(str(file.info.get("votes", "votes as given in the file"))) for file in files]
     sources = {str(file.info.get("source", {}).get("name", "")) for file in files}
     return Triplets(
         path=path,
-        images=BetonImages([members[i] for i in first], [sizes[i] for i in first]),
+        images=BetonImages(
+            [members[i] for i in first], [sizes[i] for i in first], [checksums[i] for i in first]
+        ),
         rows=rows,
         vote=np.array(votes),
         split=np.repeat([beton_split(file) for file in files], [len(file) for file in files]),

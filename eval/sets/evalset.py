@@ -24,6 +24,7 @@ from eval.cache import Identified
 from eval.sets import catalog
 from eval.sets.catalog import Entry
 from eval.sets.prompts import CLASSNAMES_FILE, Prompts, known_classnames
+from pipeline.beton.fields import CHANGED
 from pipeline.formats import pictures, tars
 
 _DECODE_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error)
@@ -241,13 +242,21 @@ class BetonImages(PreparedImages):
 
     reading = "-stored"
 
-    def __init__(self, members: Sequence[Member], sizes: Sequence[Sequence[int]]):
-        """sizes: (height, width) of each, as the file's table has them."""
+    def __init__(
+        self, members: Sequence[Member], sizes: Sequence[Sequence[int]], checksums: Sequence[int | None]
+    ):
+        """sizes: (height, width) of each, and its checksum if there is one, as the file's table has them."""
         super().__init__(members)
-        self.sizes = list(sizes)
+        self.sizes, self.checksums = list(sizes), list(checksums)
 
     def _pixels(self, i: int) -> np.ndarray:
-        return pictures.stored(self.read(i), *self.sizes[i])
+        data, expected = self.read(i), self.checksums[i]
+        if expected is not None:
+            from pipeline.beton.writer import checksum  # files without one need no xxhash
+
+            if checksum(data) != expected:
+                raise ValueError(CHANGED)
+        return pictures.stored(data, *self.sizes[i])
 
 
 # -- sets ---------------------------------------------------------------------------------------

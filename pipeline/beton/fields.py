@@ -47,6 +47,7 @@ METADATA = {
 ALLOCATES = (IMAGE, BYTES, ARRAY)  # kinds whose value lies in a page, found by pointer
 
 CONTEXT_LENGTH = 77  # token ids of a caption
+CHANGED = "its bytes are not those that were written (checksum)"
 _FEW = 8  # ranges that are read without compiled code: numba takes a second and 100 MB
 
 
