@@ -84,22 +84,26 @@ class DALILoader(StreamLoader):
                 pipe.build()
             except (RuntimeError, MemoryError) as error:
                 raise _failed("cannot be set up", error) from error
-            while True:
-                try:
-                    (levels,) = pipe.run()
-                except StopIteration:
-                    return
-                except (RuntimeError, MemoryError) as error:
-                    # DALI drops the piece and goes on with the next one. Ours is next in the queue.
-                    self._faults.add(error)
-                    piece = pending.popleft()
-                    piece.batch.repair(piece.part)
-                else:
-                    self._faults.in_a_row = 0
-                    piece = pending.popleft()
-                    piece.batch.take(piece.part, levels)
-                if piece.last:
-                    yield piece.batch.finish()
+            yield from iter(lambda: self._next_batch(pipe, pending), None)  # unlike a loop, it keeps no batch
+
+    def _next_batch(self, pipe, pending: deque[_Piece]) -> tuple[ImageText | Triplet, int] | None:
+        """The next batch, when its last piece is there; None at the end."""
+        while True:
+            try:
+                (levels,) = pipe.run()
+            except StopIteration:
+                return None
+            except (RuntimeError, MemoryError) as error:
+                # DALI drops the piece and goes on with the next one. Ours is next in the queue.
+                self._faults.add(error)
+                piece = pending.popleft()
+                piece.batch.repair(piece.part)
+            else:
+                self._faults.in_a_row = 0
+                piece = pending.popleft()
+                piece.batch.take(piece.part, levels)
+            if piece.last:
+                return piece.batch.finish()
 
 
 def _device(name: str | None) -> str:
@@ -239,10 +243,9 @@ class _Batch:
         """The batch, and how many of its samples were rejected."""
         blank = mean_colour(self.source.augment, self._dtype).tolist()
         for i in self._replaced.tolist():
+            # Unlike a mask or a list of positions, this is nothing that the GPU must be waited for.
             for channel, value in zip(self.images[i].unbind(-1), blank):
-                channel.fill_(
-                    value
-                )  # unlike a mask or a list of positions, nothing the GPU must be waited for
+                channel.fill_(value)
         images = self.images.view(*self.valid.shape, *self.images.shape[1:]).permute(0, 1, 4, 2, 3)
         whole = np.all(self.valid, 0)
         return self.source.batch(self.plan, images, whole), self.source.report(self.plan, whole)
