@@ -29,6 +29,7 @@ import torch
 
 from pipeline import pixels
 from pipeline.augment import lookup_table, mean_colour, normalise
+from pipeline.base.compiled import compiled
 from pipeline.base.console import Failed
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
@@ -224,7 +225,7 @@ class _Batch:
             values = normalise(copied.permute(0, 3, 1, 2), table.to(images.device))
             images.copy_(values.permute(0, 2, 3, 1))
         else:  # one pass: 0.13 ms an image of 224 px, where `normalise` takes 1.9
-            pixels.look_up_all(copied.numpy(), as_numpy(table), as_numpy(images))
+            _look_up(copied.numpy(), as_numpy(table), as_numpy(images))
 
     def repair(self, part: slice) -> None:
         """`part` by the CPU engine, which judges each image by itself."""
@@ -283,6 +284,13 @@ def _placeholder() -> np.ndarray:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     return np.frombuffer(file.getvalue(), np.uint8)
+
+
+@compiled
+def _look_up(images, table, out):
+    """`pixels.look_up` for images (N, S, S, 3) uint8 → out (N, S, S, 3), as they are."""
+    for n in range(len(images)):
+        pixels.look_up(images[n], False, table, out[n])
 
 
 def _copy(levels, images: torch.Tensor) -> None:

@@ -356,13 +356,6 @@ def look_up(image, flip, table, out):
             out[y, to, 2] = blue[image[y, x, 2]]
 
 
-@compiled
-def look_up_all(images, table, out):
-    """`look_up` for images (N, S, S, 3) uint8 → out (N, S, S, 3), as they are."""
-    for n in range(len(images)):
-        look_up(images[n], False, table, out[n])
-
-
 class Jpegs(NamedTuple):
     """N stored JPEGs; `process` takes those whose bytes lie at data[start : start + size]."""
 

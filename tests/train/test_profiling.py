@@ -140,21 +140,15 @@ def test_a_profile_measures_and_trains_nothing(split, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_neighbour_shows_in_a_profile(split, tmp_path, monkeypatch):
-    """Half of the time it holds the lock, the other half it lets the step go on."""
+    """It holds the lock all the time; `cost`, a ratio of times, is left to a machine with nothing beside."""
     with data.stream(kit.debug(2, split, tmp_path), Beton(split), World(), 16, 0) as loader:
         batch = next(iter(loader))
 
-    class Halves(Neighbour):
-        def __iter__(self) -> Iterator:
-            for holding in super().__iter__():
-                time.sleep(self.seconds)
-                yield holding
-
     @contextmanager
     def stream(*arguments):
-        yield Halves(batch, 0.02, holds=True)
+        yield Neighbour(batch, 0.2, holds=True)
 
     monkeypatch.setattr(data, "stream", stream)
     results = profiled(split, tmp_path / "run", monkeypatch)
-    assert results["cost"] > 0.1 and results["headspace"] > 0.05 and results["lock"] > 0.1
+    assert results["headspace"] > 0.1 and results["lock"] > 0.1
     assert f"the loader costs the step {results['cost']:.1%}" in results["verdict"][1]
