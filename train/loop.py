@@ -351,7 +351,7 @@ class _Run:
         share = float(self.world.total(torch.tensor([float(rejected)]))) / samples
         if share > MAX_REJECTED:
             raise TrainingStopped(
-                f"{self.recipe.data.data}: {share:.1%} of the samples do not decode "
+                f"{self.recipe.data.data}: {share:.1%} of the samples are damaged "
                 f"(limit {MAX_REJECTED:.0%}); log.txt names them"
             )
 

@@ -217,7 +217,7 @@ def test_only_rejected_samples_that_were_trained_on_count(split, tmp_path, monke
     monkeypatch.setattr(loop, "_prepare", damaged)
     kit.train(kit.debug(2, split, tmp_path / "run", steps=2, log_every=1))
     batches = iter(range(100))
-    with pytest.raises(loop.TrainingStopped, match="33.3% of the samples do not decode"):
+    with pytest.raises(loop.TrainingStopped, match="33.3% of the samples are damaged"):
         kit.train(kit.debug(2, split, tmp_path / "more", steps=3, log_every=1))
 
 

@@ -296,7 +296,7 @@ def test_a_file_whose_images_do_not_decode_ends_the_run(split, tmp_path):
         start, size = (int(v) for v in file.rows(index).spans("image"))
         content[start : start + size] = bytes(size)
     broken.write_bytes(content)
-    with pytest.raises(loop.TrainingStopped, match="do not decode"):
+    with pytest.raises(loop.TrainingStopped, match="are damaged"):
         kit.train(kit.debug(2, broken, tmp_path / "run"))
 
 

@@ -100,12 +100,12 @@ def test_damage_after_the_first_visit_is_found(tmp_path, engine, kind, caplog):
         caplog.at_level(logging.WARNING, "pipeline"),
         loader(engine, file, batch_size=4, workers=2) as stream,
     ):
-        for number, batch in zip(range(30), stream):  # ten epochs
+        for number, batch in zip(range(60), stream):  # twenty epochs
             seen += zip(batch.index.tolist(), batch.valid.tolist())
             if number == 8:  # three epochs; the batches under way were read before, or after
                 good = file.jpeg(5, name).tobytes()
                 overwrite(file, 5, good[:-200] + bytes([good[-200] ^ 4]) + good[-199:], name)
-    before, after = seen[:36], seen[72:]
+    before, after = seen[:36], seen[120:]  # FFCV's engine is 16 batches ahead here, DALI's fewer
     assert all(valid for _, valid in before)
     assert {index for index, valid in after if not valid} == {5} and (5, True) not in after
     assert sum(index == 5 for index, _ in after) == 4  # at every visit
