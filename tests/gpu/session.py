@@ -38,10 +38,21 @@ SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
 TOGETHER = 8  # processes at a time
 
 # Not timed: they start first, and what is timed waits for them.
-CHECKS = ("tests_kernels", "tests_training", "tests_dali", "resume", "demo", "photographs")
+CHECKS = (
+    *("tests_kernels", "tests_training", "tests_dali", "tests_launching", "resume", "demo", "photographs"),
+)
 # Timed, the most valuable first in case the time runs out.
 TIMED = (
-    *("limits", "step_auto", "step_compiled", "step_none", "step_sdpa", "step_eager", "step_halves"),
+    *(
+        "limits",
+        "tests_alone",
+        "step_auto",
+        "step_compiled",
+        "step_none",
+        "step_sdpa",
+        "step_eager",
+        "step_halves",
+    ),
     "step_max",
     *("dali_engine", "together_dali", "together_ffcv"),
     *("peer_main_step", "peer_open_clip_compiled", "peer_open_clip"),

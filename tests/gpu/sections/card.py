@@ -36,7 +36,12 @@ def pytest(*arguments: str) -> dict:
     return {"rc": done.returncode, "last": last, "failures": lines[:40]}
 
 
-CHOSEN = os.environ.get("CARD_PYTEST", "").split()  # "-k contrastive", say
-tests_kernels = partial(pytest, "tests/gpu/test_kernels.py", "-n", "6", *CHOSEN)
-tests_training = partial(pytest, "tests/gpu/test_training.py", "-rP", *CHOSEN)
-tests_dali = partial(pytest, "tests/gpu/test_dali.py", "-n", "4", *CHOSEN)
+CHOSEN = os.environ.get("CARD_PYTEST", "").split()  # more arguments
+# They fill the GPU, read its free memory, or time it: nothing may run beside them.
+ALONE = "full_gpu or does_not_grow or gpu_that_decodes or stood_still"
+BESIDE = ("-k", f"not ({ALONE})", *CHOSEN)
+tests_kernels = partial(pytest, "tests/gpu/test_kernels.py", "-n", "5", *CHOSEN)
+tests_training = partial(pytest, "tests/gpu/test_training.py", "-rP", "-n", "5", *BESIDE)
+tests_dali = partial(pytest, "tests/gpu/test_dali.py", "-n", "3", *BESIDE)
+tests_launching = partial(pytest, "tests/gpu/test_launching.py", *CHOSEN)
+tests_alone = partial(pytest, "tests/gpu", "-rP", "-k", ALONE, *CHOSEN)
