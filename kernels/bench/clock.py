@@ -18,6 +18,21 @@ def kernel_ms(call: Callable[[], object]) -> float:
     return do_bench(call, warmup=50, rep=200, return_mode="median")
 
 
+def busy_ms(call: Callable[[], object], n: int = 10) -> float:
+    """Milliseconds of a call for which the GPU has work: its kernels' own times, by torch's profiler.
+
+    `kernel_ms` also counts the GPU's waits for a host that launches more slowly than the kernels run. In a
+    training step the host runs ahead, and no kernel waits.
+    """
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
+        for _ in range(n):
+            call()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in traced.key_averages()) / n / 1e3
+
+
 def call_ms(call: Callable[[], object], n: int = 10, warm_up: int = 3) -> float:
     """Median milliseconds of `n` calls after some more: CUDA events, the wall clock where there is no GPU."""
     for _ in range(warm_up):

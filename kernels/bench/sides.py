@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.bench.clock import kernel_ms, peak_bytes
+from kernels.bench.clock import busy_ms, kernel_ms, peak_bytes
 
 Call = Callable[[], Tensor]
 
@@ -67,9 +67,9 @@ def _row(
 
     row: dict[str, Any] = {"forward_ms": kernel_ms(call), "ms": kernel_ms(both), "errors": errors}
     if torch.cuda.is_available():
-        row["peak_bytes"] = peak_bytes(both)
+        row |= {"busy_ms": busy_ms(both), "peak_bytes": peak_bytes(both)}
     if limit:
-        row["share_of_limit"] = work / (row["ms"] / 1e3) / limit
+        row["share_of_limit"] = work / (row.get("busy_ms", row["ms"]) / 1e3) / limit
     return row
 
 
@@ -89,6 +89,7 @@ def _words(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"failed: {row['failed'].splitlines()[0]}"
     words = [f"{row['forward_ms']:.3f} ms forward, {row['ms']:.3f} ms with backward"]
+    words += [f"{row['busy_ms']:.3f} ms in kernels"] if "busy_ms" in row else []
     words += [f"{row['peak_bytes'] / 1e6:.0f} MB"] if "peak_bytes" in row else []
     words += [f"{row['share_of_limit']:.0%} of the limit"] if "share_of_limit" in row else []
     return ", ".join([*words, "errors " + " ".join(f"{e:.1e}" for e in row["errors"])])

@@ -52,9 +52,10 @@ class Trainer(Side):
         self.given = tree_map_only(Tensor, lambda x: x.to(self.device), self.stage.prepare(self.host))
 
     def step(self) -> Tensor:
-        return self._update(self.given)
+        return self.update(self.given)
 
-    def _update(self, parts: list[Any]) -> Tensor:
+    def update(self, parts: list[Any]) -> Tensor:
+        """A step on these parts."""
         # So small a rate that the numbers stay what they are at the start of a run.
         return update(self.stage, self.optimizer, parts, self.recipe.optim.lr * 1e-6)["loss"]
 
@@ -64,7 +65,7 @@ class Trainer(Side):
 
     def fed_step(self, batches: Prefetcher) -> Tensor:
         """A step on the next batch of a prefetcher that prepares for `stage`."""
-        return self._update(next(batches)[0])
+        return self.update(next(batches)[0])
 
     # -- figures ------------------------------------------------------------------------
 

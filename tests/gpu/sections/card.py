@@ -27,7 +27,18 @@ limits_again = partial(ceilings.large, TOY)
 
 
 def pytest(*arguments: str) -> dict:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     log = out() / f"{Path(arguments[0]).stem}.log"
     log.write_text(done.stdout[-400_000:] + done.stderr[-20_000:])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from pipeline.base.measure import stopwatch
 from tests.gpu.sections.common import SCRATCH, TOY, cuda, device, mean_ms
 from tests.gpu.sections.steps import make_step
+from train.bench.trainer import Trainer
 
 
 def photographs() -> dict:
@@ -93,24 +97,97 @@ def loader_ffcv() -> dict:
     return found | failed(found)
 
 
-def together(engine: str) -> dict:
-    """A loader in the training process beside the compiled step, through the trainer's prefetcher."""
-    from train.device.prefetch import Prefetcher
+# (images of a piece, pieces ahead): of the DALI loader beside the step
+DALI_WAYS = ((512, 2), (2560, 2))
 
+
+def together_ffcv() -> dict:
+    """The FFCV loader in the training process beside the compiled step."""
+    return beside(*step_alone(), "ffcv")
+
+
+def together_dali(ways: Sequence[tuple[int, int]] = DALI_WAYS) -> dict:
+    """The DALI loader there, by how large its pieces are and how many are on their way."""
+    from pipeline import dali_graph, dali_loader
+
+    trainer, alone = step_alone()
+    rows: dict[str, dict] = {}
+    for piece, queue in ways:
+        dali_loader.PIECE, dali_loader.QUEUE, dali_graph.QUEUE = piece, queue, queue
+        try:
+            rows[f"{piece} x {queue}"] = beside(trainer, alone, "dali")
+        except Exception as error:
+            rows[f"{piece} x {queue}"] = {"failed": f"{type(error).__name__}: {error}"[:600]}
+    return {"step_ms": alone, **rows}
+
+
+together_dali_queues = partial(together_dali, DALI_WAYS[:1])  # with more of the card's queues
+
+
+def step_alone() -> tuple[Trainer, float]:
+    """The compiled step, and its milliseconds."""
     trainer = make_step("step_eager" if TOY else "step_compiled")
     trainer.first()
-    alone = 1e3 * trainer.in_a_row(trainer.step, 6).wall
+    return trainer, 1e3 * trainer.in_a_row(trainer.step, 6).wall
+
+
+def beside(trainer: Trainer, alone: float, engine: str) -> dict:
+    """Loader and step alone, on each other's batches (through the trainer's prefetcher), and unconnected."""
+    from train.device.prefetch import Prefetcher
+
     batch, side = len(trainer.host), trainer.host.images.shape[-1]
     with loader_of(engine, batch, side) as loader:
         it = iter(loader)
-        loader_alone = mean_ms(lambda: next(it), 6)
+        row = {"loader_ms": mean_ms(lambda: next(it), 6), "kernels": kernels_of(lambda: next(it), 3)}
+        row |= unconnected(trainer, it)
         batches = (dataclasses.replace(ready, tokens=trainer.host.tokens) for ready in it)
+        waits = []
         with Prefetcher(batches, trainer.stage.prepare, device()) as prepared:
+
+            def step():
+                parts, wait = next(prepared)
+                waits.append(wait)
+                trainer.update(parts)
+
             with stopwatch() as spent:
-                together = mean_ms(lambda: trainer.fed_step(prepared), 10)
-    slower = together / max(alone, loader_alone)
-    row = {"step_ms": alone, "loader_ms": loader_alone, "together_ms": together, "of_the_slower": slower}
+                together = mean_ms(step, 10)
+        row["waited_ms"] = 1e3 * statistics.fmean(wait.seconds() for wait in waits[2:])
+    row |= {"together_ms": together, "of_the_slower": together / max(alone, row["loader_ms"])}
     return row | {"pairs_s": batch / together * 1e3, "cores": spent.cpu / spent.wall}
+
+
+def unconnected(trainer: Trainer, it: Iterator) -> dict:
+    """The step on one batch again and again, while a thread takes the loader's as fast as they come."""
+    taken, stop = 0, threading.Event()
+
+    def drain() -> None:
+        nonlocal taken
+        with torch.cuda.stream(torch.cuda.Stream()) if cuda() else contextlib.nullcontext():
+            while not stop.is_set():
+                next(it)
+                taken += 1
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    first, begun = taken, time.perf_counter()
+    step = 1e3 * trainer.in_a_row(trainer.step, 8).wall
+    loader = 1e3 * (time.perf_counter() - begun) / max(1, taken - first)
+    stop.set()
+    thread.join()
+    return {"step_beside_ms": step, "loader_beside_ms": loader}
+
+
+def kernels_of(call: Callable[[], object], n: int) -> dict:
+    """What a call runs on the GPU: milliseconds, how many, and the longest [name, milliseconds, how many]."""
+    if not cuda():
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
+        for _ in range(n):
+            call()
+        torch.cuda.synchronize()
+    events = sorted(traced.key_averages(), key=lambda e: -e.self_device_time_total)
+    rows = [[e.key[:90], e.self_device_time_total / n / 1e3, e.count // n] for e in events]
+    return {"ms": sum(r[1] for r in rows), "count": sum(r[2] for r in rows), "longest": rows[:14]}
 
 
 def loader_of(engine: str, batch: int, side: int):
@@ -123,9 +200,6 @@ def loader_of(engine: str, batch: int, side: int):
     if engine == "dali":
         return DALILoader(photos(), **options, workers=4)
     return FFCVLoader(photos(), **options, workers=max(1, cores - 2), pin=cuda())
-
-
-together_ffcv, together_dali = partial(together, "ffcv"), partial(together, "dali")
 
 
 def dali_rate(hw: float, batch: int, fancy: bool) -> dict:
