@@ -36,7 +36,9 @@ def typical_size(file: Beton, column: str) -> Size:
 
 def inputs_of(augment: Augment) -> dict[str, tuple[str, int]]:
     """The graph's inputs, name → (DALI's type, dimensions of one); only those that this augmentation uses."""
-    inputs = {"jpeg": ("UINT8", 1), "corner": ("INT32", 1), "size": ("INT32", 1), "flip": ("INT32", 0)}
+    inputs = {"jpeg": ("UINT8", 1), "corner": ("INT32", 1), "size": ("INT32", 1)}
+    if augment.flip_p:
+        inputs |= {"first": ("FLOAT", 1), "last": ("FLOAT", 1)}
     if augment.crop == "centre":
         inputs |= {"whole": ("FLOAT", 1), "cut": ("INT32", 1)}
     if augment.jitter_p or augment.gray_p:
@@ -72,7 +74,7 @@ def define(
             image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
         if "sigma" in sample and sample["blurred"]:
             image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
-        return fn.flip(image, horizontal=sample["flip"])
+        return image
 
     number = torch.cuda.current_device() if device == "gpu" and torch.cuda.is_available() else None
     return pipeline(batch_size=batch_size, num_threads=workers, device_id=number, prefetch_queue_depth=QUEUE)
@@ -109,7 +111,7 @@ def colours() -> dict[str, Any]:
 
 
 def _resized(sample: dict, device: str, side: int, typical: Size):
-    """The box of a JPEG at side x side; on the CPU only the box is decoded."""
+    """The box of a JPEG at side x side, mirrored where its ends are; on the CPU only the box is decoded."""
     from nvidia.dali import fn, types
 
     box: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
@@ -119,7 +121,11 @@ def _resized(sample: dict, device: str, side: int, typical: Size):
         image = fn.decoders.image_slice(
             sample["jpeg"], sample["corner"], sample["size"], device="cpu", **box, **colours()
         )
-    cubic = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+    cubic: dict[str, Any] = {"interp_type": types.INTERP_CUBIC, "antialias": True}
+    if "first" in sample:
+        # Resizing from right to left mirrors for nothing.  DALI's flip is a kernel for each image, and each
+        # kernel waits for one of the training's.
+        cubic |= {"roi_start": sample["first"], "roi_end": sample["last"], "roi_relative": True}
     if "whole" not in sample:
         return fn.resize(image, size=(side, side), **cubic)
     image = fn.resize(image, size=sample["whole"], **cubic)

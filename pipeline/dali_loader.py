@@ -7,6 +7,10 @@ slower than `ffcv_loader`.
 A loader's batch is V * B images, which know nothing of triplets, and goes through DALI in pieces of at most
 `PIECE` images and `PIXELS` pixels.  So DALI's memory does not grow with the batch, nor with large images.
 
+On a GPU the pieces go in turn to `GRAPHS` graphs.  nvJPEG runs a kernel for each image, one after the other,
+and beside a training step each waits for the step's kernel that is running: with one graph the loader made a
+tenth of its batches (docs/benchmarks.md).  Several graphs have that many kernels waiting at a time.
+
 `next` waits for DALI.  Training calls it in a thread of its own (train/device/prefetch.py).
 """
 
@@ -18,7 +22,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +43,8 @@ from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, value
 
 log = logging.getLogger(__name__)
 
-PIECE = 512  # images; on an H200 as fast as ten times as many, in a quarter of the memory
+PIECE = 256  # images
+GRAPHS = {"cpu": 1, "gpu": 4}
 PIXELS = 1 << 27  # of whole images in a piece, or one image: 0.4 GB decoded
 _IN_A_ROW = 3  # pieces given up: what is at fault is not an image
 _FATAL = ("CUDA", "out of memory", "bad_alloc", "allocat")  # in DALI's words for the GPU's own faults
@@ -69,42 +74,59 @@ class DALILoader(StreamLoader):
 
     def _run(self, positions: Iterator[np.ndarray]) -> Iterator[tuple[ImageText | Triplet, int]]:
         source, side = self.source, self.image_size
-        pending: deque[_Piece] = deque()  # what DALI was given, in the order of its results
+        pending: deque[tuple[int, _Piece]] = deque()  # given to the graph of that number, in order
 
-        def feed() -> Iterator[tuple]:
+        def pieces() -> Iterator[_Piece]:
             for plan, screened in _screened(source, positions, screen):
-                for piece in _pieces(_Batch(source, plan, *screened(), side, self.dtype, self.device)):
-                    pending.append(piece)
-                    yield piece.arguments
+                yield from _pieces(_Batch(source, plan, *screened(), side, self.dtype, self.device))
+
+        def feed(graph: int) -> Iterator[tuple]:
+            for piece in ready:
+                pending.append((graph, piece))
+                yield piece.arguments
 
         with closing(Screen(source, self.workers)) as screen:
-            most = min(PIECE, self.batch_size * len(source.views))
-            typical = typical_size(source.file, source.views[0])
-            pipe = define(source.augment, feed(), most, side, self.workers, self.device, typical)
-            try:
-                pipe.build()
-            except (RuntimeError, MemoryError) as error:
-                raise _failed("cannot be set up", error) from error
-            yield from iter(lambda: self._next_batch(pipe, pending), None)  # unlike a loop, it keeps no batch
+            ready = pieces()
+            pipes = self._built([feed(graph) for graph in range(GRAPHS[self.device])])
+            for pipe in pipes:
+                pipe.schedule_run()  # as many pieces as it prepares ahead
+            yield from iter(
+                lambda: self._next_batch(pipes, pending), None
+            )  # unlike a loop, it keeps no batch
 
-    def _next_batch(self, pipe, pending: deque[_Piece]) -> tuple[ImageText | Triplet, int] | None:
+    def _built(self, feeds: Sequence[Iterator[tuple]]) -> list:
+        """A graph for each of these."""
+        source, threads = self.source, max(1, self.workers // len(feeds))
+        most = min(PIECE, self.batch_size * len(source.views))
+        typical = typical_size(source.file, source.views[0])
+        settings = (most, self.image_size, threads, self.device, typical)
+        pipes = [define(source.augment, feed, *settings) for feed in feeds]
+        try:
+            for pipe in pipes:
+                pipe.build()
+        except (RuntimeError, MemoryError) as error:
+            raise _failed("cannot be set up", error) from error
+        return pipes
+
+    def _next_batch(
+        self, pipes: Sequence, pending: deque[tuple[int, _Piece]]
+    ) -> tuple[ImageText | Triplet, int] | None:
         """The next batch, when its last piece is there; None at the end."""
-        while True:
+        while pending:
+            graph, piece = pending.popleft()
             try:
-                (levels,) = pipe.run()
-            except StopIteration:
-                return None
+                (levels,) = pipes[graph].outputs()
             except (RuntimeError, MemoryError) as error:
-                # DALI drops the piece and goes on with the next one. Ours is next in the queue.
                 self._faults.add(error)
-                piece = pending.popleft()
-                piece.batch.repair(piece.part)
+                piece.batch.repair(piece.part)  # DALI has dropped it and goes on with the next one
             else:
                 self._faults.in_a_row = 0
-                piece = pending.popleft()
                 piece.batch.take(piece.part, levels)
+                del levels
+            pipes[graph].schedule_run()
             if piece.last:
                 return piece.batch.finish()
+        return None
 
 
 def _device(name: str | None) -> str:
@@ -189,11 +211,14 @@ class _Batch:
         box = np.ascontiguousarray(draws.box.swapaxes(0, 1)).reshape(-1, 4)
         for i in self._replaced.tolist():
             jpegs[i], box[i] = _placeholder(), (0, 0, 8, 8)
+        # Where resizing begins and ends, as shares of (height, width): (0, 1) and (1, 0) of a mirrored image.
+        ends = np.tile(draws.flip, views)[:, None] * np.array([0, 1], np.float32)
         arguments = {
             "jpeg": jpegs,
             "corner": np.ascontiguousarray(box[:, :2]),
             "size": np.ascontiguousarray(box[:, 2:]),
-            "flip": np.tile(draws.flip, views).astype(np.int32),
+            "first": ends,
+            "last": 1 - ends,
             "coloured": np.tile(draws.coloured, views),
             "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
             "blurred": np.tile(draws.sigma > 0, views),

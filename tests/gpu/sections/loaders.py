@@ -97,8 +97,8 @@ def loader_ffcv() -> dict:
     return found | failed(found)
 
 
-# (images of a piece, pieces ahead): of the DALI loader beside the step
-DALI_WAYS = ((512, 2), (2560, 2))
+# (images of a piece, graphs): of the DALI loader beside the step
+DALI_WAYS = ((512, 1), (256, 4), (256, 8), (128, 8))
 
 
 def together_ffcv() -> dict:
@@ -107,21 +107,21 @@ def together_ffcv() -> dict:
 
 
 def together_dali(ways: Sequence[tuple[int, int]] = DALI_WAYS) -> dict:
-    """The DALI loader there, by how large its pieces are and how many are on their way."""
-    from pipeline import dali_graph, dali_loader
+    """The DALI loader there, by how large its pieces are and how many graphs share them."""
+    from pipeline import dali_loader
 
     trainer, alone = step_alone()
     rows: dict[str, dict] = {}
-    for piece, queue in ways:
-        dali_loader.PIECE, dali_loader.QUEUE, dali_graph.QUEUE = piece, queue, queue
+    for piece, graphs in ways:
+        dali_loader.PIECE, dali_loader.GRAPHS["gpu"] = piece, graphs
         try:
-            rows[f"{piece} x {queue}"] = beside(trainer, alone, "dali")
+            rows[f"{piece} images x {graphs}"] = beside(trainer, alone, "dali")
         except Exception as error:
-            rows[f"{piece} x {queue}"] = {"failed": f"{type(error).__name__}: {error}"[:600]}
+            rows[f"{piece} images x {graphs}"] = {"failed": f"{type(error).__name__}: {error}"[:600]}
     return {"step_ms": alone, **rows}
 
 
-together_dali_queues = partial(together_dali, DALI_WAYS[:1])  # with more of the card's queues
+together_dali_queues = partial(together_dali, DALI_WAYS[:2])  # with more of the card's queues
 
 
 def step_alone() -> tuple[Trainer, float]:
