@@ -79,9 +79,10 @@ def measure(space: Space, images: np.ndarray, rule: Rule) -> Scale:
     Numbers are rounded to six digits, so that what the JSON says is what was done.
     Raises ValueError where dissimilarities do not differ.
     """
-    i, j = np.triu_indices(len(images), 1)
-    if len(i) > _SAMPLE:
+    if math.comb(len(images), 2) > _SAMPLE:
         i, j = _random_rows(len(images), _SAMPLE)[:, :2].T
+    else:
+        i, j = np.triu_indices(len(images), 1)
     pairs = space.distances(images[i], images[j][:, None])
     pairs = pairs[np.isfinite(pairs)]
     if not pairs.size or not np.ptp(pairs) > 0:

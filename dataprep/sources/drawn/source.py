@@ -43,18 +43,23 @@ class Prior(ABC):
     def space(self) -> Space:
         """The numbers, read once.  Raises ValueError for what is wrong with them."""
 
+    def check(self) -> str:
+        """A note on what was overlooked, mostly empty.  Raises ValueError for what takes long to find out."""
+        return ""
+
     @abstractmethod
     def describe(self) -> dict:
         """`name`, `distance` and what else there is to say of the numbers, for the JSON."""
 
     def notes(self) -> list[str]:
         """What a user should know before the build, one line each."""
-        scale, what = _scale(self), self.describe()["distance"]
-        return [
+        note, scale, what = self.check(), _scale(self), self.describe()["distance"]
+        lines = [
             f"{self.table}: {self.space().size:,} images, {len(_images(self)[1]):,} are used",
             f"  distance: {what}, its sd {scale.sd:g}; a triplet's two differ by {scale.least:g} or more, "
             f"as in {100 * scale.share:.3g} % of random ones",
         ]
+        return [*lines, f"  {note}"] if note else lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +82,14 @@ class MatrixPrior(Prior):
 
     similarity: bool
 
+    def check(self) -> str:
+        return check_matrix(self.table, self.similarity)
+
     def space(self) -> Space:
-        check_matrix(self.table, self.similarity)
         return open_matrix(self.table, self.similarity)
 
     def describe(self) -> dict:
         return {"name": "matrix", "distance": "minus the similarity" if self.similarity else "as in the file"}
-
-    def notes(self) -> list[str]:
-        note = check_matrix(self.table, self.similarity)
-        return [*super().notes(), *([f"  {note}"] if note else [])]
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Drawn(Source):
         return max(1, round(self.prior.rule.triplets * share))
 
     def tasks(self) -> list[Task]:
+        self.prior.check()
         return plan(str(self.prior.table), len(_drawn(self)[0]), repeated=True)
 
     def images(self) -> int:
