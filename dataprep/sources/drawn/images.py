@@ -41,7 +41,6 @@ class Listing:
     a matrix that are not finite. By default each is an error."""
 
 
-@cache
 def list_images(listing: Listing, size: int, table: Path) -> Images:
     """The images of `size` rows.  Raises ValueError for another number, or if their order is unsure."""
     folder = listing.images

@@ -40,7 +40,8 @@ class Rule:
     soft: float | None = None
     """Votes are 1 / (1 + exp(-difference / SOFT)) instead of 0 and 1."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ValueError for values that cannot be.  (At construction tyro would draw a box around it.)"""
         if self.triplets < 1:
             raise ValueError(f"--triplets must be at least 1, not {self.triplets}")
         if self.margin is not None and self.quantile is not None:

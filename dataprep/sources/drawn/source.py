@@ -36,6 +36,7 @@ class Prior(ABC):
     seed: int
 
     def __post_init__(self) -> None:
+        self.rule.check()
         if not 0 <= self.held_out <= 0.5:
             raise ValueError(f"--held-out is a share from 0 to 0.5, not {self.held_out:g}")
 

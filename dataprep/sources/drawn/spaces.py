@@ -191,10 +191,10 @@ def check_matrix(path: Path, similarity: bool) -> str:
     if wrong.any():
         row = int(np.argmax(wrong))
         expected = f"the largest of its row, {largest[row]:g}" if similarity else "0"
-        other = "" if similarity else ", large means alike: --similarity;"
+        other = "" if similarity else "if large means alike, say --similarity; "
         raise ValueError(
-            f"{path}: the diagonal of a {name} is {expected}, at [{row}, {row}] it is {diagonal[row]:g};"
-            f"{other} a diagonal of NaN is not looked at"
+            f"{path}: the diagonal of a {name} is {expected}, but [{row}, {row}] is {diagonal[row]:g}; "
+            f"{other}a diagonal of NaN is not looked at"
         )
     unknown = int((~np.isfinite(diagonal)).sum())
     return f"{unknown:,} numbers of the diagonal are not finite, and are not needed" if unknown else ""
