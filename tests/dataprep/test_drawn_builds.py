@@ -19,7 +19,7 @@ from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
 
 SIZE = 24
-SPLITS = ("train", "val", "test")
+SPLITS, SIDES = ("train", "val", "test"), ("ref", "left", "right")
 
 
 def forget() -> None:
@@ -31,7 +31,7 @@ def forget() -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """x.npy, an embedding of the images in images/, which names.txt lists in another order than the folder's."""
+    """x.npy, an embedding; its images are in images/, and names.txt lists them in an order of its own."""
     (tmp_path / "images").mkdir()
     names = [f"{n * 7 % SIZE:02d}" for n in range(SIZE)]
     for n, name in enumerate(names):
@@ -52,8 +52,7 @@ def run(folder: Path, *more: str, kind: str = "embedding", table: str = "x.npy",
 def rows_of(beton: Beton) -> np.ndarray:
     """(T, 3) numbers of images, by the stored bytes; they must be those that the key names."""
     numbers = {kit.jpeg(n): n for n in range(SIZE)}
-    sides = ("ref", "left", "right")
-    rows = [[numbers[beton.jpeg(i, side).tobytes()] for side in sides] for i in range(len(beton))]
+    rows = [[numbers[beton.jpeg(i, side).tobytes()] for side in SIDES] for i in range(len(beton))]
     assert kit.keys(beton) == [f"{a},{b},{c}" for a, b, c in rows]
     return np.array(rows)
 
@@ -101,10 +100,8 @@ def test_another_prior_over_the_same_images_divides_them_alike(folder):
     numbers = {kit.jpeg(n): n for n in range(SIZE)}
     for split in SPLITS:
         beton = opened(folder, split)
-        sides = [
-            (beton.jpeg(i, side).tobytes()) for i in range(len(beton)) for side in ("ref", "left", "right")
-        ]
-        assert {numbers[side] for side in sides} == splits[split]
+        held = {numbers[beton.jpeg(i, side).tobytes()] for i in range(len(beton)) for side in SIDES}
+        assert held == splits[split]
 
 
 @pytest.mark.slow
@@ -179,7 +176,7 @@ NUMBERS = {
     "on its side": (X.T, "embedding", "has 6 rows"),
     "three axes": (np.zeros((2, SIZE, SIZE)), "matrix", "shape (2, 24, 24), one matrix is expected"),
     "one axis": (np.zeros(SIZE), "embedding", "an embedding has a row an image"),
-    "objects": (np.array([{"a": 1}]), "embedding", "allow_pickle=False"),
+    "objects": (np.array([{"a": 1}]), "embedding", "Python objects in dtype"),
     "complex": (X * 1j, "embedding", "an array of complex128, real numbers"),
     "none": (X[:0], "embedding", "no numbers in it"),
     "nan": (changed(X.copy(), (3, 1), np.nan), "embedding", "row 3 (from 0): a number is not finite"),
@@ -187,7 +184,7 @@ NUMBERS = {
     "the same": (np.ones((SIZE, 2)), "embedding", "all dissimilarities are the same"),
     "no square": (X, "matrix", "24 × 6, a matrix is N × N; build_ffcv.py embedding"),
     "skew": (changed(symmetric(), (2, 9), 1.5), "matrix", "not symmetric, [2, 9] is 1.5 and [9, 2] is 7"),
-    "a similarity": (30 - symmetric(), "matrix", "at [0, 0] it is 30; large means alike: --similarity"),
+    "a similarity": (30 - symmetric(), "matrix", "but [0, 0] is 30; if large means alike, say --similarity"),
     "pairs": (changed(changed(symmetric(), (2, 9), np.nan), (9, 2), np.nan), "matrix", "the first [2, 9]"),
     "condensed": (np.ones(277), "matrix", "277 numbers, which are N (N − 1) / 2 for no N"),
     "condensed of more": (np.ones(25 * 12), "matrix", "24 names, but"),
@@ -204,7 +201,7 @@ FLAGS = {
     "few": (["--held-out", "0.01"], "0 of 24 images fall to split val, three are the least"),
     "share": (["--held-out", "0.6"], "--held-out is a share from 0 to 0.5, not 0.6"),
     "split": (["--splits", "train", "dev"], "--splits dev: choose from train val test"),
-    "margin": (["--margin", "99"], "differ by 28"),
+    "margin": (["--margin", "99"], "the 20 images of split train has distances that differ by 40.8"),
     "both": (["--margin", "1", "--quantile", ".1"], "give --margin or --quantile, not both"),
 }
 
@@ -242,7 +239,7 @@ def test_flags_that_do_not_fit(folder, capsys, case):
 @pytest.mark.slow
 def test_a_similarity_whose_diagonal_is_not_the_largest(folder, capsys):
     np.save(folder / "s.npy", changed(30 - symmetric(), (7, 7), 1))
-    message = "the diagonal of a similarity is the largest of its row, 29, at [7, 7] it is 1"
+    message = "the diagonal of a similarity is the largest of its row, 29, but [7, 7] is 1"
     refused(folder, capsys, message, "--similarity", kind="matrix", table="s.npy")
     np.save(folder / "s.npy", 30 - symmetric())
     more = ["--similarity", "--splits", "train", "--triplets", "50"]
@@ -286,16 +283,9 @@ def test_stage_1_trains_on_what_was_drawn(shared_data, tmp_path):
     colours = np.array([np.asarray(Image.open(p).convert("RGB").resize((1, 1)), float)[0, 0] for p in photos])
     np.save(tmp_path / "rdm.npy", np.abs(colours[:, None] - colours).sum(2))
     (tmp_path / "names.txt").write_text("".join(f"{path.name}\n" for path in photos))
-    arguments = [
-        "matrix",
-        "--source",
-        tmp_path / "rdm.npy",
-        "--images",
-        shared_data / "photos",
-        "--soft",
-        "0.5",
-    ]
-    arguments += ["--names", tmp_path / "names.txt", "--out", tmp_path, "--triplets", "100", "--size", "64"]
+    arguments = ["matrix", "--source", tmp_path / "rdm.npy", "--names", tmp_path / "names.txt"]
+    arguments += ["--images", shared_data / "photos", "--out", tmp_path, "--size", "64"]
+    arguments += ["--triplets", "100", "--soft", "0.5"]
     assert main([*map(str, arguments), "--splits", "train", "--workers", "1"]) == 0
     split = tmp_path / "triplets-train.beton"
     assert main(["verify", str(split), "--decode", "--workers", "1"]) == 0
