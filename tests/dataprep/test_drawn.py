@@ -78,6 +78,27 @@ def test_condensed_matrices_are_those_of_scipy(tmp_path, monkeypatch, tile):
     assert (everything(open_matrix(tmp_path / "m.npy", True)) == -everything(square))[other].all()
 
 
+@pytest.mark.parametrize("tile", [1, 1 << 11])
+def test_matrices_that_are_none(tmp_path, monkeypatch, tile):
+    """Whichever side of the diagonal it is seen on."""
+    monkeypatch.setattr(spaces, "_TILE", tile)
+    for change, similarity, message in (
+        ({(6, 2): 9.0}, False, r"not symmetric, \[2, 6\] is .* and \[6, 2\] is 9"),
+        ({(6, 2): np.nan}, False, r"not symmetric, \[2, 6\] is .* and \[6, 2\] is nan"),
+        ({(2, 2): 1.0}, False, r"the diagonal of a dissimilarity is 0, but \[2, 2\] is 1"),
+        ({(6, 6): -1.0}, True, r"is the largest of its row, .*, but \[6, 6\] is -1"),
+        ({(0, 0): -1.0}, True, r"is the largest of its row, .*, but \[0, 0\] is -1"),
+    ):
+        m = matrix_of(7) + 2.0 * np.eye(7) * similarity
+        for at, value in change.items():
+            m[at] = value
+        np.save(tmp_path / "m.npy", m)
+        check_matrix.cache_clear()
+        open_matrix.cache_clear()
+        with pytest.raises(ValueError, match=message):
+            check_matrix(tmp_path / "m.npy", similarity)
+
+
 @pytest.mark.parametrize("tile", [2, 1 << 11])
 @pytest.mark.parametrize("condensed", [True, False])
 def test_gaps_of_matrices(monkeypatch, condensed, tile):
@@ -122,7 +143,7 @@ def test_what_is_drawn_obeys_the_rule(size, seed, whole, at_random, rule, count)
         if not np.ptp(m[np.ix_(images, images)][np.triu_indices(len(images), 1)]):
             return
         scale = measure(space, images, rule)
-        rows, difference = draw(space, images, count, scale, [seed, 0])
+        rows, difference = draw(space, images, count, scale, seed)
     ref, left, right = rows.T
     assert (difference == m[ref, left] - m[ref, right]).all()
     possible = by_hand(m, images, scale.least)
@@ -158,18 +179,22 @@ def test_an_image_without_numbers_is_never_drawn():
     m[5, :] = m[:, 5] = np.nan
     space, images = Matrix(m, 20, 1), np.arange(20, dtype=np.int32)
     scale = measure(space, images, Rule(margin=0.0))
-    rows, difference = draw(space, images, 10**6, scale, [0, 0])
+    rows, difference = draw(space, images, 10**6, scale, 0)
     assert len(rows) == 19 * 18 * 17 / 2 and not (rows == 5).any() and np.isfinite(difference).all()
 
 
 def test_both_sides_are_right_as_often_and_seeds_differ(monkeypatch):
-    space, images = Matrix(matrix_of(60), 60, 1), np.arange(60, dtype=np.int32)
+    monkeypatch.setattr(rules, "_SAMPLE", 1 << 14)
+    images = np.arange(60, dtype=np.int32)
+    space = Matrix(
+        np.add.outer(images, images), 60, 1
+    )  # whichever the reference, the larger number is further
     scale = measure(space, images, Rule(margin=0.5))
     for gone_through in (rules._ALL, 0):
         monkeypatch.setattr(rules, "_ALL", gone_through)
-        rows, difference = draw(space, images, 10_000, scale, [0, 0])
+        rows, difference = draw(space, images, 10_000, scale, 0)
         assert abs(scale.votes(difference).sum() - 5_000) < 5 * 50  # five standard deviations
-        again, other = (draw(space, images, 10_000, scale, [0, split])[0] for split in (0, 1))
+        again, other = (draw(space, images, 10_000, scale, seed)[0] for seed in (0, 1))
         assert (rows == again).all() and (rows != other).any()
 
 
@@ -205,7 +230,15 @@ def pictures(folder, names):
 
 
 def test_images_are_found_as_the_list_names_them(tmp_path):
-    names = ["b/2.png", "a.JPG", "dog/dog_02.jpg", "dog/dog_01.jpg", "ice cream.webp", "unused.jpg"]
+    names = [
+        "b/2.png",
+        "b/2.tif",
+        "a.JPG",
+        "dog/dog_02.jpg",
+        "dog/dog_01.jpg",
+        "ice cream.webp",
+        "unused.jpg",
+    ]
     folder = pictures(tmp_path / "images", names)
     (tmp_path / "names.txt").write_text("b/2\n\na.JPG\ndog\nice cream\n")
     images = list_images(Listing(images=folder, names=tmp_path / "names.txt"), 4, tmp_path / "x.npy")

@@ -133,6 +133,7 @@ def test_it_is_up_to_date_until_something_changes(folder, capsys):
     assert (folder / "out/triplets-train.beton").read_bytes() == before
     for change in (["--margin", "0.6"], ["--metric", "euclidean"], ["--seed", "1"], ["--soft", "1"]):
         assert run(folder, *more, *change) == 0 and "up to date" not in capsys.readouterr().out
+        assert (folder / "out/triplets-train.beton").read_bytes() != before
 
 
 @pytest.mark.slow
@@ -172,7 +173,7 @@ def changed(array: np.ndarray, at, value) -> np.ndarray:
 X = np.random.default_rng(0).standard_normal((SIZE, 6))
 NUMBERS = {
     "a matrix": (symmetric(), "embedding", "symmetric, so a matrix and no embedding"),
-    "too few rows": (X[:-1], "embedding", "names.txt: 24 names (is its first line a heading?), but"),
+    "too few rows": (X[:-1], "embedding", "names.txt: 24 names (is the first a heading?), but"),
     "on its side": (X.T, "embedding", "has 6 rows"),
     "three axes": (np.zeros((2, SIZE, SIZE)), "matrix", "shape (2, 24, 24), one matrix is expected"),
     "one axis": (np.zeros(SIZE), "embedding", "an embedding has a row an image"),

@@ -77,7 +77,7 @@ def _lines(names: Path) -> list[tuple[int, str]]:
 def _check_count(count: int, size: int, have: str, table: Path) -> None:
     if count == size:
         return
-    hint = " (is its first line a heading?)" if count == size + 1 else ""
+    hint = " (is the first a heading?)" if count == size + 1 and have.endswith("names") else ""
     raise ValueError(
         f"{have}{hint}, but {table} has {size:,} rows: one image a row, in their order, by --names"
     )

@@ -108,7 +108,7 @@ def _rounded(value: float) -> float:
 
 
 def draw(
-    space: Space, images: np.ndarray, count: int, scale: Scale, seed: list[int]
+    space: Space, images: np.ndarray, count: int, scale: Scale, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Up to `count` different triplets of `images` (M,) that obey the rule, in random order.
 

@@ -21,7 +21,6 @@ from dataprep.sources.drawn.images import Images, Listing, list_images, part_of,
 from dataprep.sources.drawn.rule import Rule, Scale, draw, measure
 from dataprep.sources.drawn.spaces import Metric, Space, check_matrix, open_embedding, open_matrix
 from dataprep.sources.nights import plan
-from pipeline.formats.nights import PARTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +195,7 @@ def _drawn(source: Drawn) -> tuple[np.ndarray, np.ndarray]:
             f"{prior.table}: {len(own)} of {len(usable)} images fall to split {split}, three are the least; "
             "choose another --held-out, or --splits train --held-out 0 to train on all"
         )
-    drawn = draw(prior.space(), own, source.wanted(), scale, [prior.seed, PARTS.index(split)])
+    drawn = draw(prior.space(), own, source.wanted(), scale, prior.seed)
     if not len(drawn[0]):
         raise ValueError(
             f"{prior.table}: no triplet of the {len(own)} images of split {split} has distances that differ "
