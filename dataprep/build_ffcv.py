@@ -3,6 +3,7 @@
     python dataprep/build_ffcv.py                      the embedded demonstration data
     python dataprep/build_ffcv.py pairs --source …     images with captions
     python dataprep/build_ffcv.py nights --source …    human 2AFC triplets
+    python dataprep/build_ffcv.py matrix --source …    triplets drawn from dissimilarities of images
 
 Images: JPEG, MPO, PNG, WEBP, GIF, BMP, DIB, TIFF, PPM, JPEG2000, AVIF, ICO, ICNS, CUR, PSD, DDS, QOI, SGI,
 PCX, XPM, XBM, SUN, MSP, IM, BLP, FLI, FTEX, TGA; recognised by their content, not by their names.  Of several
@@ -34,13 +35,17 @@ from dataprep.sources import emoji, nights
 from dataprep.sources.bapps import Bapps
 from dataprep.sources.columns import Choice
 from dataprep.sources.download import URL, fetch_nights
+from dataprep.sources.drawn.images import Listing
+from dataprep.sources.drawn.rule import Rule
+from dataprep.sources.drawn.source import Drawn, EmbeddingPrior, MatrixPrior, Prior
+from dataprep.sources.drawn.spaces import Metric
 from dataprep.sources.pairs import Layout, notes, open_pairs
-from dataprep.sources.things import Spose, Things
+from dataprep.sources.things import Things
 from dataprep.summary import inspect
 from dataprep.verify import verify
 from pipeline.base import console
 from pipeline.base.console import say
-from pipeline.formats.nights import SPLITS
+from pipeline.formats.nights import PARTS, SPLITS
 
 # 48-pixel line drawings: at this quality the error is about 46 dB, and sharp colours are kept.
 DEMO = SampleSettings(images=ImageSettings(quality=98, subsampling="444"))
@@ -129,42 +134,96 @@ class BappsCommand(Build):
 
 @dataclass(kw_only=True)
 class ThingsCommand(Build):
-    """Build THINGS odd-one-out answers, or triplets drawn from a SPoSE embedding."""
+    """Build THINGS odd-one-out answers (a SPoSE embedding: see the command embedding)."""
 
     images: Path
     """Folder of object images: NAME.jpg, or folders NAME whose first image is taken."""
     out: Path
     """The .beton to write."""
-    answers: Path | None = None
+    answers: Path
     """Rows of three objects, the last one odd: numbers from 0, or names."""
-    embedding: Path | None = None
-    """spose_embedding_*d_sorted.txt: one row of numbers an object."""
     ids: Path | None = None
     """unique_id.txt, the objects' names in their order; by default the images' names, sorted."""
-    count: int = 100_000
-    """Triplets to draw from the embedding."""
 
     def run(self) -> None:
         check_out(self.out)
         if self.ids is not None and not self.ids.is_file():
             raise ValueError(f"{self.ids}: no such file")
-        source: Source
-        if self.answers is not None and self.embedding is None:
-            source = Things(self.answers, self.images, self.ids)
-        elif self.embedding is not None and self.answers is None:
-            source = Spose(self.embedding, self.images, self.ids, count=self.count, seed=self.settings.seed)
-        else:
-            raise ValueError("things: give --answers FILE or --embedding FILE")
+        source = Things(self.answers, self.images, self.ids)
         build(source, self.out, self.settings, self.how, self.where.runner())
 
 
-def check_splits(command: NightsCommand | BappsCommand) -> None:
+@dataclass(kw_only=True)
+class DrawnCommand(Build):
+    """What the commands take that draw triplets from numbers."""
+
+    source: Path
+    listing: Flat[Listing]
+    rule: Flat[Rule] = field(default_factory=Rule)
+    out: Path
+    """Folder to write: triplets-SPLIT.beton."""
+    splits: tuple[str, ...] = PARTS
+    """Any of train, val, test."""
+    held_out: float = 0.1
+    """Share of the images that is in val, and in test. An image's name decides, so that no image is in two
+    splits; triplets are drawn within each."""
+
+    def prior(self) -> Prior:
+        raise NotImplementedError
+
+    def run(self) -> None:
+        unknown = [name for name in self.splits if name not in PARTS]
+        if unknown or not self.splits:
+            raise ValueError(f"--splits {' '.join(unknown)}: choose from {' '.join(PARTS)}")
+        check_splits(self)
+        prior = self.prior()
+        sources = {split: Drawn(prior, split) for split in self.splits}
+        for line in (*prior.notes(), *(source.note() for source in sources.values())):
+            say(line)
+        build_splits(sources, self)
+
+    def common(self) -> dict[str, Any]:
+        """What priors of all kinds take."""
+        values = {"table": self.source, "listing": self.listing, "rule": self.rule}
+        return values | {"held_out": self.held_out, "seed": self.settings.seed}
+
+
+@dataclass(kw_only=True)
+class EmbeddingCommand(DrawnCommand):
+    """Build triplets drawn from an embedding (SPoSE, a network's features): a row of numbers an image."""
+
+    source: Path
+    """N × D numbers: .npy, or rows of text (csv, tsv, blanks)."""
+    metric: Metric = "cosine"
+    """Distance of two rows: 1 - cosine, euclidean, minus the dot product (SPoSE's own), 1 - correlation."""
+
+    def prior(self) -> Prior:
+        return EmbeddingPrior(metric=self.metric, **self.common())
+
+
+@dataclass(kw_only=True)
+class MatrixCommand(DrawnCommand):
+    """Build triplets drawn from a matrix of dissimilarities (an RDM of MEG, fMRI or ratings)."""
+
+    source: Path
+    """N × N numbers, or scipy's condensed form: .npy, or rows of text (csv, tsv, blanks)."""
+    similarity: bool = False
+    """Large numbers mean alike."""
+
+    def prior(self) -> Prior:
+        return MatrixPrior(similarity=self.similarity, **self.common())
+
+
+Splits = NightsCommand | BappsCommand | DrawnCommand
+
+
+def check_splits(command: Splits) -> None:
     """ValueError if one of the files cannot be written; called before anything is fetched or read."""
     for split in command.splits:
         check_out(command.out / f"triplets-{split}.beton")
 
 
-def build_splits(sources: Mapping[str, Source], command: NightsCommand | BappsCommand) -> None:
+def build_splits(sources: Mapping[str, Source], command: Splits) -> None:
     """One file a split; --share applies to the training split only."""
     for source in sources.values():
         source.tasks()  # tells all mistakes before the first file is written
@@ -259,7 +318,8 @@ class Inspect:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo, "pairs": Pairs, "yfcc15m": Yfcc15m, "nights": NightsCommand, "bapps": BappsCommand,
-    "things": ThingsCommand, "verify": Verify, "inspect": Inspect,
+    "things": ThingsCommand, "embedding": EmbeddingCommand, "matrix": MatrixCommand,
+    "verify": Verify, "inspect": Inspect,
 }  # fmt: skip
 
 

@@ -48,7 +48,10 @@ class Pair(NamedTuple):
 
 
 class Triplet(NamedTuple):
-    """Three images (bytes, or paths), and the fraction of `votes` people who preferred `right`."""
+    """Three images (bytes, or paths), and the fraction of `votes` people who preferred `right`.
+
+    votes is 0 where it is unknown, or nobody was asked.
+    """
 
     key: str
     ref: bytes | Path

@@ -47,7 +47,7 @@ class SampleSettings:
     share: float = 1.0
     """Build this share of the samples only, each chosen by a hash of its key (not training's --fraction)."""
     seed: int = 0
-    """Seed of the choice."""
+    """Seed of the choice, and of triplets that are drawn."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

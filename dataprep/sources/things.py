@@ -1,12 +1,13 @@
 """THINGS odd-one-out judgements as 2AFC triplets over object images.
 
-Three forms are read:
+Two forms are read:
 - rows of three object numbers, counted from 0, the last one odd (SPoSE, VICE);
-- rows of three image stems, the last one odd (DreamSim);
-- a SPoSE embedding, from which triplets are drawn with the vote that its model gives.
+- rows of three image stems, the last one odd (DreamSim).
 
-A human answer (a, b, odd) becomes two triplets: with a as reference, b was preferred over odd; with b as
+An answer (a, b, odd) becomes two triplets: with a as reference, b was preferred over odd; with b as
 reference, a was.  Which of the two images is left is drawn from the row's number.
+
+Not here: triplets drawn from a SPoSE embedding (`drawn/`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from dataprep.samples import PassedOver, Source, Task, Triplet, state_of
+from dataprep.sources.named import ENDINGS, find, images_in, read_names
 from dataprep.sources.nights import plan
 from pipeline.formats import utf8
-from pipeline.formats.tars import PICTURES
-
-_ENDINGS = tuple(f".{ending}" for ending in PICTURES)
 
 
 @cache
@@ -36,21 +35,19 @@ def _images(folder: Path, ids: Path | None) -> tuple[tuple[str, ...], tuple[Path
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of object images")
-    folders = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    images = {path.name: next(iter(_images_in(path)), None) for path in folders}
-    images |= {path.stem: path for path in reversed(_images_in(folder)) if not path.is_dir()}
-    names = _names(ids) if ids else tuple(sorted(images))
+    names = _names(ids) if ids else _all_names(folder)
     # An object without an image gets a name that does not exist: it is rejected when it is read.
-    return names, tuple(images.get(name) or folder / f"{name}.jpg" for name in names)
+    files = zip(names, find(folder, names))
+    return names, tuple(path or folder / f"{name}.jpg" for name, path in files)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and p.name[0] != ".")
+def _all_names(folder: Path) -> tuple[str, ...]:
+    folders = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
+    return tuple(sorted(folders | {path.stem for path in images_in(folder)}))
 
 
 def _names(ids: Path) -> tuple[str, ...]:
-    lines = utf8.text(ids.read_bytes(), str(ids)).splitlines()
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(name for _, name in read_names(ids))
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(f"{ids}: {repeated[0]} appears more than once")
@@ -88,7 +85,7 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
     numbers = {name: number for number, name in enumerate(names)}
     rows = []
     for line, words in enumerate(utf8.text(path.read_bytes(), str(path)).replace(",", " ").splitlines(), 1):
-        stems = [Path(word).stem if Path(word).suffix.lower() in _ENDINGS else word for word in words.split()]
+        stems = [Path(word).stem if Path(word).suffix.lower() in ENDINGS else word for word in words.split()]
         if len(stems) != 3:
             raise ValueError(f"{path}: line {line}: three objects expected, {len(stems)} found")
         unknown = [stem for stem in stems if stem not in numbers]
@@ -99,13 +96,14 @@ def _stems(path: Path, names: tuple[str, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Objects(Source):
-    """Triplets of objects, by their numbers in `table`."""
+class Things(Source):
+    """Human odd-one-out answers over the images of objects: two triplets each."""
 
     table: Path
     images_folder: Path
     ids: Path | None = None
     kind = "triplets"
+    votes = "human"
 
     def names(self) -> tuple[str, ...]:
         return _images(self.images_folder, self.ids)[0]
@@ -115,16 +113,6 @@ class _Objects(Source):
 
     def images(self) -> int:
         return len(self.names())
-
-    def describe(self) -> dict:
-        files = [self.table, self.images_folder, *([self.ids] if self.ids else [])]
-        return {"name": "things", "path": str(self.table), "state": state_of(files)}
-
-
-class Things(_Objects):
-    """Human odd-one-out answers: two triplets each."""
-
-    votes = "human"
 
     def answers(self) -> np.ndarray:
         """(answers, 3) object numbers, the last one odd."""
@@ -146,50 +134,6 @@ class Things(_Objects):
             pair = (odd, near) if right else (near, odd)
             yield Triplet(f"{row // 2}{'ab'[row % 2]}", ref, *pair, float(right), 1)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Spose(_Objects):
-    """`count` triplets drawn from a SPoSE embedding.
-
-    In the model, of three objects the pair (i, j) is seen as the most similar with a probability proportional
-    to exp(x_i·x_j).  So with a as reference, c is preferred over b with the probability
-    sigmoid(x_a·x_c − x_a·x_b) (Hebart et al. 2020, eq. 1–2).
-    """
-
-    count: int
-    seed: int
-    votes = "by the SPoSE model of human answers, no human vote of its own"
-
-    def vectors(self) -> np.ndarray:
-        """(objects, dimensions)."""
-        try:
-            vectors = np.loadtxt(self.table, ndmin=2, encoding="utf-8-sig")
-        except OSError:
-            raise ValueError(f"{self.table}: no such file") from None
-        except ValueError as error:
-            raise ValueError(f"{self.table}: {error}") from None
-        if len(vectors) != self.images():
-            images = f"{self.images()} images are in {self.images_folder}"
-            raise ValueError(f"{self.table}: {len(vectors)} objects, but {images}")
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(1)))
-            raise ValueError(f"{self.table}: line {row + 1}: not all are finite numbers")
-        return vectors
-
-    def tasks(self) -> list[Task]:
-        if self.count < 1 or self.images() < 3:
-            raise ValueError("things: --count must be at least 1, and there must be three objects")
-        self.vectors()
-        return plan(str(self.table), self.count, repeated=True)
-
-    def read(self, task: Task) -> Iterator[Triplet]:
-        vectors, files = self.vectors(), self.files()
-        for row in range(task.start, task.stop):
-            rng = np.random.default_rng([self.seed, row])
-            a, b, c = rng.choice(len(files), 3, replace=False)
-            nearer = vectors[a] @ vectors[c] - vectors[a] @ vectors[b]
-            vote = np.exp(-np.logaddexp(0, -nearer))  # a sigmoid that does not overflow
-            yield Triplet(str(row), files[a], files[b], files[c], float(vote), 0)
-
     def describe(self) -> dict:
-        return super().describe() | {"count": self.count, "seed": self.seed}
+        files = [self.table, self.images_folder, *([self.ids] if self.ids else [])]
+        return {"name": "things", "path": str(self.table), "state": state_of(files)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -179,42 +178,6 @@ def test_sides_of_things_are_balanced(tmp_path):
     assert 0.42 < np.mean(votes) < 0.58
 
 
-def test_spose_embedding(tmp_path):
-    folder = things_folder(tmp_path)
-    vectors = np.random.default_rng(0).random((5, 7))
-    np.savetxt(folder / "spose_embedding_7d_sorted.txt", vectors)
-    arguments = ["things", "--embedding", str(folder / "spose_embedding_7d_sorted.txt"), "--count", "50",
-                 "--images", str(folder / "images"), "--ids", str(folder / "unique_id.txt")]  # fmt: skip
-    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 0
-    beton = Beton(tmp_path / "t.beton")
-    images = {kit.jpeg(n): n for n in range(len(OBJECTS))}
-    for i, vote in enumerate(beton.metadata["vote"]):
-        a, b, c = (images[beton.jpeg(i, n).tobytes()] for n in ("ref", "left", "right"))
-        weight = np.exp([vectors[a] @ vectors[b], vectors[a] @ vectors[c]])
-        assert len({a, b, c}) == 3 and vote == pytest.approx(weight[1] / weight.sum())
-    assert "no human vote of its own" in beton.info["votes"] and (beton.metadata["votes"] == 0).all()
-    spans = np.concatenate([beton.rows(np.arange(50)).spans(n)[0] for n in ("ref", "left", "right")])
-    assert len(np.unique(spans)) == 5  # an image is stored once
-
-
-def test_spose_of_odd_numbers(tmp_path, capsys):
-    """Of any size, to a vote of 0…1; not those that are none."""
-    folder = things_folder(tmp_path)
-    vectors = np.random.default_rng(0).random((5, 7)) * 100
-    arguments = ["things", "--embedding", str(folder / "e.txt"), "--count", "50",
-                 "--images", str(folder / "images"), "--out", str(tmp_path / "t.beton"), *ONE]  # fmt: skip
-    np.savetxt(folder / "e.txt", vectors)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert main(arguments) == 0
-    votes = Beton(tmp_path / "t.beton").metadata["vote"]
-    assert votes.min() >= 0 and votes.max() == 1
-    vectors[3, 2] = np.nan
-    np.savetxt(folder / "e.txt", vectors)
-    assert main(arguments) == 2
-    assert "e.txt: line 4: not all are finite numbers" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_things_mistakes(tmp_path, capsys):
     folder = things_folder(tmp_path)
@@ -229,10 +192,6 @@ def test_things_mistakes(tmp_path, capsys):
         arguments = ["things", "--answers", str(folder / "bad.txt"), "--images", str(folder / "images")]
         assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 2
         assert message in capsys.readouterr().err
-    np.savetxt(folder / "e.txt", np.ones((4, 2)))
-    arguments = ["things", "--embedding", str(folder / "e.txt"), "--images", str(folder / "images")]
-    assert main([*arguments, "--out", str(tmp_path / "t.beton"), *ONE]) == 2
-    assert "4 objects, but 5 images" in capsys.readouterr().err
 
 
 def test_source_or_download(capsys):
