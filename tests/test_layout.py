@@ -23,6 +23,7 @@ OURS = {
     "train": {"train", "pipeline", "kernels"},
     "eval": {"eval", "pipeline"},
     "eval/models.py": {"eval", "pipeline", "train.model", "train.checkpoint"},
+    "eval/study": {"eval", "pipeline", "train"},  # it runs both
 }
 # engine → the only rooms that know it
 ENGINES = {
