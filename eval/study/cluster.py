@@ -73,7 +73,7 @@ class Task:
 
     def _run(self, folder: Folder) -> dict | None:
         if self.job.kind == "train":
-            return Training(self.job.recipe, {})()
+            return Training(self.job.training, {})()
         with open(folder.log, "a") as log:
             command = [sys.executable, *self.code.arguments(self.job.arguments)]
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -148,11 +148,10 @@ class Cluster:
     def _parameters(self, job: Job) -> dict[str, Any]:
         """submitit's, of an array of such jobs."""
         if job.kind == "train":
-            parameters = slurm_parameters(self.launch, self.ranks, job.recipe, None)
+            parameters = slurm_parameters(self.launch, self.ranks, job.training, None)
         else:
             single = replace(self.launch, nodes=1)
-            model = next(other.recipe for other in self.graph.trainings)
-            parameters = slurm_parameters(single, 1, model, None)
+            parameters = slurm_parameters(single, 1, self.graph.trainings[0].training, None)
             if job.kind == "report":
                 parameters.pop("gpus_per_node", None)
             parameters["srun_args"] = []

@@ -124,8 +124,7 @@ def _check(graph: Graph, world_size: int) -> None:
         return  # its data is made first
     seen = set()
     for job in graph.trainings:
-        recipe = job.recipe
-        assert recipe is not None
+        recipe = job.training
         alike = repr(replace(recipe, seed=0, run=None, init=None))
         if alike in seen:
             continue

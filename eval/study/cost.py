@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from eval.study.graph import Graph, Job, samples
 from eval.study.state import View
@@ -69,7 +68,7 @@ def lines(graph: Graph, machine: plan.Machine) -> Iterator[str]:
     for kind in dict.fromkeys(job.kind for job in others):
         jobs = [job for job in others if job.kind == kind]
         yield f"  {kind:13} {len(jobs)}, {_count(jobs, done)} done"
-    left = [costs.of(job.recipe) for job in trainings if not done[job.name] and job.recipe]
+    left = [costs.of(job.training) for job in trainings if not done[job.name]]
     yield from _sums(left, machine)
     yield from _data(graph)
 
@@ -82,8 +81,8 @@ def _arms(graph: Graph, done: dict[str, bool], costs: Costs) -> Iterator[str]:
         hours, names = [], []
         job = graph.jobs[graph.jobs[finals[0]].after[0]]
         while True:
-            hours.append(costs.of(job.recipe).gpu_hours)
-            names.append(f"stage {job.recipe.stage}")
+            hours.append(costs.of(job.training).gpu_hours)
+            names.append(f"stage {job.training.stage}")
             parent = next((graph.jobs[p] for p in job.after if graph.jobs[p].kind == "train"), None)
             if parent is None:
                 break
@@ -116,8 +115,8 @@ def _data(graph: Graph) -> Iterator[str]:
     """Files that are not there."""
     held_out = [graph.study.data, graph.study.triplets]
     files = [path for path in held_out if path is not None]
-    files += [job.recipe.data.data for job in graph.trainings if job.recipe and job.recipe.data.data]
-    for path in dict.fromkeys(map(Path, files)):
+    files += [job.data for job in graph.trainings]
+    for path in dict.fromkeys(files):
         if not path.exists():
             made = "built first" if graph.study.build else "not there yet; its size is assumed"
             yield f"  {path}: {made}"

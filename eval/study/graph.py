@@ -41,6 +41,19 @@ class Job:
     recipe: Recipe | None = None
     needs: tuple[Path, ...] = ()  # files that a build makes
 
+    @property
+    def training(self) -> Recipe:
+        """The recipe of a job that trains."""
+        assert self.recipe is not None
+        return self.recipe
+
+    @property
+    def data(self) -> Path:
+        """What it trains on."""
+        file = self.training.data.data
+        assert file is not None  # `command.parse` names one
+        return file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
@@ -131,7 +144,7 @@ class _Maker:
         if not self.study.build:
             return []
         held_out = [path for path in (self.study.data, self.study.triplets) if path is not None]
-        needs = (*held_out, *(job.recipe.data.data for job in self.graph.trainings), recipe.data.data)
+        needs = [*held_out, *(job.data for job in self.graph.trainings), recipe.data.data or Path()]
         job = self.graph.add(Job(name=f"build-{self.study.name}", kind="build", arguments=self.study.build))
         self.graph.jobs[job.name] = replace(job, needs=tuple(dict.fromkeys(needs)))
         return [job.name]
