@@ -278,10 +278,21 @@ class Stage1(Recipe):
     """The hinge's margin m."""
     trainable: Literal["image", "qkv", "qkv+bias"] = "image"
     """The whole image tower, or only its blocks' query, key and value projections."""
+    votes: Annotated[str, tyro.conf.arg(metavar="human|shuffled|FILE")] = "human"
+    """human: the file's own. shuffled: these, permuted over all its triplets by the seed. Or a .npy of a
+    number in [0, 1] for each of its triplets. Validation keeps the file's own."""
+    votes_sha256: tyro.conf.Fixed[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(0, "margin")
+        known = self.votes in ("human", "shuffled") or self.votes.endswith(".npy")
+        _require(known, f"--votes {self.votes}: human, shuffled, or the name of a .npy file")
+
+    @property
+    def votes_file(self) -> Path | None:
+        """Where the votes come from, if not from the training file."""
+        return Path(self.votes) if self.votes.endswith(".npy") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +331,8 @@ FREE_TO_CHANGE = {
     "saving.save_every", "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
     "saving.tensorboard",
 }  # fmt: skip
+# What a recipe.json meant that is older than these fields.
+ADDED = {"votes": "human", "votes_sha256": ""}
 
 
 def to_dict(recipe: Recipe) -> dict:
@@ -328,13 +341,16 @@ def to_dict(recipe: Recipe) -> dict:
 
 
 def differences(saved: dict, wanted: dict, free: Set[str] = FREE_TO_CHANGE, prefix: str = "") -> list[str]:
-    """`field: saved → wanted` for each field that differs and decides a run's numbers (is not `free`)."""
+    """`field was saved, now wanted` for each field that differs and decides a run's numbers (is not `free`).
+
+    A recipe that was saved before there was such a field had what `ADDED` says.
+    """
     changed = []
     for key in sorted(saved.keys() | wanted.keys()):
-        old, new, name = saved.get(key), wanted.get(key), prefix + key
+        old, new, name = saved.get(key, ADDED.get(key)), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
             changed += differences(old, new, free, name + ".")
-        elif key == "init" and old and new and os.path.abspath(old) == os.path.abspath(new):
+        elif key in ("init", "votes") and old and new and os.path.abspath(old) == os.path.abspath(new):
             continue
         elif old != new and name not in free:
             changed.append(f"{key} was {old}, now {new}")

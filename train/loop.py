@@ -55,6 +55,7 @@ from train.distributed import World, lock_run, share_buffers
 from train.metrics import Log, Metrics, Reading, Window
 from train.optim import Optimizer, learning_rate
 from train.splits import mean_tokens, open_split
+from train.stages import votes
 from train.stages.stage import Stage
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
@@ -108,7 +109,7 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
     cannot be written.
     """
-    run = recipe.folder
+    recipe, run = votes.named(recipe), recipe.folder
     with ExitStack() as stack:
         unlocked = lock_run(run, world, stack)
         if world.main:
@@ -148,7 +149,7 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
     asked = to_dict(recipe)
     clip = models.build(recipe)
     recipe, settings = auto.on(world, recipe, clip, file, state.micro)
-    for line in settings:
+    for line in [*settings, *votes.told(recipe)]:
         log(line)
     state.micro = recipe.micro_batch(recipe.rank_batch(world.size))
     clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
@@ -159,7 +160,7 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         log(f"continuing {run} from {folder.name}")
     else:
         state.frozen = checkpoint.frozen_digest(clip)
-    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
+    stage = STAGES[recipe.stage](recipe, clip, world, file)
     loader = stack.enter_context(data.stream(recipe, file, world, models.image_side(clip), state.samples))
     batches = stack.enter_context(Prefetcher(loader, partial(_prepare, stage), world.device))
     saver = metrics = None

@@ -97,7 +97,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     recipe, settings = auto.on(world, recipe, clip, file)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
-    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
+    stage = STAGES[recipe.stage](recipe, clip, world, file)
 
     def train(parts: list) -> None:
         update(stage, optimizer, parts, recipe.optim.lr * 1e-6)

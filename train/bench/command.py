@@ -26,7 +26,7 @@ from train import architectures, command, recipes
 from train.bench.forms import USUAL, Name
 from train.bench.race import OURS, Race
 from train.bench.worker import Worker
-from train.config import Recipe
+from train.config import Recipe, Stage1
 
 R = TypeVar("R", bound=Recipe)
 Choice = Literal["none", Name]
@@ -58,6 +58,8 @@ class Command(Generic[R]):
         """ValueError for what cannot be measured (apart from construction: tyro would frame the line)."""
         architectures.check_model_name(self.recipe.model)
         self.recipe.rank_batch(1)
+        if isinstance(self.recipe, Stage1) and self.recipe.votes != "human":
+            raise ValueError(f"--votes {self.recipe.votes}: random images have no votes of a file")
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}: at least 1")
         if not 3 <= self.tokens <= 77:

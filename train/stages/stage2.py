@@ -15,8 +15,8 @@ B pairs of a rank, D embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kernels.contrastive import contrastive_loss
 from pipeline.batch import ImageText
+from pipeline.beton.fields import Beton
 from pipeline.packing import Packed, pack
 from train.config import Stage2
 from train.distributed import World, synchronised
@@ -62,13 +63,13 @@ class ContrastiveStage(Stage):
 
     recipe: Stage2
 
-    def __init__(self, recipe: Stage2, clip: nn.Module, world: World, info: Mapping[str, Any] | None = None):
-        super().__init__(recipe, clip, world, info)
+    def __init__(self, recipe: Stage2, clip: nn.Module, world: World, file: Beton | None = None):
+        super().__init__(recipe, clip, world, file)
         self.group = dist.group.WORLD if world.size > 1 else None
         self.packs = recipe.compute.pack == "yes" or (
             recipe.compute.pack == "auto" and (recipe.compute.compiles or world.device.type == "cuda")
         )
-        counts = self.info.get("captions", {}).get("lengths", [])
+        counts = file.info.get("captions", {}).get("lengths", []) if file is not None else []
         self.rows = enough_rows(counts, self.micro, self.clip.context_length) if sum(counts) else 0
 
     def prepare(self, batch: ImageText) -> list[Part]:
