@@ -231,10 +231,16 @@ class Recipe(Finite):
         """How many of the file's samples the run uses."""
         used = max(1, round(in_file * self.data.fraction))
         _require(
-            used >= self.batch,
-            f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used",
+            used >= self.batch or self.spans_epochs,
+            f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used, and a "
+            "sample must not be its own negative",
         )
         return used
+
+    @property
+    def spans_epochs(self) -> bool:
+        """Whether a batch may hold a sample more than once, each time with draws of its own."""
+        return False
 
     def total_steps(self, in_file: int) -> int:
         """Optimizer steps of the run over a file of `in_file` samples (the last epoch is rounded up)."""
@@ -288,6 +294,10 @@ class Stage1(Recipe):
         self._at_least(0, "margin")
         known = self.votes in ("human", "shuffled") or self.votes.endswith(".npy")
         _require(known, f"--votes {self.votes}: human, shuffled, or the name of a .npy file")
+
+    @property
+    def spans_epochs(self) -> bool:
+        return True  # the loss is a mean over triplets, none of which sees another
 
     @property
     def votes_file(self) -> Path | None:
