@@ -181,7 +181,7 @@ class Recipe(Finite):
     """What both stages have; only `Stage1` and `Stage2` are run."""
 
     unit: ClassVar[str]  # the kind of its samples, as a .beton calls it
-    images: ClassVar[int]  # of a sample
+    images: ClassVar[int]  # of a sample, in the file
     captions: ClassVar[int]  # of a sample
 
     name: tyro.conf.Fixed[str] = "debug"
@@ -216,10 +216,8 @@ class Recipe(Finite):
             self._check_warmup(self.steps)
 
     def _check_warmup(self, steps: int) -> None:
-        _require(
-            self.optim.warmup_steps < steps,
-            f"--warmup-steps {self.optim.warmup_steps}: must be below the {steps} steps of the run",
-        )
+        warmup = self.optim.warmup_steps
+        _require(warmup < steps, f"--warmup-steps {warmup}: must be below the {steps} steps of the run")
 
     @property
     def folder(self) -> Path:
@@ -231,15 +229,25 @@ class Recipe(Finite):
         """How many of the file's samples the run uses."""
         used = max(1, round(in_file * self.data.fraction))
         _require(
-            used >= self.batch or self.spans_epochs,
+            used >= self.batch or (self.stage == 1 and self.views == 1),  # whose triplets see no other
             f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used, and a "
             "sample must not be its own negative",
         )
         return used
 
     @property
-    def spans_epochs(self) -> bool:
-        """Whether a batch may hold a sample more than once, each time with draws of its own."""
+    def views(self) -> int:
+        """How often a step sees each sample, each time with draws of its own."""
+        return 1
+
+    @property
+    def forwarded(self) -> int:
+        """Images of a sample that a step forwards."""
+        return self.views * self.images
+
+    @property
+    def caches(self) -> bool:
+        """Whether the loss is one of the whole batch, whose parts are therefore forwarded twice."""
         return False
 
     def total_steps(self, in_file: int) -> int:
@@ -251,10 +259,7 @@ class Recipe(Finite):
 
     def rank_batch(self, world_size: int) -> int:
         """Samples a rank takes a step; ValueError if the batch does not divide evenly."""
-        _require(
-            self.batch % world_size == 0,
-            f"--batch {self.batch}: not divisible by {world_size} ranks",
-        )
+        _require(self.batch % world_size == 0, f"--batch {self.batch}: not divisible by {world_size} ranks")
         share = self.batch // world_size
         micro = self.micro_batch(share)
         _require(
@@ -280,8 +285,12 @@ class Stage1(Recipe):
     stage: tyro.conf.Fixed[int] = 1
     prior: Prior = "nights"
     """Whose judgements: decides only where the data is looked for when --data is not given."""
+    objective: Literal["triplet", "views"] = "triplet"
+    """triplet: the paper's. views: without votes, two views of each image are told from all other images."""
     margin: float = 0.05
     """The hinge's margin m."""
+    temperature: float = 0.1
+    """Of the similarities of --objective views."""
     trainable: Literal["image", "qkv", "qkv+bias"] = "image"
     """The whole image tower, or only its blocks' query, key and value projections."""
     votes: Annotated[str, tyro.conf.arg(metavar="human|shuffled|FILE")] = "human"
@@ -294,10 +303,19 @@ class Stage1(Recipe):
         self._at_least(0, "margin")
         known = self.votes in ("human", "shuffled") or self.votes.endswith(".npy")
         _require(known, f"--votes {self.votes}: human, shuffled, or the name of a .npy file")
+        _require(self.temperature > 0, f"--temperature {self.temperature}: must be positive")
+        triplet, name = self.objective == "triplet", self.data.augment
+        _require(triplet or self.votes == "human", f"--votes {self.votes}: --objective views looks at none")
+        draws = name not in ("none", "eval") or self.data.crop_scale is not None
+        _require(triplet or draws, f"--augment {name}: draws nothing, and --objective views needs two views")
 
     @property
-    def spans_epochs(self) -> bool:
-        return True  # the loss is a mean over triplets, none of which sees another
+    def views(self) -> int:
+        return 2 if self.objective == "views" else 1
+
+    @property
+    def caches(self) -> bool:
+        return self.objective == "views"
 
     @property
     def votes_file(self) -> Path | None:
@@ -331,6 +349,10 @@ class Stage2(Recipe):
             "--negatives micro: needs --micro N, which decides each pair's negatives",
         )
 
+    @property
+    def caches(self) -> bool:
+        return self.negatives == "global"
+
 
 # What may differ when a run is continued: it changes where, how fast and how often, not the numbers.  The
 # micro-batch may, too, unless it decides negatives or batch statistics: train/command.py.
@@ -342,7 +364,7 @@ FREE_TO_CHANGE = {
     "saving.tensorboard",
 }  # fmt: skip
 # What a recipe.json meant that is older than these fields.
-ADDED = {"votes": "human", "votes_sha256": ""}
+ADDED = {"votes": "human", "votes_sha256": "", "objective": "triplet", "temperature": 0.1}
 
 
 def to_dict(recipe: Recipe) -> dict:

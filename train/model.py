@@ -217,7 +217,7 @@ def forward_flops(clip: Any, tokens: int) -> tuple[int, int]:
 def sample_flops(clip: Any, recipe: Recipe, tokens: int) -> int:
     """Of a sample, images and captions together: forward pass, as `forward_flops` counts."""
     image, text = forward_flops(clip, tokens)
-    return recipe.images * image + recipe.captions * text
+    return recipe.forwarded * image + recipe.captions * text
 
 
 # -- the towers as they are trained ---------------------------------------------------------
