@@ -190,6 +190,10 @@ class Recipe(Finite):
     """An open_clip model, or one of train/model_configs."""
     init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Warm start from this run's (or checkpoint's) weights."""
+    init_lengths: Literal["keep", "fresh"] = "keep"
+    """fresh: of the image tower's matrices and convolutions --init gives the direction, the seed the norm."""
+    init_norms: Literal["keep", "fresh"] = "keep"
+    """fresh: the image tower's normalisations begin as the seed has them."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder; an unfinished run there is continued."""
     seed: int = 0
@@ -209,6 +213,8 @@ class Recipe(Finite):
         super().__post_init__()
         self._at_least(0, "seed", "steps")
         self._at_least(1, "batch")
+        for name, value in (("lengths", self.init_lengths), ("norms", self.init_norms)):
+            _require(value == "keep" or self.init is not None, f"--init-{name} {value}: needs --init RUN")
         lanes = self.data.lanes
         _require(self.batch % lanes == 0, f"--batch {self.batch}: not divisible by --lanes {lanes}")
         _require(self.steps > 0 or self.epochs > 0, "--epochs and --steps: one of them must be positive")
@@ -364,7 +370,10 @@ FREE_TO_CHANGE = {
     "saving.tensorboard",
 }  # fmt: skip
 # What a recipe.json meant that is older than these fields.
-ADDED = {"votes": "human", "votes_sha256": "", "objective": "triplet", "temperature": 0.1}
+ADDED = {
+    "init_lengths": "keep", "init_norms": "keep",
+    "votes": "human", "votes_sha256": "", "objective": "triplet", "temperature": 0.1,
+}  # fmt: skip
 
 
 def to_dict(recipe: Recipe) -> dict:

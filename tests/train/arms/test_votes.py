@@ -201,3 +201,18 @@ def test_a_run_that_is_older_than_a_field_goes_on_with_its_default(stage):
         assert changed == ["votes was human, now shuffled"]
     del old["batch"]
     assert differences(old, now) == ["batch was None, now 256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", (1, 2))
+def test_an_old_runs_folder_is_continued(stage, split, triplets, tmp_path):
+    file = triplets if stage == 1 else split
+    recipe = command.complete(kit.debug(stage, file, tmp_path / "run"))
+    assert not kit.train(recipe, kit.Asked(2)).done
+    for path in (tmp_path / "run").rglob("recipe.json"):
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps({name: held[name] for name in (*OLD[stage], *GROUPS)}))
+    command.check(recipe, 1)
+    assert kit.train(recipe).done
+    kit.train(replace(recipe, run=tmp_path / "whole"))
+    kit.assert_same(kit.tensors(tmp_path / "run"), kit.tensors(tmp_path / "whole"))
