@@ -67,8 +67,9 @@ class Order:
     """How an epoch visits the samples of a file, or those of a `subset` of it.
 
     block: samples in a block, which for a subset are members that follow each other.  window: blocks in a
-    window.  lanes, turn: so many lanes get `turn` positions of the stream each, again and again; a turn of a
+    window.  lanes, turn: so many lanes get `turn` samples of the stream each, again and again; a turn of a
     global batch / lanes gives every batch the same part of each lane.  These four serve kind="block" only.
+    views: each sample comes so many times in a row, every time with draws of its own.
     """
 
     kind: str = "random"
@@ -76,6 +77,7 @@ class Order:
     window: int = 32
     lanes: int = 1
     turn: int = 1
+    views: int = 1
     subset: Subset | None = None
 
     def __post_init__(self):
@@ -85,21 +87,27 @@ class Order:
             raise ValueError(f"order: block {self.block} and window {self.window} must be at least 1")
         if self.lanes < 1 or self.turn < 1:
             raise ValueError(f"order: lanes {self.lanes} and turn {self.turn} must be at least 1")
+        if self.views < 1:
+            raise ValueError(f"order: views {self.views} must be at least 1")
         if self.lanes > 1 and self.kind != "block":
             raise ValueError(f"order: {self.lanes} lanes, but only the block order has lanes")
 
     def locate(self, seed: int, total: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stream positions `t` (B,) ≥ 0 → (epoch, index in a file of `total` samples), each (B,) int64."""
+        """Stream positions `t` (B,) ≥ 0 → (epoch, index in a file of `total` samples), each (B,) int64.
+
+        The epoch is the draws': with several views, each pass over the file has as many.
+        """
         if total < 1:
             raise ValueError("a file without samples has no order")
-        samples, t = self._visited(total), np.ascontiguousarray(t, np.int64)
+        samples = self._visited(total)
+        t, view = np.divmod(np.ascontiguousarray(t, np.int64), self.views)
         if self.kind == "file":
             epoch, index = np.divmod(t, samples)
         else:
             block = self.block if self.kind == "block" else 0
             epoch = t // samples
             index = _locate(np.uint64(seed), samples, t, block, self.window, self.lanes, self.turn)
-        return epoch, index if self.subset is None else self.subset.members(total)[index]
+        return epoch * self.views + view, index if self.subset is None else self.subset.members(total)[index]
 
     def _visited(self, total: int) -> int:
         """How many samples of a file an epoch has."""
@@ -114,7 +122,7 @@ class Order:
         """
         if self.kind != "block":
             return []
-        sizes = self.block, self.window, self.lanes, self.turn
+        sizes, t = (self.block, self.window, self.lanes, self.turn), t // self.views
         _, heads = np.unique(t // self.turn % self.lanes, return_index=True)
         windows = []
         for position in t[heads].tolist():

@@ -20,6 +20,7 @@ from train import architectures, recipes, splits
 from train.cluster.options import Launch
 from train.config import FREE_TO_CHANGE, Recipe, Stage1, differences, to_dict
 from train.device import engine
+from train.stages import votes
 
 R = TypeVar("R", bound=Recipe)
 PROG = "python -m train.launch"
@@ -140,8 +141,8 @@ def _without_frame(box: str) -> str:
 
 
 def complete(recipe: Recipe) -> Recipe:
-    """The recipe with its training file and run folder named."""
-    recipe = splits.locate_data(recipe)
+    """The recipe with its training file, the votes in another file, and its run folder named."""
+    recipe = votes.named(splits.locate_data(recipe))
     if recipe.run is None:
         start = "-init" if recipe.init else ""
         folder = f"{recipe.name}-{recipe.model}-stage{recipe.stage}{start}-seed{recipe.seed}"
@@ -162,6 +163,8 @@ def check(recipe: Recipe, world_size: int, before: Recipe | None = None) -> None
     splits.check_data(recipe)
     files = [splits.open_split(p, recipe) for p in (recipe.data.data, recipe.data.val) if p]
     recipe.total_steps(len(files[0]))
+    if isinstance(recipe, Stage1):
+        votes.of(recipe, files[0])
     check_model(recipe, *files)
     _check_folder(recipe)
     trainable = recipe.trainable if isinstance(recipe, Stage1) else "image"

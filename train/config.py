@@ -181,7 +181,7 @@ class Recipe(Finite):
     """What both stages have; only `Stage1` and `Stage2` are run."""
 
     unit: ClassVar[str]  # the kind of its samples, as a .beton calls it
-    images: ClassVar[int]  # of a sample
+    images: ClassVar[int]  # of a sample, in the file
     captions: ClassVar[int]  # of a sample
 
     name: tyro.conf.Fixed[str] = "debug"
@@ -190,6 +190,10 @@ class Recipe(Finite):
     """An open_clip model, or one of train/model_configs."""
     init: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Warm start from this run's (or checkpoint's) weights."""
+    init_lengths: Literal["keep", "fresh"] = "keep"
+    """fresh: of the image tower's matrices and convolutions --init gives the direction, the seed the norm."""
+    init_norms: Literal["keep", "fresh"] = "keep"
+    """fresh: the image tower's normalisations begin as the seed has them."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The run's folder; an unfinished run there is continued."""
     seed: int = 0
@@ -209,6 +213,8 @@ class Recipe(Finite):
         super().__post_init__()
         self._at_least(0, "seed", "steps")
         self._at_least(1, "batch")
+        for name, value in (("lengths", self.init_lengths), ("norms", self.init_norms)):
+            _require(value == "keep" or self.init is not None, f"--init-{name} {value}: needs --init RUN")
         lanes = self.data.lanes
         _require(self.batch % lanes == 0, f"--batch {self.batch}: not divisible by --lanes {lanes}")
         _require(self.steps > 0 or self.epochs > 0, "--epochs and --steps: one of them must be positive")
@@ -216,10 +222,8 @@ class Recipe(Finite):
             self._check_warmup(self.steps)
 
     def _check_warmup(self, steps: int) -> None:
-        _require(
-            self.optim.warmup_steps < steps,
-            f"--warmup-steps {self.optim.warmup_steps}: must be below the {steps} steps of the run",
-        )
+        warmup = self.optim.warmup_steps
+        _require(warmup < steps, f"--warmup-steps {warmup}: must be below the {steps} steps of the run")
 
     @property
     def folder(self) -> Path:
@@ -231,10 +235,26 @@ class Recipe(Finite):
         """How many of the file's samples the run uses."""
         used = max(1, round(in_file * self.data.fraction))
         _require(
-            used >= self.batch,
-            f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used",
+            used >= self.batch or (self.stage == 1 and self.views == 1),  # whose triplets see no other
+            f"--batch {self.batch}: larger than the {used} samples of {self.data.data} that are used, and a "
+            "sample must not be its own negative",
         )
         return used
+
+    @property
+    def views(self) -> int:
+        """How often a step sees each sample, each time with draws of its own."""
+        return 1
+
+    @property
+    def forwarded(self) -> int:
+        """Images of a sample that a step forwards."""
+        return self.views * self.images
+
+    @property
+    def caches(self) -> bool:
+        """Whether the loss is one of the whole batch, whose parts are therefore forwarded twice."""
+        return False
 
     def total_steps(self, in_file: int) -> int:
         """Optimizer steps of the run over a file of `in_file` samples (the last epoch is rounded up)."""
@@ -245,10 +265,7 @@ class Recipe(Finite):
 
     def rank_batch(self, world_size: int) -> int:
         """Samples a rank takes a step; ValueError if the batch does not divide evenly."""
-        _require(
-            self.batch % world_size == 0,
-            f"--batch {self.batch}: not divisible by {world_size} ranks",
-        )
+        _require(self.batch % world_size == 0, f"--batch {self.batch}: not divisible by {world_size} ranks")
         share = self.batch // world_size
         micro = self.micro_batch(share)
         _require(
@@ -274,14 +291,42 @@ class Stage1(Recipe):
     stage: tyro.conf.Fixed[int] = 1
     prior: Prior = "nights"
     """Whose judgements: decides only where the data is looked for when --data is not given."""
+    objective: Literal["triplet", "views"] = "triplet"
+    """triplet: the paper's. views: without votes, two views of each image are told from all other images."""
     margin: float = 0.05
     """The hinge's margin m."""
+    temperature: float = 0.1
+    """Of the similarities of --objective views."""
     trainable: Literal["image", "qkv", "qkv+bias"] = "image"
     """The whole image tower, or only its blocks' query, key and value projections."""
+    votes: Annotated[str, tyro.conf.arg(metavar="human|shuffled|FILE")] = "human"
+    """human: the file's own. shuffled: these, permuted over all its triplets by the seed. Or a .npy of a
+    number in [0, 1] for each of its triplets. Validation keeps the file's own."""
+    votes_sha256: tyro.conf.Fixed[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(0, "margin")
+        known = self.votes in ("human", "shuffled") or self.votes.endswith(".npy")
+        _require(known, f"--votes {self.votes}: human, shuffled, or the name of a .npy file")
+        _require(self.temperature > 0, f"--temperature {self.temperature}: must be positive")
+        triplet, name = self.objective == "triplet", self.data.augment
+        _require(triplet or self.votes == "human", f"--votes {self.votes}: --objective views looks at none")
+        draws = name not in ("none", "eval") or self.data.crop_scale is not None
+        _require(triplet or draws, f"--augment {name}: draws nothing, and --objective views needs two views")
+
+    @property
+    def views(self) -> int:
+        return 2 if self.objective == "views" else 1
+
+    @property
+    def caches(self) -> bool:
+        return self.objective == "views"
+
+    @property
+    def votes_file(self) -> Path | None:
+        """Where the votes come from, if not from the training file."""
+        return Path(self.votes) if self.votes.endswith(".npy") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +355,10 @@ class Stage2(Recipe):
             "--negatives micro: needs --micro N, which decides each pair's negatives",
         )
 
+    @property
+    def caches(self) -> bool:
+        return self.negatives == "global"
+
 
 # What may differ when a run is continued: it changes where, how fast and how often, not the numbers.  The
 # micro-batch may, too, unless it decides negatives or batch statistics: train/command.py.
@@ -320,6 +369,11 @@ FREE_TO_CHANGE = {
     "saving.save_every", "saving.keep", "saving.keep_epochs", "saving.log_every", "saving.val_every",
     "saving.tensorboard",
 }  # fmt: skip
+# What a recipe.json meant that is older than these fields.
+ADDED = {
+    "init_lengths": "keep", "init_norms": "keep",
+    "votes": "human", "votes_sha256": "", "objective": "triplet", "temperature": 0.1,
+}  # fmt: skip
 
 
 def to_dict(recipe: Recipe) -> dict:
@@ -328,13 +382,16 @@ def to_dict(recipe: Recipe) -> dict:
 
 
 def differences(saved: dict, wanted: dict, free: Set[str] = FREE_TO_CHANGE, prefix: str = "") -> list[str]:
-    """`field: saved → wanted` for each field that differs and decides a run's numbers (is not `free`)."""
+    """`field was saved, now wanted` for each field that differs and decides a run's numbers (is not `free`).
+
+    A recipe that was saved before there was such a field had what `ADDED` says.
+    """
     changed = []
     for key in sorted(saved.keys() | wanted.keys()):
-        old, new, name = saved.get(key), wanted.get(key), prefix + key
+        old, new, name = saved.get(key, ADDED.get(key)), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
             changed += differences(old, new, free, name + ".")
-        elif key == "init" and old and new and os.path.abspath(old) == os.path.abspath(new):
+        elif key in ("init", "votes") and old and new and os.path.abspath(old) == os.path.abspath(new):
             continue
         elif old != new and name not in free:
             changed.append(f"{key} was {old}, now {new}")

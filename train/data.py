@@ -48,23 +48,27 @@ def _workers(recipe: Recipe, world: World) -> int:
 def _order(recipe: Recipe, total: int) -> Order:
     used, lanes = recipe.samples(total), recipe.data.lanes
     subset = None if used == total else Subset(samples=used, seed=recipe.seed)
-    return Order(kind=recipe.data.order, lanes=lanes, turn=recipe.batch // lanes, subset=subset)
+    turn, views = recipe.batch // lanes, recipe.views
+    return Order(kind=recipe.data.order, lanes=lanes, turn=turn, views=views, subset=subset)
 
 
 def stream(recipe: Recipe, file: Beton, world: World, image_size: int, consumed: int) -> StreamLoader:
-    """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on."""
+    """The endless training loader of this rank, from the `consumed`-th sample of the whole stream on.
+
+    The views of a sample, where the recipe asks for several, come one after the other in its batches.
+    """
     loader = _engine(recipe)
     pinned = {"pin": True} if recipe.data.engine == "ffcv" and world.device.type == "cuda" else {}
     return loader(
         file,
-        batch_size=recipe.rank_batch(world.size),
+        batch_size=recipe.rank_batch(world.size) * recipe.views,
         image_size=image_size,
         augment=augmentation(recipe),
         seed=recipe.seed,
         order=_order(recipe, len(file)),
         rank=world.rank,
         world_size=world.size,
-        consumed=consumed,
+        consumed=consumed * recipe.views,
         workers=_workers(recipe, world),
         dtype=torch.uint8,
         **pinned,

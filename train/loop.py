@@ -10,9 +10,9 @@ The way of a step:
  1. The prefetcher hands over this rank's share of the batch (`data.stream`), prepared by the stage and on the
     device (`device/prefetch.py`); how long the training stood still for it is noted.
  2. `optim.learning_rate` gives the rate, a function of the step's number.
- 3. `update` zeroes the gradients and asks the stage to add this step's (`stages/stage1.py`, `stage2.py`).
- 4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Stage 2 with
-    global negatives forwards them twice: for the loss, then for gradients.
+ 3. `update` zeroes the gradients and asks the stage to add this step's (`stages/`: stage1, stage2, views).
+ 4. The stage forwards each micro-batch (`stages/stage.py`) through the towers (`model.Towers`).  Where each
+    sample is every other's negative, several are forwarded twice: for the loss, then for gradients.
  5. Only the last micro-batch's backward pass communicates: DDP averages the gradients over the ranks.
  6. `optim.Optimizer.step` takes the gradient's norm, clips, and updates.  If the norm is not finite, the
     device itself leaves the update out: parameters, moments and running statistics stay as they were.
@@ -55,9 +55,11 @@ from train.distributed import World, lock_run, share_buffers
 from train.metrics import Log, Metrics, Reading, Window
 from train.optim import Optimizer, learning_rate
 from train.splits import mean_tokens, open_split
+from train.stages import votes
 from train.stages.stage import Stage
 from train.stages.stage1 import PerceptualStage
 from train.stages.stage2 import ContrastiveStage
+from train.stages.views import ViewsStage
 
 STAGES: dict[int, type[Stage]] = {1: PerceptualStage, 2: ContrastiveStage}
 PACKAGES = ("torch", "open_clip_torch", "numpy", "ffcv", "nvidia-dali-cuda120", "triton", "submitit",
@@ -81,6 +83,11 @@ class Outcome:
     @property
     def done(self) -> bool:
         return self.step == self.steps
+
+
+def stage_of(recipe: Recipe) -> type[Stage]:
+    """The objective that the recipe asks for."""
+    return ViewsStage if recipe.views > 1 else STAGES[recipe.stage]
 
 
 def update(stage: Stage, optimizer: Optimizer, parts: list[Any], lr: float) -> dict[str, Tensor]:
@@ -108,7 +115,7 @@ def train(recipe: Recipe, world: World, stop: Stop, note: str = "") -> Outcome:
     Raises ValueError for a user's mistake, TrainingStopped when the run cannot go on, OSError when it
     cannot be written.
     """
-    run = recipe.folder
+    recipe, run = votes.named(recipe), recipe.folder
     with ExitStack() as stack:
         unlocked = lock_run(run, world, stack)
         if world.main:
@@ -148,7 +155,7 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
     asked = to_dict(recipe)
     clip = models.build(recipe)
     recipe, settings = auto.on(world, recipe, clip, file, state.micro)
-    for line in settings:
+    for line in [*settings, *votes.told(recipe)]:
         log(line)
     state.micro = recipe.micro_batch(recipe.rank_batch(world.size))
     clip.to(world.device, memory_format=torch.channels_last)  # the loaders' layout
@@ -159,7 +166,7 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
         log(f"continuing {run} from {folder.name}")
     else:
         state.frozen = checkpoint.frozen_digest(clip)
-    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
+    stage = stage_of(recipe)(recipe, clip, world, file)
     loader = stack.enter_context(data.stream(recipe, file, world, models.image_side(clip), state.samples))
     batches = stack.enter_context(Prefetcher(loader, partial(_prepare, stage), world.device))
     saver = metrics = None
@@ -175,7 +182,7 @@ def _train(recipe: Recipe, world: World, stop: Stop, log: Log, stack: ExitStack)
 
 def _prepare(stage: Stage, batch: Any) -> tuple[list[Any], int]:
     """(what the stage trains on, how many samples of the batch did not decode)."""
-    return stage.prepare(batch), int((~batch.valid).sum())
+    return stage.prepare(batch), int((~batch.valid).view(-1, stage.recipe.views).any(1).sum())
 
 
 class _Due(NamedTuple):

@@ -5,7 +5,8 @@ Where a parameter's value comes from, later lines win:
 1. open_clip's own initialisation, drawn from the recipe's seed alone: the same on every rank, for every
    batch size, and for the text tower the same whatever becomes of the image tower;
 2. the recipe's initial logit scale (stage 2);
-3. `--init`: stage 2 takes the image tower from another run, stage 1 takes the whole model;
+3. `--init`: stage 2 takes the image tower from another run, stage 1 takes the whole model; of the tower,
+   `--init-lengths` and `--init-norms` may leave some as it is by 1 (`weights/carried.py`);
 4. a checkpoint in the run's own folder (`train/loop.py`): the run is continued, 1–3 have no effect.
 """
 
@@ -32,6 +33,7 @@ from train import checkpoint, data
 from train.architectures import CONFIGS, check_model_name, has_quick_gelu
 from train.config import Recipe, Stage1, Stage2
 from train.weights import foreign, origin
+from train.weights.carried import renewed
 
 QKV = ("attn.in_proj_weight",)  # open_clip keeps a block's W_q, W_k, W_v stacked in one parameter
 QKV_BIAS = ("attn.in_proj_weight", "attn.in_proj_bias")
@@ -73,7 +75,8 @@ def build(recipe: Recipe) -> Any:
     if isinstance(recipe, Stage2):
         nn.init.constant_(model.logit_scale, recipe.scale_init)
     if recipe.init is not None:
-        model.load_state_dict(_fitting_weights(model, recipe), strict=recipe.stage == 1)
+        weights = renewed(_fitting_weights(model, recipe), model, recipe)
+        model.load_state_dict(weights, strict=recipe.stage == 1)
     set_trainable(model, recipe)
     return model
 
@@ -217,7 +220,7 @@ def forward_flops(clip: Any, tokens: int) -> tuple[int, int]:
 def sample_flops(clip: Any, recipe: Recipe, tokens: int) -> int:
     """Of a sample, images and captions together: forward pass, as `forward_flops` counts."""
     image, text = forward_flops(clip, tokens)
-    return recipe.images * image + recipe.captions * text
+    return recipe.forwarded * image + recipe.captions * text
 
 
 # -- the towers as they are trained ---------------------------------------------------------

@@ -79,7 +79,7 @@ class Machine(Finite):
     def engine_of(self, recipe: Recipe, work: float) -> engine.Choice:
         """What `--engine auto` is there, if DALI is installed."""
         feed = engine.Feed(self.cores / self.ngpus, GPUS[self.gpu].jpeg_engine, decode=self.decode)
-        return engine.choose(self.rate(work) * recipe.images, recipe.data.workers, feed)
+        return engine.choose(self.rate(work) * recipe.forwarded, recipe.data.workers, feed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ class Command(Generic[R]):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one sample (a pair, or a triplet's three images), forward: 2 × multiply-adds."""
+    """Of one sample (a pair, or a triplet's three images or their views), forward: 2 × multiply-adds."""
 
     image_flops: int  # one image
     text_flops: int  # one caption
 
     def of(self, recipe: Recipe) -> int:
-        return recipe.images * self.image_flops + recipe.captions * self.text_flops
+        return recipe.forwarded * self.image_flops + recipe.captions * self.text_flops
 
 
 def count(recipe: Recipe, tokens: int) -> Counts:
@@ -156,7 +156,7 @@ def plan(
     steps = recipe.total_steps(samples)
     seconds = steps * recipe.batch / (rate * world)
     epochs = steps * recipe.batch / recipe.samples(samples)
-    images = rate * recipe.images * machine.ngpus
+    images = rate * recipe.forwarded * machine.ngpus
     return Plan(
         samples=recipe.samples(samples),
         steps=steps,

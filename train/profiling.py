@@ -32,7 +32,7 @@ from train.device import auto
 from train.device.clocks import ROUNDS, WARM_UP, Clocks, Eager, cost, in_rounds, wait
 from train.device.prefetch import Prefetcher
 from train.distributed import World
-from train.loop import STAGES, update
+from train.loop import stage_of, update
 from train.metrics import Log
 from train.optim import Optimizer
 from train.splits import open_split
@@ -97,7 +97,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
     recipe, settings = auto.on(world, recipe, clip, file)
     clip.to(world.device, memory_format=torch.channels_last).train()
     optimizer = Optimizer(clip, recipe.optim)
-    stage = STAGES[recipe.stage](recipe, clip, world, file.info)
+    stage = stage_of(recipe)(recipe, clip, world, file)
 
     def train(parts: list) -> None:
         update(stage, optimizer, parts, recipe.optim.lr * 1e-6)
@@ -108,7 +108,7 @@ def profile(recipe: Recipe, world: World, steps: int) -> dict:
         with Prefetcher(batches, stage.prepare, world.device) as prepared:
             rounds = min(ROUNDS, steps)
             clocks = Clocks(world, prepared, train, max(1, steps // rounds), patience=2 + 8 * alone)
-            figures = _figures(clocks, rounds, alone, recipe.rank_batch(world.size) * recipe.images)
+            figures = _figures(clocks, rounds, alone, recipe.rank_batch(world.size) * recipe.forwarded)
             trace = _trace(recipe.folder, world, lambda: train(next(prepared)[0]))
     results = _results(recipe, world, figures, steps, trace)
     if world.main:

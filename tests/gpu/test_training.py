@@ -43,8 +43,10 @@ def exact_products():
     torch.set_float32_matmul_precision(before)
 
 
-def recipe_of(stage: int, samples: int, name: str = MODEL, **compute):
+def recipe_of(stage: int, samples: int, name: str = MODEL, views: bool = False, **compute):
     recipe = replace(recipes.choose(str(stage), "paper"), model=name, batch=samples)
+    if views:
+        recipe = replace(recipe, objective="views")
     return replace(recipe, compute=replace(recipe.compute, **compute))
 
 
@@ -68,7 +70,7 @@ def prepared(recipe, batch, blocks: int = 12):
     for transformer in (clip.transformer, clip.visual.transformer) if blocks < 12 else ():
         transformer.resblocks = transformer.resblocks[:blocks]
     clip.to(DEVICE, memory_format=torch.channels_last).train()
-    stage = loop.STAGES[recipe.stage](recipe, clip, WORLD)
+    stage = loop.stage_of(recipe)(recipe, clip, WORLD)
     with Prefetcher([batch], stage.prepare, DEVICE) as batches:
         parts, _ = next(batches)
     return stage, parts
@@ -77,17 +79,17 @@ def prepared(recipe, batch, blocks: int = 12):
 def gradients(recipe, blocks: int) -> tuple[float, torch.Tensor]:
     """(loss, all gradients in one vector, float64) of one step on 64 samples."""
     side = 224 if CUDA else 16
-    stage, parts = prepared(recipe, batch_of(recipe.stage, 64, side), blocks)
+    stage, parts = prepared(recipe, batch_of(recipe.stage, 64 * recipe.views, side), blocks)
     loss = stage.gradients(parts)["loss"]
     rows = [p.grad.double().flatten() for p in stage.clip.parameters() if p.grad is not None]
     return float(loss), torch.cat(rows).cpu()
 
 
 @cache
-def exact(stage: int, blocks: int) -> tuple[float, torch.Tensor]:
+def exact(stage: int, views: bool, blocks: int) -> tuple[float, torch.Tensor]:
     """The step in float32, eager, nothing recomputed, with torch's own attention."""
     plain = dict(precision="fp32", compile="no", recompute="none", micro=0, attention="sdpa")
-    return gradients(recipe_of(stage, 64, **plain), blocks)
+    return gradients(recipe_of(stage, 64, views=views, **plain), blocks)
 
 
 WAYS = {
@@ -102,9 +104,9 @@ WAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # they are off on purpose
-@pytest.mark.parametrize("stage", (1, 2))
+@pytest.mark.parametrize("stage, views", [(1, False), (1, True), (2, False)])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_step_is_float32s(way, stage):
+def test_a_step_is_float32s(way, stage, views):
     """bfloat16 has 8 bits: a loss to 2^-8, of gradients the direction.
 
     The whole model eager and compiled; three blocks of it the other ways, which would compile for minutes.
@@ -115,8 +117,8 @@ def test_a_step_is_float32s(way, stage):
     )
     if not CUDA and settings["compile"] == "yes":
         pytest.skip("a CPU would compile for minutes; tests/train/test_steps.py has this")
-    loss, gradient = gradients(recipe_of(stage, 64, **settings), blocks)
-    expected, reference = exact(stage, blocks)
+    loss, gradient = gradients(recipe_of(stage, 64, views=views, **settings), blocks)
+    expected, reference = exact(stage, views, blocks)
     half = settings.get("precision") != "fp32"
     cosine = torch.cosine_similarity(gradient, reference, dim=0).item()
     if TOY:  # with features of 16 numbers nothing averages out

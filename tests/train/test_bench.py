@@ -50,7 +50,7 @@ def test_a_step_is_the_trainers(stage):
     loss = side.first()["loss"]
     clip = models.build(recipe).train()
     batch = synthetic.batch(recipe, 16, 8)
-    plain = STAGES[stage](recipe, clip, World(), synthetic.file(batch).info)
+    plain = STAGES[stage](recipe, clip, World(), synthetic.file(batch))
     expected = update(plain, Optimizer(clip, recipe.optim), plain.prepare(batch), recipe.optim.lr * 1e-6)
     assert loss == float(expected["loss"])
     kit.assert_same(side.stage.clip.state_dict(), clip.state_dict())

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,7 +169,8 @@ def test_the_rows_of_a_file_hold_its_batches(mean, spread, captions, context, se
 def test_a_file_that_counts_its_captions_decides_the_rows():
     recipe = recipe_of(2, "debug-ViT", pack="yes")
     counts = [0, 0, 0, 50, 30]
-    stage = ContrastiveStage(recipe, model.build(recipe), World(), {"captions": {"lengths": counts}})
+    file = SimpleNamespace(info={"captions": {"lengths": counts}})
+    stage = ContrastiveStage(recipe, model.build(recipe), World(), file)
     (part,) = stage.prepare(pair_batch(16))
     assert len(part.captions.tokens) == stage.rows == enough_rows(counts, 12, 77)
 

@@ -26,10 +26,11 @@ from train import architectures, command, recipes
 from train.bench.forms import USUAL, Name
 from train.bench.race import OURS, Race
 from train.bench.worker import Worker
-from train.config import Recipe
+from train.config import Recipe, Stage1
 
 R = TypeVar("R", bound=Recipe)
 Choice = Literal["none", Name]
+USUAL_TRIPLETS = ("human", "triplet")
 GOALS = {"step_vs_open_clip": 1.5, "step_vs_open_clip_main": 1.2}  # of a ViT-B/32 on a CPU
 
 
@@ -58,6 +59,8 @@ class Command(Generic[R]):
         """ValueError for what cannot be measured (apart from construction: tyro would frame the line)."""
         architectures.check_model_name(self.recipe.model)
         self.recipe.rank_batch(1)
+        if isinstance(self.recipe, Stage1) and (self.recipe.votes, self.recipe.objective) != USUAL_TRIPLETS:
+            raise ValueError("--votes, --objective: only the step on a file's own triplets is measured")
         if self.rounds < 1:
             raise ValueError(f"--rounds {self.rounds}: at least 1")
         if not 3 <= self.tokens <= 77:

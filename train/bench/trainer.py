@@ -47,7 +47,7 @@ class Trainer(Side):
         self.settings = lines[-1] if lines else ""
         clip.to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = Optimizer(clip, recipe.optim)
-        self.stage = STAGES[recipe.stage](self.recipe, clip, world, file.info)
+        self.stage = STAGES[recipe.stage](self.recipe, clip, world, file)
         self.model, self.moments = self.stage.towers, self.optimizer.adamw
         self.given = tree_map_only(Tensor, lambda x: x.to(self.device), self.stage.prepare(self.host))
 

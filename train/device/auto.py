@@ -23,7 +23,7 @@ from kernels.structure import why_slow
 from pipeline.base import hardware
 from pipeline.beton.fields import Beton
 from train import model as models
-from train.config import Recipe, Recompute, Stage2
+from train.config import Recipe, Recompute
 from train.device import engine, memory
 from train.distributed import World
 from train.splits import mean_tokens
@@ -56,8 +56,7 @@ class Settled:
 
 def passes(recipe: Recipe, micro: int, recompute: Recompute, share: int) -> int:
     """Forward passes' worth of a step: backward counts two, whole-block recomputing and caching one each."""
-    cached = isinstance(recipe, Stage2) and recipe.negatives == "global" and micro < share
-    return 3 + (recompute == "blocks") + cached
+    return 3 + (recompute == "blocks") + (recipe.caches and micro < share)
 
 
 def ways(recipe: Recipe, sizes: memory.Sizes, share: int) -> list[Way]:
@@ -183,7 +182,7 @@ def _decide(world: World, recipe: Recipe, clip: Any, tokens: int) -> Callable[[i
     flops = models.sample_flops(clip, recipe, tokens)
 
     def decide(passes: int) -> engine.Choice:
-        images = engine.rate(fastest, passes * flops) * recipe.images
+        images = engine.rate(fastest, passes * flops) * recipe.forwarded
         return engine.choose(images, recipe.data.workers, feed)
 
     return decide

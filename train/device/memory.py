@@ -90,7 +90,7 @@ def sizes(recipe: Recipe, tokens: int, compiled: bool) -> Sizes:
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         blocks=min(depths, default=0),
-        images=3 * side * side * recipe.images,
+        images=3 * side * side * recipe.forwarded,
         batch_norm=any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in clip.modules()),
         kept=kept,
     )
@@ -138,7 +138,7 @@ def _kept(clip: Any, recipe: Recipe, recompute: Recompute, tokens: int, compiled
 def _fake_batch(clip: Any, recipe: Recipe, samples: int, tokens: int) -> tuple[Tensor, Packed | None]:
     """Images and packed captions on the fake GPU."""
     side = models.image_side(clip)
-    shape = (samples * recipe.images, side, side, 3)
+    shape = (samples * recipe.forwarded, side, side, 3)
     images = torch.empty(shape, dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
     if not recipe.captions:
         return images, None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from pipeline.beton.fields import Beton
 from train.config import Recipe
 from train.distributed import World, replicate
 from train.model import Towers
@@ -19,12 +20,12 @@ B = TypeVar("B", bound=Any)  # a batch of pipeline/batch.py
 class Stage(ABC):
     """The objective of a stage: gradients of a batch, and scores of a held-out split.
 
-    info: the training file's JSON.  towers: what is trained.  replica: the same, whose gradients are averaged
-    over the ranks.  micro: samples that a rank forwards at once.
+    file: the training file, as far as the objective asks it.  towers: what is trained.  replica: the same,
+    whose gradients are averaged over the ranks.  micro: samples that a rank forwards at once.
     """
 
-    def __init__(self, recipe: Recipe, clip: nn.Module, world: World, info: Mapping[str, Any] | None = None):
-        self.recipe, self.world, self.info = recipe, world, info or {}
+    def __init__(self, recipe: Recipe, clip: nn.Module, world: World, file: Beton | None = None):
+        self.recipe, self.world = recipe, world
         self.clip: Any = clip  # open_clip's models share names, not a type
         self.towers = Towers(clip, recipe)
         self.replica = replicate(self.towers, world)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from kernels.triplet import triplet_loss
 from pipeline.batch import Triplet
+from pipeline.beton.fields import Beton
 from train.config import Stage1
-from train.distributed import synchronised
+from train.distributed import World, synchronised
 from train.stages.stage import Stage, micro_batches
+from train.stages.votes import of as votes_of
 
 
 class Part(NamedTuple):
@@ -35,8 +38,15 @@ class PerceptualStage(Stage):
 
     recipe: Stage1
 
+    def __init__(self, recipe: Stage1, clip: nn.Module, world: World, file: Beton | None = None):
+        super().__init__(recipe, clip, world, file)
+        votes = votes_of(recipe, file) if file is not None else None
+        self.votes = None if votes is None else torch.from_numpy(votes)  # by sample number
+
     def prepare(self, batch: Triplet) -> list[Part]:
-        """The batch in micro-batches."""
+        """The batch in micro-batches, with the votes that the recipe asks for."""
+        if self.votes is not None:
+            batch = replace(batch, vote=self.votes[batch.index])
         return [
             Part(part.ref, part.left, part.right, part.vote, part.valid, last)
             for part, last in micro_batches(batch, self.micro)

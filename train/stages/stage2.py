@@ -1,9 +1,7 @@
 """Stage 2: one step of symmetric InfoNCE, equation (3), over the whole batch or micro-batches.
 
 The loss of a batch is not a sum over its parts: every pair is every other pair's negative.  With
-`negatives="global"` a batch that is forwarded in parts still gets its exact gradient (gradient caching,
-Gao et al. 2021, arXiv 2101.06983): features of all parts without a graph, the loss and its gradient with
-respect to the features, then each part again with a graph and that gradient fed in.  With
+`negatives="global"` a batch that is forwarded in parts still gets its exact gradient (`caching.py`).  With
 `negatives="micro"` each part is a batch of its own, as in the authors' runs.
 
 A pair whose image did not decode is left out of the loss, as if the batch had not had it.  (Only batch
@@ -15,8 +13,9 @@ B pairs of a rank, D embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +25,12 @@ from torch import Tensor, nn
 
 from kernels.contrastive import contrastive_loss
 from pipeline.batch import ImageText
+from pipeline.beton.fields import Beton
 from pipeline.packing import Packed, pack
 from train.config import Stage2
 from train.distributed import World, synchronised
 from train.model import fit_context
+from train.stages.caching import cached_gradients
 from train.stages.stage import Stage, micro_batches
 
 
@@ -62,13 +63,13 @@ class ContrastiveStage(Stage):
 
     recipe: Stage2
 
-    def __init__(self, recipe: Stage2, clip: nn.Module, world: World, info: Mapping[str, Any] | None = None):
-        super().__init__(recipe, clip, world, info)
+    def __init__(self, recipe: Stage2, clip: nn.Module, world: World, file: Beton | None = None):
+        super().__init__(recipe, clip, world, file)
         self.group = dist.group.WORLD if world.size > 1 else None
         self.packs = recipe.compute.pack == "yes" or (
             recipe.compute.pack == "auto" and (recipe.compute.compiles or world.device.type == "cuda")
         )
-        counts = self.info.get("captions", {}).get("lengths", [])
+        counts = file.info.get("captions", {}).get("lengths", []) if file is not None else []
         self.rows = enough_rows(counts, self.micro, self.clip.context_length) if sum(counts) else 0
 
     def prepare(self, batch: ImageText) -> list[Part]:
@@ -104,45 +105,24 @@ class ContrastiveStage(Stage):
         logit_scale = self.clip.logit_scale.exp()  # 1/τ; the parameter is its logarithm
         return contrastive_loss(image, text, logit_scale, valid=valid, group=group)
 
+    def _features(self, towers: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
+        return towers(part.images, part.captions)
+
     def gradients(self, parts: list[Part]) -> dict[str, Tensor]:
         """The loss of the whole batch, or the mean over its micro-batches."""
         if len(parts) > 1 and self.recipe.negatives == "global":
-            return {"loss": self._cached_gradients(parts)}
+            valid = torch.cat([part.valid for part in parts])
+            loss = partial(self._loss, valid=valid, group=self.group)
+            scale = self.clip.logit_scale
+            return {"loss": cached_gradients(self, parts, self._features, loss, besides=[scale])}
         total = torch.zeros((), device=self.world.device)
         for part in parts:
             with synchronised(self.replica, part.last):
-                image, text = self.replica(part.images, part.captions)
-                loss = self._loss(image, text, part.valid, self.group) / len(parts)
-                loss.backward()
-            total += loss.detach()
+                image, text = self._features(self.replica, part)
+                share = self._loss(image, text, part.valid, self.group) / len(parts)
+                share.backward()
+            total += share.detach()
         return {"loss": total}
-
-    def _cached_gradients(self, parts: list[Part]) -> Tensor:
-        """Gradients of the whole batch's loss, from towers that see a part at a time; returns the loss."""
-        image, text = self._features(parts)
-        valid = torch.cat([part.valid for part in parts])
-        loss = self._loss(image.requires_grad_(), text.requires_grad_(), valid, self.group)
-        d_image, d_text, d_scale = torch.autograd.grad(loss, (image, text, self.clip.logit_scale))
-        slices = zip(d_image.split(self.micro), d_text.split(self.micro))
-        for part, (part_image, part_text) in zip(parts, slices):
-            with synchronised(self.replica, part.last):
-                image, text = self.replica(part.images, part.captions)
-                fed = (image * part_image).sum() + (text * part_text).sum()
-                if part.last:  # once, and in the pass whose gradients the ranks average
-                    fed = fed + self.clip.logit_scale * d_scale
-                fed.backward()
-        return loss.detach()
-
-    @torch.no_grad()
-    def _features(self, parts: Iterable[Part]) -> tuple[Tensor, Tensor]:
-        """Features of all parts, in order; running statistics stay as they were."""
-        buffers = list(self.towers.buffers())
-        before = [buffer.clone() for buffer in buffers]
-        features = [self.towers(part.images, part.captions) for part in parts]
-        for buffer, value in zip(buffers, before):
-            buffer.copy_(value)
-        image, text = zip(*features)
-        return torch.cat(image), torch.cat(text)
 
     @torch.no_grad()
     def constrain(self) -> None:
