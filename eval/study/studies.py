@@ -116,7 +116,8 @@ def controls(recipe: str) -> tuple[Arm, ...]:
     first, second = _trainings(recipe, None)
     # Two views of each of a triplet's images: half the triplets make a step of as many images.
     half = str(recipes.choose("1", recipe).batch // 2)
-    views = replace(first.with_flags(objective="views", batch=half), like=first)
+    draws = {"augment": "demo"} if recipe == "debug" else {}  # whose own has none
+    views = replace(first.with_flags(objective="views", batch=half, **draws), like=first)
     return (
         Arm(label="Baseline", chain=(second,), role="baseline"),
         Arm(label="PI", chain=(first, second), role="subject"),

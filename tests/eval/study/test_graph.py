@@ -141,7 +141,8 @@ def test_controls_differ_from_pi_in_one_thing():
 
 
 def test_a_plan_counts_what_there_is_to_do(tmp_path):
-    made = jobs(BASELINE, PI, seeds=2)
+    elsewhere = {"data": str(tmp_path / "x.beton")}
+    made = jobs(BASELINE, replace(PI, chain=(FIRST.with_flags(**elsewhere), SECOND)), seeds=2)
     text = "\n".join(cost.lines(made, plan.Machine(ngpus=1)))
     assert "2 arms × 2 seeds" in text and "6 links of chains, 6 different, 0 done" in text
     assert "not estimated" in text and "not there yet" in text
