@@ -99,7 +99,7 @@ def parse_chain(args: Sequence[str]) -> list[Command]:
 def split_off(args: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
     """(the value of each of these flags, None where it is absent; the arguments without them)."""
     kind = dataclasses.make_dataclass("Flags", [(name, str | None, None) for name in names])
-    flags, rest = _tyro(kind, args, return_unknown_args=True, add_help=False)
+    flags, rest = from_command_line(kind, args, return_unknown_args=True, add_help=False)
     return vars(flags), rest
 
 
@@ -112,10 +112,12 @@ def read(command: Any, args: Sequence[str], prog: str) -> Any:
     flags, rest = split_off(args, "stage", "recipe")
     recipe = recipes.choose(flags["stage"] or "2", flags["recipe"] or "paper")
     default = command(recipe=recipe)
-    return _tyro(command[type(recipe)], rest, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    return from_command_line(
+        command[type(recipe)], rest, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,)
+    )
 
 
-def _tyro(kind: Any, args: Sequence[str], **options: Any) -> Any:
+def from_command_line(kind: Any, args: Sequence[str], **options: Any) -> Any:
     """`tyro.cli`, but a mistake is a ValueError of one line."""
     stderr = io.StringIO()
     try:

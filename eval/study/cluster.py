@@ -131,7 +131,7 @@ class Cluster:
             held = [f"afterany:{':'.join(before)}", *filter(None, [parameters.pop("dependency", None)])]
             extra["dependency"] = ",".join([*held, *filter(None, [extra.get("dependency")])])
             parameters["additional_parameters"] = extra
-        folder = self.graph.out / "jobs" / "slurm" / "%A_%a"
+        folder = self.graph.out / "jobs" / "slurm" / "%j"
         with submitting():
             executor = slurm.executor("slurm", folder, parameters, timeouts=30)
             with executor.batch():

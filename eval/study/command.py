@@ -22,7 +22,7 @@ import tyro
 
 from eval.study import code, cost, studies
 from eval.study.cluster import Cluster
-from eval.study.graph import Graph, Setting, build
+from eval.study.graph import Graph, Setting, build, identity
 from eval.study.local import Local, slots
 from eval.study.state import Folder, View, is_done, progress
 from pipeline.base import console, machine
@@ -72,7 +72,14 @@ def graph_of(options: Options) -> Graph:
     study = studies.read(options.name, options.recipe)
     study = replace(study, data=options.data or study.data, triplets=options.triplets or study.triplets)
     settings = [Setting.parse(text) for text in options.set]
-    return build(study, options.seeds or study.seeds, options.out, settings)
+    seeds = options.seeds or study.seeds
+    graph = build(study, seeds, options.out, settings)
+    words = ["report", options.name, "--seeds", str(seeds), "--out", str(graph.out)]
+    words += ["--recipe", options.recipe] if options.recipe else []
+    words += [word for text in options.set for word in ("--set", text)]
+    for flag, path in (("data", study.data), ("triplets", study.triplets)):
+        words += [f"--{flag}", str(path.absolute())] if path else []
+    return graph.reported_by("-m", "eval.study", *words)
 
 
 def plan(options: Options) -> int:
@@ -125,7 +132,7 @@ def _check(graph: Graph, world_size: int) -> None:
     seen = set()
     for job in graph.trainings:
         recipe = job.training
-        alike = repr(replace(recipe, seed=0, run=None, init=None))
+        alike = identity(replace(recipe, seed=0), ())
         if alike in seen:
             continue
         seen.add(alike)
@@ -150,6 +157,8 @@ def status(options: Options) -> int:
             if standing == "failed":
                 detail = f": {folder.read('failed').get('said', '')} ({folder.log})"
             say(f"{standing:12} {name}{detail}")
+        elif held := view.held(job):
+            say(f"{standing:12} {name}: {held}")
     say(
         f"{graph.study.name}: {len(graph.jobs) - 1} jobs: " + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
@@ -185,7 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine.settle()
 
     def work() -> int:
-        options = training._tyro(Options, sys.argv[1:] if arguments is None else arguments, prog=PROG)
+        options = training.from_command_line(
+            Options, sys.argv[1:] if arguments is None else arguments, prog=PROG
+        )
         return ACTIONS[options.action](options)
 
     return console.command(work, interrupted="interrupted; the same command goes on")

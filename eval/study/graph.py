@@ -68,6 +68,11 @@ class Graph:
     def trainings(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.kind == "train"]
 
+    def reported_by(self, *arguments: str) -> Graph:
+        """The same with this command as its report's."""
+        reports = {n: replace(j, arguments=arguments) for n, j in self.jobs.items() if j.kind == "report"}
+        return replace(self, jobs=self.jobs | reports)
+
     def add(self, job: Job) -> Job:
         """The job of that name, which is this one if there was none."""
         return self.jobs.setdefault(job.name, job)
@@ -123,7 +128,8 @@ class _Maker:
 
     def _training(self, training: Training, seed: int, before: Job | None) -> Job:
         args = arguments(training, self.settings)
-        recipe = replace(_resolved(args), seed=seed)
+        start = ("--init", "the run before") if before else ()  # some flags are refused without
+        recipe = replace(_resolved((*args, *start)), seed=seed)
         parents = [before.name] if before else self._build(recipe)
         extra = ["--init", str(before.run)] if before else []
         if training.flags.get("votes") == UNTRAINED:

@@ -88,21 +88,28 @@ class View:
     graph: Graph
 
     @cached_property
-    def queue(self) -> dict[str, str]:
-        """SLURM's jobs of this user, id → state; empty without SLURM."""
-        command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    def queue(self) -> dict[str, tuple[str, str]]:
+        """SLURM's jobs of this user, id → (state, why it waits); empty without SLURM."""
+        command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T %r"]
         try:
             with own_environment():
                 done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         except (OSError, subprocess.SubprocessError):
             return {}
-        return dict(line.split()[:2] for line in done.stdout.splitlines() if line.split()[1:])
+        rows = (line.split(maxsplit=2) for line in done.stdout.splitlines())
+        return {number: (state, "".join(reason)) for number, state, *reason in rows}
+
+    def held(self, job: Job) -> str:
+        """What to do about a job that SLURM will not start by itself; else nothing."""
+        number = Folder.of(self.graph, job).read("queued").get("id", "")
+        _, reason = self.queue.get(number, ("", ""))
+        return f"SLURM holds it ({reason}): scontrol release {number}" if "held" in reason.lower() else ""
 
     def standing(self, job: Job) -> Standing:
         folder = Folder.of(self.graph, job)
         if is_done(self.graph, job):
             return "done"
-        state = self.queue.get(folder.read("queued").get("id", ""))
+        state, _ = self.queue.get(folder.read("queued").get("id", ""), (None, ""))
         if folder.locked or state in ("RUNNING", "COMPLETING"):
             return "running"
         if state is not None:
