@@ -196,6 +196,10 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
 _TEXTS = ("classnames", "templates", "captions")  # of a set's record; nearly all of a results.json
 
 
+def _digest(text: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(text)
+
+
 def _without_texts(raw: bytes) -> bytes:
     """What `_json` wrote, with a digest in place of every list of _TEXTS; another layout is left as it is.
 
@@ -208,7 +212,10 @@ def _without_texts(raw: bytes) -> bytes:
         if end < start:
             break
         cut = name in _TEXTS
-        parts += [raw[done:start], f'"{xxhash.xxh3_128_hexdigest(raw[start:end])}"'.encode() if cut else raw[start:end]]
+        parts += [
+            raw[done:start],
+            f'"{xxhash.xxh3_128_hexdigest(raw[start:end])}"'.encode() if cut else raw[start:end],
+        ]
         done = end
     return b"".join([*parts, raw[done:]])
 
@@ -217,7 +224,7 @@ def _digested(record: dict) -> dict:
     """A set's record with digests in place of the lists that `_without_texts` did not know."""
     lists = {name: record[name] for name in _TEXTS if isinstance(record.get(name), list)}
     texts = {name: json.dumps([[[value]]], indent=1, ensure_ascii=False) for name, value in lists.items()}
-    return record | {name: xxhash.xxh3_128_hexdigest(text[12:-9].encode()) for name, text in texts.items()}
+    return record | {name: _digest(text[12:-9].encode()) for name, text in texts.items()}
 
 
 def _check(data: dict) -> None:

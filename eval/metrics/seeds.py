@@ -118,6 +118,12 @@ def paired(a: np.ndarray, b: np.ndarray) -> list[Seeds]:
     return [out[row] for row in range(len(d))]
 
 
+def over(values: np.ndarray) -> Seeds:
+    """`paired` of one model's figure (k,) against 0."""
+    row = np.asarray(values, float)[None]
+    return paired(row, np.zeros_like(row))[0]
+
+
 # -- spread -------------------------------------------------------------------------------------------
 
 

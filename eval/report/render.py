@@ -66,7 +66,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters |= {f.__name__: f for f in (pct, signed, spread, p_value, tied, counted, on_axis)}
 
 
-def render(**values: object) -> str:
+def render(template: str = "page.html.j2", **values: object) -> str:
     """The page; styles inline, nothing fetched."""
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return _TEMPLATES.get_template("page.html.j2").render(written=written, **values)
+    return _TEMPLATES.get_template(template).render(written=written, **values)
