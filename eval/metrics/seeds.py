@@ -57,7 +57,7 @@ def bca(d: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[Interv
     """
     d = np.asarray(d, float)
     k, mean = d.shape[1], d.mean(1)
-    varied = np.flatnonzero(np.ptp(d, 1) > _EQUAL * np.abs(d).max(1)) if k >= 3 else []
+    varied = np.flatnonzero(np.ptp(d, 1) > _EQUAL * np.abs(d).max(1)) if k >= 3 else np.empty(0, int)
     counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), resamples)
     out = [Interval(float(m), None, None) for m in mean]
     for start in range(0, len(varied), _AT_ONCE):
@@ -148,7 +148,7 @@ def spread(values: np.ndarray) -> list[Interval]:
     return out
 
 
-def correlation(a: Sequence[float], b: Sequence[float]) -> Interval:
+def correlation(a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float]) -> Interval:
     """Pearson's r of two models' figures by seed, with Fisher's interval (from 4 seeds on).
 
     NaN with fewer than 3 pairs, or where one does not vary.
@@ -180,7 +180,7 @@ def power(seeds: int, effect: float, of_pairs: bool = True) -> float:
 
 
 def needed(sd: float, difference: float, of_pairs: bool = True) -> int | None:
-    """The fewest seeds of each model at which `power` is POWER; None without a deviation, or above 100,000.
+    """The fewest seeds of each model at which `power` is POWER; None without a deviation, or far too many.
 
     At least 6 paired ones, as a sign-flip test of fewer cannot reach ALPHA; at least 4 of two models, as for
     a permutation test.
@@ -189,21 +189,22 @@ def needed(sd: float, difference: float, of_pairs: bool = True) -> int | None:
     if not np.isfinite(sd):
         return None
     effect = abs(difference) / sd if sd else np.inf
-    if effect > 5 or power(least, effect, of_pairs) >= POWER:
+    if effect > 5:
         return least
-    if effect < 1e-3 or power(most, effect, of_pairs) < POWER:
+    # A test that knew the deviation would need this many; one that estimates it needs a few more.
+    known = (special.ndtri(1 - ALPHA / 2) + special.ndtri(POWER)) ** 2 * (1 if of_pairs else 2)
+    if effect == 0 or known / effect**2 > most:
         return None
-    low, high = least, most
-    while high - low > 1:  # power rises with the number of seeds
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, effect, of_pairs) >= POWER else (middle, high)
-    return high
+    seeds = max(least, int(known / effect**2))
+    while power(seeds, effect, of_pairs) < POWER:
+        seeds += 1
+    return seeds
 
 
 # -- with values that are only known to be large -------------------------------------------------
 
 
-def median(values: Sequence[float]) -> Interval:
+def median(values: np.ndarray | Sequence[float]) -> Interval:
     """Median of k values, of which some may be infinite, with the interval between two order statistics.
 
     Its level is at least 1 − ALPHA whatever the distribution is; none below 6 values.
@@ -220,7 +221,7 @@ def median(values: Sequence[float]) -> Interval:
     return Interval(float(value), float(ordered[rank]), float(ordered[k - 1 - rank]))
 
 
-def sign_test(d: Sequence[float]) -> float:
+def sign_test(d: np.ndarray | Sequence[float]) -> float:
     """Two-sided p of "above 0 as often as below"; zeros do not count, infinite values do."""
     d = np.asarray(d, float)
     above, below = int((d > 0).sum()), int((d < 0).sum())

@@ -17,7 +17,7 @@ from eval.study.finished import BASELINE, DOSE, Group, StudyArm
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """One dose: values (seeds,) of its finished seeds and their mean.  against: the baseline, if there is one."""
+    """One dose: values (seeds,) of its finished seeds and their mean.  against: None without a baseline."""
 
     arm: StudyArm
     x: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from eval.study.finished import CONTROL, SUBJECT, Group, StudyArm
 MEAN, FAMILY, SET, TRIPLETS = "mean", "family", "set", "triplets"
 POINTS = (0.005, 0.01, 0.02)  # differences whose number of seeds is predicted
 TRIPLET_KEY = "triplets"
+_COUNTS = ("triplets", "ceiling")  # of the data, the same for every model
 
 
 # -- figures --------------------------------------------------------------------------------------
@@ -45,10 +47,14 @@ class Quantity:
     samples: int = 0
 
     @property
+    def place(self) -> str:
+        """The set's key, TRIPLET_KEY, or `family:NAME`."""
+        return self.sets[0] if self.kind in (SET, TRIPLETS) else f"{self.kind}:{self.name}"
+
+    @property
     def key(self) -> str:
         """Its name in study.json."""
-        place = self.sets[0] if self.kind in (SET, TRIPLETS) else f"{self.kind}:{self.name}"
-        return f"{place}/{self.measure.key}"
+        return f"{self.place}/{self.measure.key}"
 
     def of(self, evaluation: Evaluation) -> float:
         """NaN where the evaluation lacks the set or the figure."""
@@ -113,6 +119,16 @@ class Figure:
         assert self.row.seeds is not None
         return self.row.seeds
 
+    @property
+    def sd(self) -> Interval:
+        """Of arm `a` over these seeds."""
+        return seeds.spread(self.a[None])[0]
+
+    @property
+    def correlation(self) -> Interval:
+        """Of the two arms by seed: how much pairing gains."""
+        return seeds.correlation(self.a, self.b)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -123,8 +139,8 @@ class Pair:
     seeds: list[int]
     figures: list[Figure]
 
-    def _rows(self, kind: str) -> list:
-        return [figure.row for figure in self.figures if figure.quantity.kind == kind]
+    def rows(self, *kinds: str) -> list:
+        return [figure.row for figure in self.figures if figure.quantity.kind in kinds]
 
     @property
     def comparison(self) -> Comparison:
@@ -132,10 +148,10 @@ class Pair:
         return Comparison(
             a=self.a.arm(self.seeds),
             b=self.b.arm(self.seeds),
-            rows=self._rows(SET),
-            families=self._rows(FAMILY),
-            primary=next(iter(self._rows(MEAN)), None),
-            triplets=self._rows(TRIPLETS),
+            rows=self.rows(SET),
+            families=self.rows(FAMILY),
+            primary=next(iter(self.rows(MEAN)), None),
+            triplets=self.rows(TRIPLETS),
         )
 
     @property
@@ -174,7 +190,7 @@ def pair(a: StudyArm, b: StudyArm) -> Pair:
 
 def _figure(quantity: Quantity, a: np.ndarray, b: np.ndarray, over: Seeds) -> Figure:
     have = np.isfinite(a - b)
-    row = {
+    row: dict[str, Any] = {
         "name": quantity.name,
         "measure": quantity.measure,
         "a": float(a[have].mean()) if have.any() else float("nan"),
@@ -185,7 +201,7 @@ def _figure(quantity: Quantity, a: np.ndarray, b: np.ndarray, over: Seeds) -> Fi
     }
     if quantity.kind in (MEAN, FAMILY):
         return Figure(quantity=quantity, a=a, b=b, row=FamilyRow(sets=len(quantity.sets), **row))
-    about = {name: getattr(quantity, name) for name in ("samples", "family", "near_chance")}
+    about: dict[str, Any] = {name: getattr(quantity, name) for name in ("samples", "family", "near_chance")}
     return Figure(quantity=quantity, a=a, b=b, row=SetRow(key=quantity.sets[0], **about, **row))
 
 
@@ -213,20 +229,20 @@ class Spread:
 
 
 def spreads(arm: StudyArm) -> dict[tuple[str, str], Spread]:
-    """(set or TRIPLET_KEY, metric) → its spread, of every metric that any seed has."""
+    """(set, TRIPLET_KEY, or a mean's `place`; metric) → its spread: of every metric that any seed has."""
+    means = [q for q in quantities([arm.arm()]) if q.kind in (MEAN, FAMILY)]
+    rows = {(q.place, q.measure.key): q.values(arm.arm()) for q in means}
     records = [
         run.final.datasets | {TRIPLET_KEY: run.final.data.get("triplets") or {}} for run in arm.runs.values()
     ]
-    names = dict.fromkeys(
-        (key, metric) for record in records for key in record for metric in record[key].get("metrics", {})
-    )
-    values = np.array(
-        [[r.get(key, {}).get("metrics", {}).get(metric, np.nan) for r in records] for key, metric in names],
-        float,
-    ).reshape(len(names), len(records))
+    for key, metric in [(k, m) for record in records for k in record for m in record[k].get("metrics", {})]:
+        if metric.partition("@")[0] not in _COUNTS and (key, metric) not in rows:
+            values = [record.get(key, {}).get("metrics", {}).get(metric) for record in records]
+            rows[key, metric] = np.array([np.nan if v is None else v for v in values], float)
+    found = zip(rows.values(), seeds.spread(np.array([*rows.values()])))
     return {
-        name: Spread(values=row, seeds=int(np.isfinite(row).sum()), sd=sd)
-        for name, row, sd in zip(names, values, seeds.spread(values))
+        name: Spread(values=values, seeds=int(np.isfinite(values).sum()), sd=sd)
+        for name, (values, sd) in zip(rows, found)
     }
 
 
@@ -234,8 +250,8 @@ def spreads(arm: StudyArm) -> dict[tuple[str, str], Spread]:
 class Needs:
     """Seeds that a true difference (a fraction) takes at power 80 %.
 
-    sd: of the paired differences, or the two arms' pooled one.  range: the count at both ends of its interval.
-    A count of None: not known, or above 100,000.
+    sd: of the paired differences, or the two arms' pooled one.  range: counts at both ends of its interval.
+    A count of None: not known, or more than 100,000.
     """
 
     difference: float

@@ -59,7 +59,7 @@ class StudyArm:
 
 @dataclass(frozen=True)
 class Group:
-    """Arms that are compared with one baseline: the subjects, the baseline, then the others."""
+    """Arms that are compared with one baseline: subjects, baseline, the others; those without runs last."""
 
     name: str
     arms: list[StudyArm]
@@ -110,10 +110,12 @@ def _check_names(name: str, members: Sequence[ArmRuns]) -> None:
 
 
 def _group(name: str, members: Sequence[ArmRuns]) -> Group:
-    first = (SUBJECT, BASELINE)
-    ordered = sorted(members, key=lambda arm: first.index(arm.role) if arm.role in first else len(first))
+    order = {SUBJECT: 0, BASELINE: 1}
+    ordered = sorted(members, key=lambda arm: (not arm.runs, order.get(arm.role, 2)))
     group = Group(name, [StudyArm(plan, _runs(plan), number) for number, plan in enumerate(ordered)])
-    _check_same_data([run for arm in group.arms for run in arm.runs.values()])
+    runs = [run for arm in group.arms for run in arm.runs.values()]
+    _check_same_data(runs)
+    _check_same_triplets(runs)
     return group
 
 
@@ -188,3 +190,15 @@ def uneven(group: Group) -> list[str]:
         for n, labels in by_samples.items()
     ]
     return [f"Runs were compared after different numbers of training samples ({'; '.join(each)})"]
+
+
+def _check_same_triplets(runs: Sequence[Run]) -> None:
+    """ValueError where two runs were asked about different triplets: their number or their votes differ."""
+    asked = [run for run in runs if run.final.data.get("triplets")]
+    for run in asked[1:]:
+        a, b = (each.final.data["triplets"]["metrics"] for each in (asked[0], run))
+        if any(a.get(name) != b.get(name) for name in ("triplets", "ceiling")):
+            raise ValueError(
+                f"triplets: {asked[0].final.folder} and {run.final.folder} were evaluated on different "
+                "triplets; evaluate both with the same --triplets"
+            )

@@ -76,9 +76,9 @@ def speed(pair: Pair) -> Speed | None:
     for i, seed in enumerate(pair.seeds):
         arm, base = (_curve(one.runs[seed], leading.quantity) for one in (pair.a, pair.b))
         target = float(leading.b[i])
-        needed, baseline = reach(*arm, target), reach(*base, target)
-        if np.isfinite(baseline) and not np.isnan(needed):
-            rows.append((seed, target, needed, baseline, needed == arm[0][0]))
+        of_arm, of_base = reach(*arm, target), reach(*base, target)
+        if np.isfinite(of_base) and not np.isnan(of_arm):
+            rows.append((seed, target, of_arm, of_base, of_arm == arm[0][0]))
     if not rows:
         return None
     which, *columns = zip(*rows)
