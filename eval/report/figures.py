@@ -114,8 +114,8 @@ class Figure:
         return [svg, png]
 
 
-def _new(width: float, height: float) -> tuple[Drawing, Axes]:
-    drawing = Drawing(figsize=(width, height))
+def _new(width: float, height: float, **settings: Any) -> tuple[Drawing, Axes]:
+    drawing = Drawing(figsize=(width, height), **settings)
     return drawing, drawing.add_subplot()
 
 
@@ -149,8 +149,9 @@ def _look(number: int, marks: bool = True) -> dict[str, Any]:
 @rc_context(_STYLE)
 def legend(name: str, labels: dict[int, str]) -> Figure:
     """Lines and names of the arms, for charts that have no room for them; labels: by the arm's number."""
-    columns = 5
-    drawing = Drawing(figsize=(10.5, 0.27 * -(-len(labels) // columns) + 0.1))
+    width, longest = 10.5, max(map(len, labels.values()))
+    columns = max(1, min(len(labels), int(width / (0.7 + 0.085 * longest))))  # inches
+    drawing = Drawing(figsize=(width, 0.24 * -(-len(labels) // columns) + 0.1))
     handles = [Line2D([], [], label=label, **_look(number)) for number, label in labels.items()]
     drawing.legend(handles=handles, loc="center left", ncols=columns, handlelength=2.6)
     return Figure(name, drawing, "; ".join(labels.values()))
@@ -161,10 +162,9 @@ def lines(
     name: str, title: str, series: Sequence[Series], xlabel: str, log: bool = False, percent: bool = False
 ) -> Figure:
     """Curves of the arms over one x; percent: y are fractions."""
-    drawing, axes = _new(4.3, 2.75)
-    drawing.set_layout_engine(
-        "none"
-    )  # there are hundreds of these, and finding margins takes most of the time
+    drawing, axes = _new(
+        4.3, 2.75, layout="none"
+    )  # to find margins takes most of the time, and there are many
     drawing.subplots_adjust(left=0.125, right=0.98, bottom=0.185, top=0.885)
     scale = 100 if percent else 1
     for s in series:

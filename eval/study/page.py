@@ -24,7 +24,6 @@ from eval.study.findings import FAMILY, MEAN, Pair, Spread
 from eval.study.finished import Group, StudyArm, uneven
 
 MORE = 4  # queries of each kind of outcome in the appendix
-_RANKS = "median_rank"  # in the names of metrics that are no fractions
 
 
 @dataclass(frozen=True)
@@ -160,15 +159,6 @@ def _dose_chart(name: str, curves: Sequence[Curve]) -> Figure:
     return figures.lines(name, title, lines, "share of the triplets", log=True, percent=True)
 
 
-def sd(spread: Spread | None, metric: str) -> tuple[str, str]:
-    """A deviation and its interval: points, or ranks."""
-    if spread is None or np.isnan(spread.sd.value):
-        return "–", ""
-    scale = 1 if _RANKS in metric else 100
-    value, *ends = (f"{scale * x:.2f}" for x in (spread.sd.value, *(spread.sd.ends or ())))
-    return value, " to ".join(ends)
-
-
 def within(arm: StudyArm) -> list[str]:
     """Settings in which the seeds of one arm differ, other than by the seed itself."""
     differing = provenance.settings([*arm.runs.values()])["differing"]
@@ -194,7 +184,6 @@ def build(name: str, description: str, analyses: Sequence[Analysis]) -> str:
         needs=findings.needs,
         uneven=uneven,
         measures={"top-1": TOP1, "top-5": TOP5},
-        sd=sd,
         in_paper=[
             (row, cells)
             for row in (judged[0].comparison.rows if judged else [])

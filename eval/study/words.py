@@ -9,7 +9,7 @@ from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import ALPHA, Interval
 from eval.report.render import counted, minus, p_value, pct, signed, spread
 from eval.study.dose import Curve
-from eval.study.findings import MEAN, Needs, Pair, Quantity
+from eval.study.findings import MEAN, Needs, Pair, Quantity, Spread
 from eval.study.finished import Group, StudyArm
 from eval.study.speed import Speed
 
@@ -52,9 +52,9 @@ def verdict(pair: Pair) -> str:
     return f"{a} {stands} {b}: {amount}, {evidence(over)}."
 
 
-def evidence(over: Seeds) -> str:
+def evidence(over: Seeds, of: str = "paired seed") -> str:
     """Number of seeds, interval and p, with what limits them."""
-    text = f"over {counted(over.count, 'paired seed')}"
+    text = f"over {counted(over.count, of)}"
     if over.mean.ends is not None:
         text += f", 95 % interval (BCa) {spread(over.mean, 2)}"
         text += " (too narrow with so few seeds)" if over.count < FEW else ""
@@ -117,7 +117,7 @@ def trend(curve: Curve) -> str:
         return f"No trend of {what}{series}: {why}."
     return (
         f"{signed(curve.trend.mean.value, 2)} points of {what} per tenfold of triplets{series}, "
-        f"{evidence(curve.trend)}."
+        f"{evidence(curve.trend, 'seed')}."
     )
 
 
@@ -134,45 +134,44 @@ def leading(pairs: Sequence[Pair]) -> list[str]:
     return [*dict.fromkeys(about(pair.leading.quantity) for pair in pairs if pair.leading is not None)]
 
 
-def _ranged(interval: Interval, text: Callable[[float], str]) -> str:
-    """`value (low to high)`."""
+def _ranged(interval: Interval, text: Callable[[float], str]) -> tuple[str, str]:
+    """The value and `low to high`, each empty where there is none."""
     if math.isnan(interval.value):
-        return "–"
-    if interval.ends is None:
-        return text(interval.value)
-    return f"{text(interval.value)} ({' to '.join(map(text, interval.ends))})"
+        return "–", ""
+    return text(interval.value), " to ".join(map(text, interval.ends or ()))
 
 
-def points(interval: Interval) -> str:
+def points(interval: Interval) -> tuple[str, str]:
     """A deviation of fractions in points."""
     return _ranged(interval, lambda value: f"{100 * value:.2f}")
 
 
-def plain(interval: Interval) -> str:
+def plain(interval: Interval) -> tuple[str, str]:
     return _ranged(interval, lambda value: minus(f"{value:.2f}"))
 
 
-def percent(interval: Interval) -> str:
-    """`low to high` of a fraction in percent."""
-    return "–" if interval.ends is None else " to ".join(map(pct, interval.ends))
+def percent(interval: Interval) -> tuple[str, str]:
+    return _ranged(interval, pct)
 
 
-def times(interval: Interval) -> str:
-    """A share of the baseline's samples."""
-    return _ranged(interval, lambda value: "not reached" if math.isinf(value) else f"{value:.2f}")
-
-
-def samples(interval: Interval) -> str:
+def samples(interval: Interval) -> tuple[str, str]:
     """Numbers of samples."""
     return _ranged(interval, lambda value: "not reached" if math.isinf(value) else f"{value:,.0f}")
 
 
+def times(interval: Interval) -> tuple[str, str]:
+    """Shares of the baseline's samples."""
+    return _ranged(interval, lambda value: "not reached" if math.isinf(value) else f"{value:.2f}")
+
+
+def deviation(spread: Spread | None, metric: str) -> tuple[str, str]:
+    """In points, or in ranks where the metric is one."""
+    if spread is None:
+        return "–", ""
+    return plain(spread.sd) if "median_rank" in metric else points(spread.sd)
+
+
 def needed(need: Needs) -> str:
     """`12 (7 to 30)` seeds."""
-
-    def text(count: int | None) -> str:
-        return "–" if count is None else f"{count:,}"
-
-    if need.count is None or need.sd.ends is None:
-        return text(need.count)
-    return f"{text(need.count)} ({' to '.join(map(text, need.range))})"
+    count, *ends = ("–" if number is None else f"{number:,}" for number in (need.count, *need.range))
+    return count if need.count is None or need.sd.ends is None else f"{count} ({' to '.join(ends)})"

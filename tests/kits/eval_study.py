@@ -57,7 +57,7 @@ def run(
         (place / RESULTS).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     for entry in entries:  # of the last one: what the page shows of single queries
         if entry.task != CLASSIFICATION_TASK:
-            (place / PREDICTIONS).mkdir()
+            (place / PREDICTIONS).mkdir(exist_ok=True)
             np.savez(place / PREDICTIONS / f"{entry.folder}.npz", **_answers(seed, base))
     return folder
 
