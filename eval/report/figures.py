@@ -32,10 +32,13 @@ INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
 # So that arms differ in black and white too, and beyond the fourth.
 _MARKERS, _DASHES = "os^Dv*PX", ("-", (0, (4, 1.6)), (0, (1.2, 1.2)))
+_MOST_MARKS = 12  # on a line
 MOST_NAMED = 4  # lines that a chart's own legend has room for; the page shows `legend` for more
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
 }
+_PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')  # attributes full of numbers
+_TOO_FINE = re.compile(r"(?<=\.\d\d)\d+")  # hundredths of a pixel are enough
 _FONT = re.compile(r"font-family: [^;\"]*")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _STYLE: dict[RcKeyType, Any] = {
@@ -101,6 +104,7 @@ class Figure:
         # ids are unique only within one matplotlib figure
         body = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{self.name}-", body)
         body = _FONT.sub("font-family: inherit", body).replace("bold ", "")
+        body = _PLACES.sub(lambda places: _TOO_FINE.sub("", places[0]), body)
         for colour, variable in _VARIABLES.items():
             body = body.replace(colour, f"var({variable})")
         return f'{head} role="img" aria-label="{escape(self.alt)}">{body}'
@@ -169,7 +173,8 @@ def lines(
     scale = 100 if percent else 1
     for s in series:
         y, look = np.asarray(s.y, float) * scale, _look(s.colour, s.marks)
-        axes.plot(s.x, y, label=s.label, **look)
+        apart = -(-len(y) // _MOST_MARKS)
+        axes.plot(s.x, y, label=s.label, markevery=(s.colour % apart, apart) if apart else None, **look)
         if s.ends is not None:
             reach = np.abs(np.asarray(s.ends).T * scale - y)
             axes.errorbar(s.x, y, reach, fmt="none", ecolor=look["color"], elinewidth=1.2, capsize=2.5)

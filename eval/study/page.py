@@ -23,7 +23,7 @@ from eval.study.dose import Curve
 from eval.study.findings import FAMILY, MEAN, Pair, Spread
 from eval.study.finished import Group, StudyArm, uneven
 
-MORE = 4  # queries of each kind of outcome in the appendix
+MORE = 3  # queries of each kind of outcome in the appendix
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Part:
                 if row.measure is measure:
                     by_name.setdefault(row.name, []).append((pair.a.number, pair.a.label, row.delta))
         every = [delta for rows in by_name.values() for _, _, delta in rows]
-        limit = np.nanmax([abs(x) for d in every for x in (d.value, *(d.ends or ()))], initial=0)
+        reach = [abs(x) for delta in every for x in (delta.value, *(delta.ends or ()))]
+        limit = max(filter(np.isfinite, reach), default=0.0)
         return [
-            figures.deltas(f"{self._name}-{measure.key}-{i}", f"{name}, {measure.title}", rows, float(limit))
+            figures.deltas(f"{self._name}-{measure.key}-{i}", f"{name}, {measure.title}", rows, limit)
             for i, (name, rows) in enumerate(by_name.items())
         ]
 

@@ -41,10 +41,7 @@ def verdict(pair: Pair) -> str:
         f"{signed(over.mean.value, 2)} points of {what} ({pct(figure.row.a)} against {pct(figure.row.b)} %)"
     )
     if over.count == 1:
-        return (
-            f"{a} against {b}: {amount} in the one seed that both have finished. "
-            "One seed says nothing about chance in training, so there is no interval."
-        )
+        return f"{a} against {b}: {amount}, {evidence(over)}; there is no interval."
     if over.mean.value == 0:
         return f"{a} is not better than {b}: no difference in {what} over {over.count} paired seeds."
     sure = "better" if over.mean.value > 0 else "worse"
@@ -54,6 +51,8 @@ def verdict(pair: Pair) -> str:
 
 def evidence(over: Seeds, of: str = "paired seed") -> str:
     """Number of seeds, interval and p, with what limits them."""
+    if over.count == 1:
+        return "in one seed, which says nothing about chance in training"
     text = f"over {counted(over.count, of)}"
     if over.mean.ends is not None:
         text += f", 95 % interval (BCa) {spread(over.mean, 2)}"
