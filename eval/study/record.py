@@ -104,7 +104,7 @@ def _figure(figure: Figure) -> dict:
         "kind": quantity.kind,
         "sets": list(quantity.sets),
         "arm": _numbers(figure.a),
-        "baseline": _numbers(figure.b),
+        "against": _numbers(figure.b),
         "difference": _over(figure.seeds),
         "holm": figure.row.adjusted,
         "correlation": _interval(figure.correlation),

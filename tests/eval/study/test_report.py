@@ -90,7 +90,7 @@ def test_study_json_has_every_seed_and_what_came_of_it(arms, written):
     pair = vit["against_baseline"][0]
     assert pair["seeds"] == [0, 1, 2, 3, 4, 5] and pair["not_counted"] == {"PI": [7], "Baseline": [6]}
     mean = pair["figures"]["mean:Mean of the sets/acc1"]
-    d = np.subtract(mean["arm"], mean["baseline"])
+    d = np.subtract(mean["arm"], mean["against"])
     assert mean["difference"]["value"] == pytest.approx(d.mean())
     assert (
         mean["difference"]["p"] == pytest.approx(seeds.sign_flip(d))
@@ -98,7 +98,7 @@ def test_study_json_has_every_seed_and_what_came_of_it(arms, written):
     )
     assert {need["paired"] for need in pair["seeds_needed"]} == {True, False}
     found = vit["seed_variance"]["Baseline"]["cifar10/mean_per_class_recall"]
-    assert len(found["values"]) == 6 and found["sd"]["value"] == pytest.approx(
+    assert len(found["values"]) == 7 and found["sd"]["value"] == pytest.approx(
         np.std(found["values"], ddof=1)
     )
     assert [c["arm"] for c in vit["against_controls"]] == ["PI"] and vit["learning_speed"][0]["arm"] == "PI"
