@@ -20,7 +20,7 @@ from eval.sets import catalog
 from eval.study import findings, words
 from eval.study.analysis import Analysis
 from eval.study.dose import Curve
-from eval.study.findings import FAMILY, MEAN, Pair, Spread
+from eval.study.findings import FAMILY, MEAN, SET, TRIPLETS, Pair, Spread
 from eval.study.finished import Group, StudyArm, uneven
 
 MORE = 3  # queries of each kind of outcome in the appendix
@@ -61,13 +61,17 @@ class Part:
         """Limit of the axis that shows these pairs' rows."""
         return summary.limit([row for pair in pairs for row in pair.rows(*kinds)])
 
-    def families(self) -> dict[str, list[tuple[Pair, Row]]]:
-        """Family and figure → each arm's row, in the report's order."""
+    def cautions(self) -> list[str]:
+        """What a reader must know of the sets."""
+        return summary.set_cautions(row.key for pair in self.analysis.pairs for row in pair.rows(SET))
+
+    def means(self) -> dict[str, list[tuple[Pair, Row]]]:
+        """Mean, family or triplets, and figure → each arm's row, in the report's order."""
         out: dict[str, list[tuple[Pair, Row]]] = {}
         for pair in self.analysis.pairs:
             for figure in pair.figures:
-                if figure.quantity.kind in (MEAN, FAMILY):
-                    title = f"{figure.quantity.name}, {figure.row.measure.title}"
+                if figure.quantity.kind in (MEAN, FAMILY, TRIPLETS):
+                    title = ", ".join(dict.fromkeys((figure.quantity.name, figure.row.measure.title)))
                     out.setdefault(title, []).append((pair, figure.row))
         return out
 

@@ -152,6 +152,17 @@ def test_nothing_is_written_unless_all_is(arms, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_whose_votes_they_are(tmp_path):
+    """Said at every 2AFC, also where the first arm was never asked."""
+    made = {"edit": lambda data: data["triplets"].update(votes="constructed")}
+    roles = {"PI": "subject", "B": "baseline", "C": "control"}
+    arms = [kit.arm(tmp_path, n, range(3), kit.steady(0.3), r, made=made) for n, r in roles.items()]
+    without = kit.arm(tmp_path, "S", range(3), kit.steady(0.3), "subject", made={"triplets": False})
+    report.write("x", "", [without, *arms], tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert whole(text) and text.count('<span class="label">constructed, no human vote</span>') == 2
+
+
 @pytest.mark.parametrize("baseline", [None, []])
 def test_without_a_baseline(tmp_path, baseline):
     arms = [kit.arm(tmp_path, "PI", range(3), kit.steady(0.3), "subject")]
