@@ -153,14 +153,20 @@ def percent(interval: Interval) -> tuple[str, str]:
     return _ranged(interval, pct)
 
 
+def _reached(interval: Interval, text: Callable[[float], str]) -> tuple[str, str]:
+    """Infinite values stand for runs that never were there."""
+    value, ends = _ranged(interval, lambda x: "not reached" if math.isinf(x) else text(x))
+    return value, "" if interval.low is not None and math.isinf(interval.low) else ends
+
+
 def samples(interval: Interval) -> tuple[str, str]:
     """Numbers of samples."""
-    return _ranged(interval, lambda value: "not reached" if math.isinf(value) else f"{value:,.0f}")
+    return _reached(interval, lambda value: f"{value:,.0f}")
 
 
 def times(interval: Interval) -> tuple[str, str]:
     """Shares of the baseline's samples."""
-    return _ranged(interval, lambda value: "not reached" if math.isinf(value) else f"{value:.2f}")
+    return _reached(interval, lambda value: f"{value:.2f}")
 
 
 def deviation(spread: Spread | None, metric: str) -> tuple[str, str]:

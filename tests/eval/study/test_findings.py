@@ -311,6 +311,7 @@ def test_speed_counts_what_is_censored(tmp_path):
     assert found.p == seeds.sign_test([-1] * 5 + [1] * 2)
     assert words.reached(found) == "2 of 7 never reached it; 1 past it at the first checkpoint"
     assert words.samples(found.median) == ("4,000", "1,000 to not reached")
+    assert words.times(seeds.median([np.inf] * 6)) == ("not reached", "")
 
 
 def test_the_baselines_own_need_is_read_off_by_the_same_rule(tmp_path):
