@@ -8,6 +8,7 @@ from functools import cached_property
 
 from eval.report import curves
 from eval.report.curves import ScalingChart
+from eval.report.runs import Arm
 from eval.study import dose, findings
 from eval.study.dose import Curve
 from eval.study.findings import Pair, Spread
@@ -61,5 +62,5 @@ class Analysis:
         return curves.scaling_of_sets(self._arms, f"g{self.number}-set")
 
     @property
-    def _arms(self) -> Sequence[curves.Arm]:
+    def _arms(self) -> Sequence[Arm]:
         return [arm.arm() for arm in self.group.finished]

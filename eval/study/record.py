@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import Interval
+from eval.report.curves import ScalingChart
 from eval.study import findings, words
 from eval.study.analysis import Analysis
 from eval.study.dose import Curve
@@ -173,14 +172,14 @@ def _curve(curve: Curve) -> dict:
     }
 
 
-def _scaling(chart) -> dict:
+def _scaling(chart: ScalingChart) -> dict:
     return {
         "title": chart.title,
         "arms": {
             curve.arm.label: {
                 "samples": curve.samples,
                 "mean": _numbers(curve.accuracy.mean((0, 1))),
-                "by_seed": [_numbers(values) for values in np.atleast_2d(curve.accuracy.mean(1))],
+                "by_seed": [_numbers(values) for values in curve.accuracy.mean(1)],
                 "beta": _interval(curve.beta),
                 "beta_by_seed": _numbers(curve.by_seed),
             }
