@@ -11,7 +11,7 @@ import numpy as np
 from eval.results import PREDICTIONS, RESULTS, SCHEMA
 from eval.sets import catalog
 from eval.sets.catalog import CLASSIFICATION_TASK, Entry
-from eval.study.finished import ArmRuns
+from eval.study.findings.finished import ArmRuns
 
 IMAGES, CAPTIONS, ANSWERS = 12, 2, 10  # of a retrieval set; of each image; answers kept
 SETS = ("imagenet1k", "imagenet-a", "vtab/dtd", "vtab/pcam", "cifar10", "mscoco_captions")

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from eval.metrics import seeds
 from eval.metrics.uncertainty import holm
 from eval.report.compare import TOP1
-from eval.study import dose, findings, finished, speed, words
-from eval.study.finished import ArmRuns
+from eval.study.findings import dose, finished, paired, speed, words
+from eval.study.findings.finished import ArmRuns
 from tests.kits import eval_study as kit
 from tests.kits.eval_runs import change
 
 SEEDS = range(7)
 
 
-def _two(root, level: kit.Level, roles=("subject", "baseline"), count: int = 3, **made) -> findings.Pair:
+def _two(root, level: kit.Level, roles=("subject", "baseline"), count: int = 3, **made) -> paired.Pair:
     """Arms A and B of the same figures."""
     arms = [kit.arm(root, n, range(count), level, role, made=made) for n, role in zip("AB", roles)]
-    return findings.against_baseline(_group(*arms))[0]
+    return paired.against_baseline(_group(*arms))[0]
 
 
 def _group(*arms: ArmRuns) -> finished.Group:
@@ -57,13 +57,13 @@ def test_arms_in_order_and_what_is_not_finished(study):
 
 
 def test_pairs_are_of_the_seeds_that_both_have(study):
-    pairs = {pair.a.label: pair for pair in findings.against_baseline(study)}
+    pairs = {pair.a.label: pair for pair in paired.against_baseline(study)}
     assert list(pairs) == ["PI", "shuffled", "worse"]
     pair = pairs["PI"]
     assert pair.seeds == [0, 1, 2, 3, 4, 5] and pair.only == {"PI": [6], "Baseline": [7]}
     assert "seed 6, not finished by Baseline; seed 7, not finished by PI" in words.not_counted(pair)
     for figure in pair.figures:
-        if figure.quantity.kind != findings.SET:
+        if figure.quantity.kind != paired.SET:
             continue
         key, metric = figure.quantity.sets[0], figure.quantity.measure.key
         d = [
@@ -76,9 +76,9 @@ def test_pairs_are_of_the_seeds_that_both_have(study):
 
 
 def test_families_are_means_of_their_sets_and_the_primary_of_all(study):
-    pair = findings.against_baseline(study)[0]
+    pair = paired.against_baseline(study)[0]
     mean = pair.leading
-    assert mean.quantity.kind == findings.MEAN and len(mean.quantity.sets) == 5  # retrieval is none of them
+    assert mean.quantity.kind == paired.MEAN and len(mean.quantity.sets) == 5  # retrieval is none of them
     by_key = {figure.quantity.key: figure for figure in pair.figures}
     tops = [by_key[f"{key}/acc1"].a for key in mean.quantity.sets]
     assert mean.a == pytest.approx(np.mean(tops, 0))
@@ -89,7 +89,7 @@ def test_families_are_means_of_their_sets_and_the_primary_of_all(study):
 
 
 def test_holm_is_over_each_sets_first_figures(study):
-    for pair in findings.against_baseline(study):
+    for pair in paired.against_baseline(study):
         rows = pair.comparison.rows
         tested = [row for row in rows if row.adjusted is not None]
         assert {(row.key, row.measure.key) for row in tested} == {
@@ -100,13 +100,13 @@ def test_holm_is_over_each_sets_first_figures(study):
 
 
 def test_what_a_control_lacks(study):
-    (pair,) = findings.against_controls(study)
+    (pair,) = paired.against_controls(study)
     assert (pair.a.label, pair.b.label, pair.seeds) == ("PI", "shuffled", list(SEEDS))
     assert words.human_part(pair).startswith("PI minus shuffled: ")
 
 
 def test_verdicts_are_plain_both_ways(study):
-    by_arm = {pair.a.label: words.verdict(pair) for pair in findings.against_baseline(study)}
+    by_arm = {pair.a.label: words.verdict(pair) for pair in paired.against_baseline(study)}
     assert by_arm["PI"].startswith("PI is better than Baseline: +1.99 points of mean top-1 over 5 sets")
     assert by_arm["worse"].startswith("worse is worse than Baseline: −")
     assert by_arm["shuffled"].startswith("shuffled is not shown to be better than Baseline: ")
@@ -132,7 +132,7 @@ def test_few_seeds_say_so(tmp_path, count, said):
         kit.arm(tmp_path, "A", range(count or 1), level["A"], "subject"),
         kit.arm(tmp_path, "B", range(count) or [9], level["B"], "baseline"),
     )
-    (pair,) = findings.against_baseline(group)
+    (pair,) = paired.against_baseline(group)
     assert said in words.verdict(pair) and (pair.leading is None) == (count == 0)
 
 
@@ -156,12 +156,12 @@ def test_a_figure_that_is_nan_does_not_count(tmp_path):
 
     change(group.arms[0].runs[2].final.folder, spoil)
     group = _group(*(arm.plan for arm in group.arms))
-    (pair,) = findings.against_baseline(group)
+    (pair,) = paired.against_baseline(group)
     counts = {figure.quantity.key: figure.seeds.count for figure in pair.figures}
     assert counts["cifar10/acc1"] == counts["mean:Mean of the sets/acc1"] == 3
     assert counts["vtab/dtd/acc5"] == counts["family:VTAB/acc5"] == 3 and counts["imagenet1k/acc1"] == 4
     assert all(math.isfinite(figure.row.delta.value) for figure in pair.figures)
-    found = findings.spreads(group.arms[0])
+    found = paired.spreads(group.arms[0])
     assert found["cifar10", "acc1"].seeds == 3 and found["imagenet1k", "acc1"].seeds == 4
 
 
@@ -171,7 +171,7 @@ def test_arms_that_share_no_set(tmp_path):
         kit.arm(tmp_path, "A", range(3), kit.steady(0.3), "subject", made=made | {"sets": ["cifar10"]}),
         kit.arm(tmp_path, "B", range(3), kit.steady(0.3), "baseline", made=made | {"sets": ["vtab/dtd"]}),
     )
-    (pair,) = findings.against_baseline(group)
+    (pair,) = paired.against_baseline(group)
     assert pair.leading is None and speed.speed(pair) is None
     assert words.verdict(pair) == "A and B share no evaluated set, so they cannot be compared."
 
@@ -184,8 +184,8 @@ def test_triplets_alone_lead_where_there_is_no_set(tmp_path):
             for n, r in (("A", "subject"), ("B", "baseline"))
         )
     )
-    (pair,) = findings.against_baseline(group)
-    assert pair.leading.quantity.kind == findings.TRIPLETS and "no difference in 2AFC" in words.verdict(pair)
+    (pair,) = paired.against_baseline(group)
+    assert pair.leading.quantity.kind == paired.TRIPLETS and "no difference in 2AFC" in words.verdict(pair)
 
 
 def _says(message: str, *arms: ArmRuns):
@@ -246,7 +246,7 @@ def test_runs_of_unequal_length_are_said(tmp_path):
 
 def test_spread_of_every_metric(study):
     pi = study.arms[0]
-    found = findings.spreads(pi)
+    found = paired.spreads(pi)
     records = [run.final.datasets for run in pi.runs.values()]
     for key, record in records[0].items():
         for metric in record["metrics"]:
@@ -257,9 +257,9 @@ def test_spread_of_every_metric(study):
 
 
 def test_predicted_seeds_are_of_the_deviation_found(study):
-    figure = findings.against_baseline(study)[0].leading
-    needs = findings.needs(figure)
-    assert [n.difference for n in needs] == [*findings.POINTS, *findings.POINTS]
+    figure = paired.against_baseline(study)[0].leading
+    needs = paired.needs(figure)
+    assert [n.difference for n in needs] == [*paired.POINTS, *paired.POINTS]
     sd = np.std(figure.a - figure.b, ddof=1)
     pooled = np.sqrt((np.var(figure.a, ddof=1) + np.var(figure.b, ddof=1)) / 2)
     for need in needs:
@@ -304,7 +304,7 @@ def test_speed_counts_what_is_censored(tmp_path):
         kit.arm(tmp_path, "PI", range(7), fast, "subject"),
         kit.arm(tmp_path, "B", range(7), lambda seed, share: 0.3 + 0.05 * np.log2(share), "baseline"),
     )
-    found = speed.speed(findings.against_baseline(group)[0])
+    found = speed.speed(paired.against_baseline(group)[0])
     assert found.needed == pytest.approx([4000] * 4 + [1000] + [np.inf] * 2)
     assert found.baseline == pytest.approx([8000] * 7) and (found.never, found.at_once) == (2, 1)
     assert found.ratio.value == pytest.approx(0.5) and found.ratio.ends == (pytest.approx(0.125), np.inf)
@@ -323,7 +323,7 @@ def test_the_baselines_own_need_is_read_off_by_the_same_rule(tmp_path):
             for n, r in (("A", "subject"), ("B", "baseline"))
         )
     )
-    found = speed.speed(findings.against_baseline(group)[0])
+    found = speed.speed(paired.against_baseline(group)[0])
     assert found.baseline == pytest.approx([1000 * 2**0.5] * 3) and found.ratio.value == 1
 
 
@@ -335,7 +335,7 @@ def test_runs_without_curves_have_no_speed(tmp_path):
             for n, r in (("A", ""), ("B", "baseline"))
         )
     )
-    assert speed.speed(findings.against_baseline(group)[0]) is None
+    assert speed.speed(paired.against_baseline(group)[0]) is None
 
 
 # -- dose–response --------------------------------------------------------------------------------
@@ -358,8 +358,8 @@ def test_doses(tmp_path):
         kit.arm(tmp_path, "PI", range(5), level(1), "subject", dose=1.0),
         *arms,
     )
-    curves = dose.curves(group, findings.against_baseline(group))
-    assert [c.series for c in curves if c.quantity.kind == findings.MEAN] == ["compute", "epochs"]
+    curves = dose.curves(group, paired.against_baseline(group))
+    assert [c.series for c in curves if c.quantity.kind == paired.MEAN] == ["compute", "epochs"]
     curve = curves[0]
     assert [(d.x, d.arm.label) for d in curve.doses] == [
         (0.01, "0.01 compute"),

@@ -12,9 +12,9 @@ import pytest
 from eval.metrics import seeds
 from eval.report import figures
 from eval.sets import catalog
-from eval.study import finished, page, report
-from eval.study.analysis import Analysis
-from eval.study.report import ArmRuns
+from eval.study.findings import finished, page, report
+from eval.study.findings.analysis import Analysis
+from eval.study.findings.report import ArmRuns
 from tests.kits import eval_study as kit
 from tests.kits.eval_runs import change
 from tests.kits.html import whole

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import Interval
 from eval.report.curves import ScalingChart
-from eval.study import findings, words
-from eval.study.analysis import Analysis
-from eval.study.dose import Curve
-from eval.study.findings import Figure, Pair
-from eval.study.finished import StudyArm
-from eval.study.speed import Speed
+from eval.study.findings import paired, words
+from eval.study.findings.analysis import Analysis
+from eval.study.findings.dose import Curve
+from eval.study.findings.finished import StudyArm
+from eval.study.findings.paired import Figure, Pair
+from eval.study.findings.speed import Speed
 
 SCHEMA = 1
 
@@ -123,11 +123,11 @@ def _needs(pair: Pair) -> list[dict]:
             "seeds_low": need.range[0],
             "seeds_high": need.range[1],
         }
-        for need in findings.needs(pair.leading)
+        for need in paired.needs(pair.leading)
     ]
 
 
-def _spreads(found: dict[tuple[str, str], findings.Spread]) -> dict:
+def _spreads(found: dict[tuple[str, str], paired.Spread]) -> dict:
     return {
         f"{place}/{metric}": {"values": _numbers(spread.values), "sd": _interval(spread.sd)}
         for (place, metric), spread in found.items()

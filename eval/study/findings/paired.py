@@ -20,7 +20,7 @@ from eval.report.compare import TOP1, TOP5, Comparison, FamilyRow, Measure, Row,
 from eval.report.runs import Arm
 from eval.results import Evaluation
 from eval.sets import catalog
-from eval.study.finished import CONTROL, SUBJECT, Group, StudyArm
+from eval.study.findings.finished import CONTROL, SUBJECT, Group, StudyArm
 
 MEAN, FAMILY, SET, TRIPLETS = "mean", "family", "set", "triplets"
 POINTS = (0.005, 0.01, 0.02)  # differences whose number of seeds is predicted

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import ALPHA, Interval
 from eval.report.render import counted, minus, p_value, pct, signed, spread
-from eval.study.dose import Curve
-from eval.study.findings import MEAN, Needs, Pair, Quantity, Spread
-from eval.study.finished import Group, StudyArm
-from eval.study.speed import Speed
+from eval.study.findings.dose import Curve
+from eval.study.findings.finished import Group, StudyArm
+from eval.study.findings.paired import MEAN, Needs, Pair, Quantity, Spread
+from eval.study.findings.speed import Speed
 
 FEW = 10  # seeds below which a BCa interval is said to be too narrow
 

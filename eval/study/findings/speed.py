@@ -20,7 +20,7 @@ import numpy as np
 from eval.metrics import seeds
 from eval.metrics.uncertainty import Interval
 from eval.report.runs import Run
-from eval.study.findings import Pair, Quantity
+from eval.study.findings.paired import Pair, Quantity
 
 
 def reach(samples: Sequence[float], figure: Sequence[float], target: float) -> float:

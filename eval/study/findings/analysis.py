@@ -9,11 +9,11 @@ from functools import cached_property
 from eval.report import curves
 from eval.report.curves import ScalingChart
 from eval.report.runs import Arm
-from eval.study import dose, findings
-from eval.study.dose import Curve
-from eval.study.findings import Pair, Spread
-from eval.study.finished import Group, StudyArm
-from eval.study.speed import Speed, speed
+from eval.study.findings import dose, paired
+from eval.study.findings.dose import Curve
+from eval.study.findings.finished import Group, StudyArm
+from eval.study.findings.paired import Pair, Spread
+from eval.study.findings.speed import Speed, speed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Analysis:
     @cached_property
     def pairs(self) -> list[Pair]:
         """Arms against the baseline."""
-        return findings.against_baseline(self.group)
+        return paired.against_baseline(self.group)
 
     def pair(self, arm: StudyArm) -> Pair | None:
         return next((pair for pair in self.pairs if pair.a is arm), None)
@@ -37,7 +37,7 @@ class Analysis:
 
     @cached_property
     def controls(self) -> list[Pair]:
-        return findings.against_controls(self.group)
+        return paired.against_controls(self.group)
 
     @cached_property
     def speeds(self) -> list[Speed]:
@@ -50,7 +50,7 @@ class Analysis:
     @cached_property
     def spreads(self) -> dict[str, dict[tuple[str, str], Spread]]:
         """Arm's label → its metrics."""
-        return {arm.label: findings.spreads(arm) for arm in self.group.finished}
+        return {arm.label: paired.spreads(arm) for arm in self.group.finished}
 
     @cached_property
     def scaling(self) -> list[ScalingChart]:

@@ -17,11 +17,11 @@ from eval.report.render import render
 from eval.report.runs import Arm
 from eval.results import Evaluation
 from eval.sets import catalog
-from eval.study import findings, words
-from eval.study.analysis import Analysis
-from eval.study.dose import Curve
-from eval.study.findings import FAMILY, MEAN, SET, TRIPLETS, Pair, Spread
-from eval.study.finished import Group, StudyArm, uneven
+from eval.study.findings import paired, words
+from eval.study.findings.analysis import Analysis
+from eval.study.findings.dose import Curve
+from eval.study.findings.finished import Group, StudyArm, uneven
+from eval.study.findings.paired import FAMILY, MEAN, SET, TRIPLETS, Pair, Spread
 
 MORE = 3  # queries of each kind of outcome in the appendix
 
@@ -185,8 +185,8 @@ def build(name: str, description: str, analyses: Sequence[Analysis]) -> str:
         description=description,
         parts=parts,
         words=words,
-        points=findings.POINTS,
-        needs=findings.needs,
+        points=paired.POINTS,
+        needs=paired.needs,
         uneven=uneven,
         measures={"top-1": TOP1, "top-5": TOP5},
         in_paper=[

@@ -3,7 +3,7 @@
     OUT/index.html   one file without any reference to the network
     OUT/study.json   the same figures with the seeds' own values
 
-`findings.py` compares arms, `speed.py` and `dose.py` fit curves, `words.py` says what came out.
+`paired.py` compares arms, `speed.py` and `dose.py` fit curves, `words.py` says what came out.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.study import finished, page, record
-from eval.study.analysis import Analysis
-from eval.study.finished import ArmRuns
+from eval.study.findings import finished, page, record
+from eval.study.findings.analysis import Analysis
+from eval.study.findings.finished import ArmRuns
 from pipeline.base import console, files
 
 __all__ = ["ArmRuns", "write"]

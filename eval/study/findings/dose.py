@@ -10,9 +10,8 @@ import numpy as np
 from eval.metrics import seeds
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import Interval
-from eval.study import findings
-from eval.study.findings import Figure, Pair, Quantity
-from eval.study.finished import BASELINE, DOSE, Group, StudyArm
+from eval.study.findings.finished import BASELINE, DOSE, Group, StudyArm
+from eval.study.findings.paired import Figure, Pair, Quantity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +63,9 @@ def _of_series(
     baseline: StudyArm | None, pairs: Sequence[Pair], series: str, members: Sequence[StudyArm]
 ) -> list[Curve]:
     """Of the figures that all its doses, and the baseline, have."""
-    wanted = (findings.MEAN, findings.FAMILY)
-    every = findings.quantities([arm.arm() for arm in (*members, *([baseline] if baseline else []))])
-    kept = [q for q in every if q.kind in wanted and q.measure is findings.TOP1]
+    wanted = (paired.MEAN, paired.FAMILY)
+    every = paired.quantities([arm.arm() for arm in (*members, *([baseline] if baseline else []))])
+    kept = [q for q in every if q.kind in wanted and q.measure is paired.TOP1]
     figures = {pair.a.label: pair.figures for pair in pairs}
     return [_curve(series, q, members, baseline, figures) for q in kept]
 
