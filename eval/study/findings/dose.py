@@ -10,6 +10,7 @@ import numpy as np
 from eval.metrics import seeds
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import Interval
+from eval.study.findings import paired
 from eval.study.findings.finished import BASELINE, DOSE, Group, StudyArm
 from eval.study.findings.paired import Figure, Pair, Quantity
 
