@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from eval.sets import catalog
 from eval.sets.catalog import CLASSIFICATION_TASK, RETRIEVAL_TASK
@@ -192,6 +193,39 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
 
 # -- reading back -------------------------------------------------------------------------------
 
+_TEXTS = ("classnames", "templates", "captions")  # of a set's record; nearly all of a results.json
+
+
+def _digest(text: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(text)
+
+
+def _without_texts(raw: bytes) -> bytes:
+    """What `_json` wrote, with a digest in place of every list of _TEXTS; another layout is left as it is.
+
+    These lists end at the only line with three spaces and a bracket: a string holds no line break.
+    """
+    parts, done = [], 0
+    while (colon := raw.find(b'": [\n    ', done)) >= 0:
+        start, end = colon + 3, raw.find(b"\n   ]", colon) + 5
+        name = raw[raw.rfind(b'"', 0, colon) + 1 : colon].decode()
+        if end < start:
+            break
+        cut = name in _TEXTS
+        parts += [
+            raw[done:start],
+            f'"{xxhash.xxh3_128_hexdigest(raw[start:end])}"'.encode() if cut else raw[start:end],
+        ]
+        done = end
+    return b"".join([*parts, raw[done:]])
+
+
+def _digested(record: dict) -> dict:
+    """A set's record with digests in place of the lists that `_without_texts` did not know."""
+    lists = {name: record[name] for name in _TEXTS if isinstance(record.get(name), list)}
+    texts = {name: json.dumps([[[value]]], indent=1, ensure_ascii=False) for name, value in lists.items()}
+    return record | {name: _digest(text[12:-9].encode()) for name, text in texts.items()}
+
 
 def _check(data: dict) -> None:
     """KeyError or TypeError for a results.json that lacks what the report needs."""
@@ -215,13 +249,18 @@ class Evaluation:
     _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def read(cls, folder: Path) -> Evaluation:
+    def read(cls, folder: Path, texts: bool = True) -> Evaluation:
+        """texts: keep class names, templates and captions; else a digest of each, which can be compared.
+
+        Raises ValueError for a file that is not there, not whole, or of another version.
+        """
         path = folder / RESULTS
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            raw = path.read_bytes()
+            data = json.loads(raw if texts else _without_texts(raw))
         except OSError:
             raise ValueError(f"{path}: not there; python -m eval.run --checkpoint … makes it") from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not whole JSON ({error}); evaluate again") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: of another version of this project; evaluate again")
@@ -231,6 +270,8 @@ class Evaluation:
             raise ValueError(
                 f"{path}: of another version of this project, or damaged (no {error}); evaluate again"
             ) from None
+        if not texts:
+            data["datasets"] = {key: _digested(record) for key, record in data["datasets"].items()}
         return cls(folder, data)
 
     @property

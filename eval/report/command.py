@@ -18,13 +18,11 @@ from typing import Annotated
 
 import tyro
 
-from eval.metrics import perceptual
 from eval.report import compare, curves, figures, panels, paper, provenance, runs, summary
 from eval.report.compare import TOP1, TOP5, Comparison
 from eval.report.figures import Figure
 from eval.report.panels import RetrievalPanel, Trio
 from eval.report.render import render, signed
-from eval.report.runs import Arm
 from eval.sets import catalog
 from pipeline.base import console, files
 
@@ -46,20 +44,6 @@ class Report:
 
 
 # -- what the page shows ----------------------------------------------------------------------------
-
-
-def _votes(arm: Arm) -> dict[str, object] | None:
-    """Whose votes an arm's triplets have, and what a reader must know of them."""
-    record = arm.first.data.get("triplets")
-    if not record:
-        return None
-    voters = perceptual.voters_of(record["votes"])
-    return {
-        "label": perceptual.describe_votes(voters),
-        "constructed": voters == perceptual.CONSTRUCTED,
-        "about": catalog.about_triplets(record.get("source", "")),
-        "ceiling": record["metrics"]["ceiling"],
-    }
 
 
 def _file_name(comparison: Comparison, *what: str) -> str:
@@ -97,7 +81,7 @@ class Section:
 
     @cached_property
     def retrieval(self) -> list[RetrievalPanel]:
-        return panels.retrieval_panels(self.comparison)
+        return panels.retrieval_panels(self.comparison.a, self.comparison.b)
 
 
 def build(options: Report) -> tuple[str, list[Figure]]:
@@ -112,7 +96,7 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         arms=arms,
         sections=sections,
         single=[] if sections else summary.single_rows(arms[0]),
-        votes_of=_votes,
+        votes_of=provenance.votes,
         scaling=scaling,
         learning=learning,
         summary=summary,

@@ -12,9 +12,10 @@ from itertools import groupby
 
 import numpy as np
 
-from eval.metrics import uncertainty
+from eval.metrics import seeds, uncertainty
 from eval.metrics.perceptual import Choices
-from eval.metrics.uncertainty import Interval, Outcomes, Seeds
+from eval.metrics.seeds import Seeds
+from eval.metrics.uncertainty import Interval, Outcomes
 from eval.report.runs import Arm, Run
 from eval.results import Evaluation
 from eval.sets import catalog
@@ -174,7 +175,7 @@ def compare(a: Arm, b: Arm) -> Comparison:
     runs = [*a.runs, *b.runs]
     keys = shared_keys(runs)
     for key in keys:
-        _check_same(key, runs)
+        check_same(key, runs)
     triplets = _triplet_rows(a, b)
     if not keys and not triplets:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
@@ -184,7 +185,7 @@ def compare(a: Arm, b: Arm) -> Comparison:
     return Comparison(
         a=a,
         b=b,
-        rows=_with_holm([row for key in keys for row in _set_rows(a, b, key)]),
+        rows=with_holm([row for key in keys for row in _set_rows(a, b, key)]),
         families=[
             _family_row(a, b, family, families[family], measure)
             for family in having[TOP1]
@@ -212,7 +213,7 @@ def families_of(run: Run, keys: Sequence[str], measure: Measure) -> dict[str, li
     return {family: sets for family, sets in members.items() if sets}
 
 
-def _check_same(key: str, runs: Sequence[Run]) -> None:
+def check_same(key: str, runs: Sequence[Run]) -> None:
     """ValueError unless all runs were evaluated on the same queries, in the same order, with one wording."""
     first = runs[0].final
     for run in runs[1:]:
@@ -245,7 +246,7 @@ def _both(a: Arm, b: Arm, value: Callable[[Evaluation], float]) -> dict:
     return {
         "a": statistics.fmean(of_a),
         "b": statistics.fmean(of_b),
-        "seeds": uncertainty.paired_seeds(of_a, of_b) if paired else None,
+        "seeds": seeds.paired(np.array([of_a]), np.array([of_b]))[0] if paired else None,
     }
 
 
@@ -260,7 +261,7 @@ def _triplet_rows(a: Arm, b: Arm) -> list[SetRow]:
     runs = [*a.runs, *b.runs]
     if any(run.final.data.get("triplets") is None for run in runs):
         return []
-    _check_same("triplets", runs)
+    check_same("triplets", runs)
     splits = sorted(set(a.first.arrays("triplets")["split"].tolist()))
     metrics = a.first.record("triplets")["metrics"]
     every = twoafc(metrics, splits if len(splits) > 1 else ("",))
@@ -282,7 +283,7 @@ def _set_row(a: Arm, b: Arm, key: str, measure: Measure, **about) -> SetRow:
     )
 
 
-def _with_holm(rows: list[SetRow]) -> list[SetRow]:
+def with_holm(rows: list[SetRow]) -> list[SetRow]:
     """The rows with Holm's correction over the tests that count."""
     tested = {i: row.p for i, row in enumerate(rows) if row.p is not None and row.measure.tested}
     if not tested:

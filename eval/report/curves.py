@@ -100,14 +100,36 @@ def _chart(prefix: str, logged: Logged, lines: list[Series], xlabel: str) -> Fig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingChart:
-    """A family's (or a retrieval set's) figure against samples seen.
+class Curve:
+    """One arm's accuracy (seeds, sets, points) against samples seen, with its exponent."""
 
-    slopes: (number of the arm, its label, β in words).  near_chance: sets whose slopes mean nothing.
+    arm: Arm
+    number: int  # of the arm: its colour
+    samples: list[int]
+    accuracy: np.ndarray
+    beta: Interval
+
+    @property
+    def slope(self) -> str:
+        """β in words."""
+        return beta(self.beta)
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """(seeds,): each run's β."""
+        return uncertainty.slopes(self.samples, self.accuracy.mean(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingChart:
+    """A figure of a family, or of a set, against samples seen.
+
+    near_chance: names of sets whose slopes mean nothing.
     """
 
+    title: str
     figure: Figure
-    slopes: list[tuple[int, str, str]]
+    curves: list[Curve]
     near_chance: list[str]
 
 
@@ -118,24 +140,46 @@ class _Panel(NamedTuple):
     near_chance: list[str]
 
 
-def scaling(arms: Sequence[Arm]) -> list[ScalingChart]:
-    """Empty when no arm has two evaluated checkpoints."""
+def scaling(arms: Sequence[Arm], name: str = "scaling") -> list[ScalingChart]:
+    """Families, then retrieval; empty when no arm has two evaluated checkpoints.
+
+    name: the charts' files and ids begin with it.
+    """
+    return _charts(arms, name, _panels(arms))
+
+
+def scaling_of_sets(arms: Sequence[Arm], name: str) -> list[ScalingChart]:
+    """Each set's first figure; empty when no arm has two evaluated checkpoints."""
+    datasets = arms[0].first.datasets
+    panels = []
+    for key in compare.shared_keys([run for arm in arms for run in arm.runs]):
+        record = datasets[key]
+        for measure in [m for m in compare.measures(record) if m.tested]:
+            near_chance = [record["name"]] if record["near_chance"] else []
+            panels.append(_Panel(f"{record['name']}, {measure.title}", [key], measure, near_chance))
+    return _charts(arms, name, panels)
+
+
+def _charts(arms: Sequence[Arm], name: str, panels: Sequence[_Panel]) -> list[ScalingChart]:
     points = [_shared_points(arm) for arm in arms]
     if all(len(p) < 2 for p in points):
         return []
-    charts = []
-    for number, panel in enumerate(_panels(arms)):
-        series, slopes = [], []
-        for i, (arm, at) in enumerate(zip(arms, points)):
-            if len(at) < 2:
-                continue
+    return [_scaling_chart(arms, points, f"{name}-{i:02d}", panel) for i, panel in enumerate(panels)]
+
+
+def _scaling_chart(
+    arms: Sequence[Arm], points: Sequence[list[int]], name: str, panel: _Panel
+) -> ScalingChart:
+    curves = []
+    for number, (arm, at) in enumerate(zip(arms, points)):
+        if len(at) > 1:
             accuracy = _accuracy(arm, panel.keys, panel.measure, at)
-            series.append(Series(arm.label, at, accuracy.mean((0, 1)).tolist(), i, marks=True))
-            slopes.append((i, arm.label, beta(uncertainty.scaling(at, accuracy))))
-        name, xlabel = f"scaling-{number:02d}", "training samples seen"
-        figure = figures.lines(name, f"{panel.title}, %", series, xlabel, log=True, percent=True)
-        charts.append(ScalingChart(figure=figure, slopes=slopes, near_chance=panel.near_chance))
-    return charts
+            exponent = uncertainty.scaling(at, accuracy)
+            curves.append(Curve(arm=arm, number=number, samples=at, accuracy=accuracy, beta=exponent))
+    series = [Series(c.arm.label, c.samples, c.accuracy.mean((0, 1)), c.number, marks=True) for c in curves]
+    xlabel = "training samples seen"
+    figure = figures.lines(name, f"{panel.title}, %", series, xlabel, log=True, percent=True)
+    return ScalingChart(title=panel.title, figure=figure, curves=curves, near_chance=panel.near_chance)
 
 
 def _shared_points(arm: Arm) -> list[int]:
@@ -145,10 +189,13 @@ def _shared_points(arm: Arm) -> list[int]:
 
 
 def _accuracy(arm: Arm, keys: Sequence[str], measure: Measure, points: Sequence[int]) -> np.ndarray:
-    """(seeds, sets, points) fractions."""
+    """(seeds, sets, points) fractions; NaN where a checkpoint lacks a figure that the last one has."""
     by_samples = [{e.samples: e.datasets for e in run.evaluations} for run in arm.runs]
     return np.array(
-        [[[at[p][key]["metrics"][measure.key] for p in points] for key in keys] for at in by_samples]
+        [
+            [[at[p].get(key, {}).get("metrics", {}).get(measure.key, np.nan) for p in points] for key in keys]
+            for at in by_samples
+        ]
     )
 
 

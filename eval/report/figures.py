@@ -19,8 +19,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
+from eval.metrics.uncertainty import Interval
 from eval.report.panels import ArmAnswers, Query, RetrievalPanel, Thumbnail
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE = "#1c1e21", "#6b6f76", "#dfe1e4"
 ARM_COLOURS = ("#2563c9", "#c27a00", "#4a8f4e", "#8a56b0")  # PI blue, baseline gold, as in the paper
+# So that arms differ in black and white too, and beyond the fourth.
+_MARKERS, _DASHES = "os^Dv*PX", ("-", (0, (4, 1.6)), (0, (1.2, 1.2)))
+_MOST_MARKS = 12  # on a line
+MOST_NAMED = 4  # lines that a chart's own legend has room for; the page shows `legend` for more
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--arm{i}" for i, colour in enumerate(ARM_COLOURS)
 }
+_PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')  # attributes full of numbers
+_TOO_FINE = re.compile(r"(?<=\.\d\d)\d+")  # hundredths of a pixel are enough
 _FONT = re.compile(r"font-family: [^;\"]*")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _STYLE: dict[RcKeyType, Any] = {
@@ -64,13 +72,14 @@ _STYLE: dict[RcKeyType, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """A line: x, y (n,); colour is an index into ARM_COLOURS."""
+    """A line: x, y (n,); colour: its arm's number.  ends (n, 2): of each point's interval; NaN has none."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
     marks: bool = False
+    ends: np.ndarray | None = None
 
 
 @dataclass
@@ -95,6 +104,7 @@ class Figure:
         # ids are unique only within one matplotlib figure
         body = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{self.name}-", body)
         body = _FONT.sub("font-family: inherit", body).replace("bold ", "")
+        body = _PLACES.sub(lambda places: _TOO_FINE.sub("", places[0]), body)
         for colour, variable in _VARIABLES.items():
             body = body.replace(colour, f"var({variable})")
         return f'{head} role="img" aria-label="{escape(self.alt)}">{body}'
@@ -108,8 +118,8 @@ class Figure:
         return [svg, png]
 
 
-def _new(width: float, height: float) -> tuple[Drawing, Axes]:
-    drawing = Drawing(figsize=(width, height))
+def _new(width: float, height: float, **settings: Any) -> tuple[Drawing, Axes]:
+    drawing = Drawing(figsize=(width, height), **settings)
     return drawing, drawing.add_subplot()
 
 
@@ -129,27 +139,55 @@ def smoothed(y: Sequence[float], span: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
+def _look(number: int, marks: bool = True) -> dict[str, Any]:
+    """How an arm's line is drawn: no two of the first 12 alike."""
+    return {
+        "color": ARM_COLOURS[number % len(ARM_COLOURS)],
+        "linestyle": _DASHES[number // len(ARM_COLOURS) % len(_DASHES)],
+        "marker": _MARKERS[number % len(_MARKERS)] if marks else None,
+        "linewidth": 1.8,
+        "markersize": 3.5,
+    }
+
+
+@rc_context(_STYLE)
+def legend(name: str, labels: dict[int, str]) -> Figure:
+    """Lines and names of the arms, for charts that have no room for them; labels: by the arm's number."""
+    width, longest = 10.5, max(map(len, labels.values()))
+    columns = max(1, min(len(labels), int(width / (0.7 + 0.085 * longest))))  # inches
+    drawing = Drawing(figsize=(width, 0.24 * -(-len(labels) // columns) + 0.1))
+    handles = [Line2D([], [], label=label, **_look(number)) for number, label in labels.items()]
+    drawing.legend(handles=handles, loc="center left", ncols=columns, handlelength=2.6)
+    return Figure(name, drawing, "; ".join(labels.values()))
+
+
 @rc_context(_STYLE)
 def lines(
     name: str, title: str, series: Sequence[Series], xlabel: str, log: bool = False, percent: bool = False
 ) -> Figure:
     """Curves of the arms over one x; percent: y are fractions."""
-    drawing, axes = _new(4.3, 2.75)
+    drawing, axes = _new(
+        4.3, 2.75, layout="none"
+    )  # to find margins takes most of the time, and there are many
+    drawing.subplots_adjust(left=0.125, right=0.98, bottom=0.185, top=0.885)
     scale = 100 if percent else 1
     for s in series:
-        y, marker = np.asarray(s.y, float) * scale, "o" if s.marks else None
-        colour = ARM_COLOURS[s.colour % len(ARM_COLOURS)]
-        axes.plot(s.x, y, color=colour, label=s.label, linewidth=1.8, marker=marker, markersize=3.5)
+        y, look = np.asarray(s.y, float) * scale, _look(s.colour, s.marks)
+        apart = -(-len(y) // _MOST_MARKS)
+        axes.plot(s.x, y, label=s.label, markevery=(s.colour % apart, apart) if apart else None, **look)
+        if s.ends is not None:
+            reach = np.abs(np.asarray(s.ends).T * scale - y)
+            axes.errorbar(s.x, y, reach, fmt="none", ecolor=look["color"], elinewidth=1.2, capsize=2.5)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
     axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlabel(xlabel)
     axes.set_title(title)
     axes.margins(x=0.02)
-    if len(series) > 1:
-        axes.legend(loc="best", handlelength=1.4)
+    if 1 < len(series) <= MOST_NAMED:
+        axes.legend(loc="best", handlelength=1.8)
     ends = "; ".join(f"{s.label} ends at {s.y[-1] * scale:.3g}" for s in series if len(s.y))
     return Figure(name, drawing, f"{title}: {ends}")
 
@@ -179,6 +217,31 @@ def bars(
     axes.set_title(title)
     axes.legend(loc="lower right", ncols=len(values), bbox_to_anchor=(1.01, 0.99), handlelength=1)
     return Figure(name, drawing, f"{title}: " + "; ".join(f"{g} {d}" for g, d in zip(groups, deltas)))
+
+
+@rc_context(_STYLE)
+def deltas(name: str, title: str, rows: Sequence[tuple[int, str, Interval]], limit: float) -> Figure:
+    """Bars of differences from a baseline with their intervals, one row an arm (number, label, fractions).
+
+    limit: of the axis to both sides, a fraction.
+    """
+    drawing, axes = _new(4.3, 0.34 * len(rows) + 1.0)
+    for y, (number, _, delta) in enumerate(rows):
+        colour = ARM_COLOURS[number % len(ARM_COLOURS)]
+        axes.barh(y, 100 * delta.value, 0.62, color=colour, alpha=0.75)
+        if delta.ends is not None:
+            axes.plot([100 * end for end in delta.ends], [y, y], color=INK, linewidth=1.2, marker="|")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(-100 * limit * 1.06 or -1, 100 * limit * 1.06 or 1)
+    axes.set_yticks(range(len(rows)), [textwrap.shorten(label, 26, placeholder=" …") for _, label, _ in rows])
+    axes.tick_params("y", labelcolor=INK, labelsize=9.5)
+    axes.invert_yaxis()
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.set_xlabel("points, minus the baseline")
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    said = "; ".join(f"{label} {100 * delta.value:+.1f}" for _, label, delta in rows)
+    return Figure(name, drawing, f"{title}: {said}")
 
 
 @rc_context(_STYLE)

@@ -19,8 +19,10 @@ from PIL import Image
 
 from eval.cache import mapped
 from eval.metrics import perceptual
+from eval.report import compare
 from eval.report.compare import Comparison, choices
 from eval.report.render import minus
+from eval.report.runs import Arm
 from eval.results import Evaluation
 from eval.sets import evalset, sources
 from eval.sets.catalog import RETRIEVAL_TASK
@@ -102,8 +104,11 @@ class Kind:
     shown: list[int]
 
 
-def kinds(hits: dict[str, np.ndarray]) -> list[Kind]:
-    """Split queries by whose first answer is right; hits: (Q,) bool of each of two arms, by label."""
+def kinds(hits: dict[str, np.ndarray], each: int = EACH, after: int = 0) -> list[Kind]:
+    """Split queries by whose first answer is right; hits: (Q,) bool of each of two arms, by label.
+
+    each: how many are drawn.  after: how many were drawn before and are not shown again.
+    """
     rng = np.random.default_rng(0)
     (one, a), (other, b) = hits.items()
     parts = {
@@ -115,7 +120,7 @@ def kinds(hits: dict[str, np.ndarray]) -> list[Kind]:
     out = []
     for title, mask in parts.items():
         rows = np.flatnonzero(mask)
-        chosen = rng.choice(rows, min(EACH, len(rows)), replace=False) if len(rows) else rows
+        chosen = rng.permutation(rows)[after : after + each]
         out.append(Kind(title, len(rows), sorted(chosen.tolist())))
     return out
 
@@ -166,26 +171,28 @@ class RetrievalPanel:
     queries: list[Query]
 
 
-def retrieval_panels(comparison: Comparison) -> list[RetrievalPanel]:
-    """Both directions of every retrieval set that the arms share."""
-    datasets = comparison.a.first.datasets
-    keys = dict.fromkeys(row.key for row in comparison.rows)
-    readers = [_Retrieval(comparison, key) for key in keys if datasets[key]["task"] == RETRIEVAL_TASK]
-    return [reader.panel(way) for reader in readers for way in WAYS]
+def retrieval_panels(a: Arm, b: Arm, each: int = EACH, after: int = 0) -> list[RetrievalPanel]:
+    """Both directions of every retrieval set that the arms share; each, after: as for `kinds`."""
+    datasets = a.first.datasets
+    keys = [key for key in compare.shared_keys([*a.runs, *b.runs]) if datasets[key]["task"] == RETRIEVAL_TASK]
+    return [
+        reader.panel(way, each, after) for key in keys for reader in [_Retrieval(a, b, key)] for way in WAYS
+    ]
 
 
 class _Retrieval:
     """The captions, images and both arms' arrays of one retrieval set."""
 
-    def __init__(self, comparison: Comparison, key: str):
-        first = comparison.a.first
+    def __init__(self, a: Arm, b: Arm, key: str):
+        first = a.first
         self.key, self.record, self.images = key, first.datasets[key], Images(first, key)
-        self.arrays = {arm.label: arm.first.arrays(key) for arm in (comparison.a, comparison.b)}
+        self.arrays = {arm.label: arm.first.arrays(key) for arm in (a, b)}
         self.index, self.owner = (first.arrays(key)[name] for name in ("index", "owner"))
         self.captions = [caption for i in self.index for caption in self.record["captions"][i]]
 
-    def panel(self, way: str) -> RetrievalPanel:
-        groups = kinds({label: arrays[f"{way}_first"] == 0 for label, arrays in self.arrays.items()})
+    def panel(self, way: str, each: int, after: int) -> RetrievalPanel:
+        hits = {label: arrays[f"{way}_first"] == 0 for label, arrays in self.arrays.items()}
+        groups = kinds(hits, each, after)
         return RetrievalPanel(
             key=self.key,
             way=way,

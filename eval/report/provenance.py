@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from eval.report.runs import Run
+from eval.metrics import perceptual
+from eval.report.runs import Arm, Run
+from eval.sets import catalog
 
 
 def not_shared(runs: Sequence[Run]) -> list[str]:
@@ -19,6 +21,20 @@ def not_shared(runs: Sequence[Run]) -> list[str]:
         if without:
             out.append(f"{key}, which is not in {', '.join(without)}")
     return out
+
+
+def votes(arm: Arm) -> dict[str, object] | None:
+    """Whose votes an arm's triplets have, and what a reader must know of them."""
+    record = arm.first.data.get("triplets")
+    if not record:
+        return None
+    voters = perceptual.voters_of(record["votes"])
+    return {
+        "label": perceptual.describe_votes(voters),
+        "constructed": voters == perceptual.CONSTRUCTED,
+        "about": catalog.about_triplets(record.get("source", "")),
+        "ceiling": record["metrics"]["ceiling"],
+    }
 
 
 def flat(settings: dict, prefix: str = "") -> dict:

@@ -5,6 +5,7 @@ Everything that a template prints is escaped, except the charts (`drawing` in te
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from eval.metrics.uncertainty import Interval
 
 
 def pct(value: float) -> str:
-    """A fraction in percent, one decimal."""
-    return f"{100 * value:.1f}"
+    """A fraction in percent, one decimal; – where there is none."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def minus(number: str) -> str:
@@ -24,14 +25,16 @@ def minus(number: str) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """A difference of fractions in percentage points; no sign at zero."""
+    """A difference of fractions in percentage points; no sign at zero, – where there is none."""
+    if math.isnan(value):
+        return "–"
     text = f"{100 * value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else minus(text)
 
 
-def spread(interval: Interval) -> str:
+def spread(interval: Interval, digits: int = 1) -> str:
     """`low to high` in percentage points; – where there is no interval."""
-    return "–" if interval.ends is None else " to ".join(map(signed, interval.ends))
+    return "–" if interval.ends is None else " to ".join(signed(end, digits) for end in interval.ends)
 
 
 def p_value(p: float | None) -> str:
@@ -66,7 +69,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters |= {f.__name__: f for f in (pct, signed, spread, p_value, tied, counted, on_axis)}
 
 
-def render(**values: object) -> str:
+def render(template: str = "page.html.j2", **values: object) -> str:
     """The page; styles inline, nothing fetched."""
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return _TEMPLATES.get_template("page.html.j2").render(written=written, **values)
+    return _TEMPLATES.get_template(template).render(written=written, **values)

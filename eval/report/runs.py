@@ -56,12 +56,16 @@ def read_run(spec: str) -> Run:
     label, mark, rest = spec.partition("=")
     if not mark or Path(spec).is_dir():  # a folder's own name may have the mark in it
         label, rest = "", spec
-    folder = Path(rest)
+    return run_in(Path(rest), label)
+
+
+def run_in(folder: Path, label: str = "", texts: bool = True) -> Run:
+    """What `read_run` reads, of a folder; texts: as for `Evaluation.read`."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     steps = [p for form in ("step-*", "eval/step-*") for p in sorted(folder.glob(form))]
     places = [p for p in steps if p.name.removeprefix("step-").isdecimal()] + [folder / "eval", folder]
-    evaluations = [Evaluation.read(p) for p in places if (p / RESULTS).is_file()]
+    evaluations = [Evaluation.read(p, texts) for p in places if (p / RESULTS).is_file()]
     if not evaluations:
         raise ValueError(
             f"{folder}: no {RESULTS} in it or in its eval/; python -m eval.run --checkpoint {folder}"

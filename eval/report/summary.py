@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eval.metrics import uncertainty
@@ -43,10 +43,13 @@ def verdict(comparison: Comparison) -> str:
 
 def caution(comparison: Comparison) -> str:
     """What the interval does not cover: chance in training, and what the catalog says of the sets."""
-    keys = dict.fromkeys(row.key for row in comparison.rows)
+    return " ".join([_seeds_caution(comparison), *set_cautions(row.key for row in comparison.rows)])
+
+
+def set_cautions(keys: Iterable[str]) -> list[str]:
+    """What the catalog says a reader of figures on these sets must know, each once."""
     entries = [entry for key in keys if (entry := catalog.find(key)) is not None]
-    of_sets = dict.fromkeys(entry.caution for entry in entries if entry.caution)
-    return " ".join([_seeds_caution(comparison), *of_sets])
+    return [*dict.fromkeys(entry.caution for entry in entries if entry.caution)]
 
 
 def _seeds_caution(comparison: Comparison) -> str:

@@ -107,7 +107,7 @@ def paper(recipe: str) -> tuple[Arm, ...]:
         arms.append(Arm(label=f"PI{named}", chain=(first, second), group=group, role="subject"))
         if model == "ViT-B-32":
             tuned = Training(stage=1, recipe="pft", flags=first.flags)
-            arms.append(Arm(label="PFT", chain=(second, tuned), group=group, role="control"))
+            arms.append(Arm(label="PFT", chain=(second, tuned), group=group))
     return tuple(arms)
 
 

@@ -147,53 +147,6 @@ def test_holm():
     assert _within(errors, 1000, 0.05)
 
 
-# -- seeds ------------------------------------------------------------------------------------------
-
-
-def test_smallest_p():
-    assert uncertainty.smallest_p(3) == 0.25 and uncertainty.smallest_p(6) == 0.03125
-    for k in range(2, 9):
-        assert uncertainty.sign_flip(np.arange(1.0, k + 1)) == uncertainty.smallest_p(k)
-
-
-def test_sign_flip_is_scipys_permutation_test():
-    rng = np.random.default_rng(8)
-    for k in (3, 5, 8):
-        d = rng.normal(0.4, 1, k)
-        theirs = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
-        assert uncertainty.sign_flip(d) == pytest.approx(theirs.pvalue)
-    many = rng.normal(0.5, 1, 20)
-    theirs = stats.permutation_test((many,), np.mean, permutation_type="samples", n_resamples=20_000, rng=rng)
-    assert uncertainty.sign_flip(many) == pytest.approx(theirs.pvalue, abs=0.015)
-
-
-@pytest.mark.slow
-def test_sign_flip_keeps_its_level():
-    rng = np.random.default_rng(9)
-    alarms = sum(uncertainty.sign_flip(rng.normal(size=7)) <= 0.05 for _ in range(600))
-    assert alarms <= stats.binom.ppf(1 - 1e-4, 600, 0.05)
-
-
-def _bca_coverage(k: int, trials: int = 250) -> float:
-    rng = np.random.default_rng(k)
-    intervals = [uncertainty.bca(rng.normal(0.3, 1, k), 1000, seed) for seed in range(trials)]
-    return sum(_covers(interval, 0.3) for interval in intervals) / trials
-
-
-@pytest.mark.slow
-def test_bca_covers_with_enough_seeds_and_not_with_three():
-    assert 0.89 <= _bca_coverage(20) <= 0.98
-    assert _bca_coverage(3) < 0.88  # what the docstring warns of
-    assert uncertainty.bca([0.1, 0.2]).low is None
-
-
-def test_seeds_must_pair():
-    found = uncertainty.paired_seeds([0.3, 0.5, 0.4], [0.2, 0.3, 0.35])
-    assert (found.count, found.least_p, found.p) == (3, 0.25, 0.25)
-    with pytest.raises(ValueError, match="3 and 2 runs cannot be paired"):
-        uncertainty.paired_seeds([1, 2, 3], [1, 2])
-
-
 # -- scaling --------------------------------------------------------------------------------------------
 
 
@@ -217,3 +170,17 @@ def test_scaling_interval_covers_over_seeds():
         covered += _covers(uncertainty.scaling(x, curves, 300, seed), 0.4)
     assert _within(covered, 120, 0.92, slack=0.02)
     assert uncertainty.scaling(x, curves[:1]).low is None
+
+
+def test_scaling_interval_is_a_bootstrap_over_seeds_and_sets():
+    """The weighted form draws from the same distribution as drawing seeds and sets one by one."""
+    rng = np.random.default_rng(11)
+    x = np.geomspace(1e6, 1e8, 5)
+    curves = 0.02 * (x / 1e6) ** rng.normal(0.4, 0.05, (6, 4, 1)) * np.exp(rng.normal(0, 0.05, (6, 4, 5)))
+    found = uncertainty.scaling(x, curves, 4000)
+    seeds, sets = rng.integers(6, size=(4000, 6, 1)), rng.integers(4, size=(4000, 1, 4))
+    plain = uncertainty.slopes(x, curves[seeds, sets].mean(2)).mean(1)
+    width = np.ptp(np.quantile(plain, [0.025, 0.975]))
+    assert [found.low, found.high] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.06 * width)
+    curves[0] = 0  # a seed without a slope: it spoils only the draws that it is in
+    assert np.isfinite(uncertainty.scaling(x, curves, 400).low)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 
@@ -15,36 +14,9 @@ from eval.report.command import Report
 from eval.report.render import pct
 from eval.report.runs import Arm, read_run
 from tests.kits.eval_runs import change, page, voted
+from tests.kits.html import Tags, whole
 
 CONSTRUCTED = "constructed, no human vote"
-
-
-class _Tags(HTMLParser):
-    """Every element is closed where it should be, and what it refers to."""
-
-    EMPTY = {"meta", "img", "br", "line", "path", "use", "rect", "circle", "stop"}
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.links, self.ids = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href"):
-                self.links.append(value)
-            if name == "id":
-                self.ids.append(value)
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.EMPTY:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.EMPTY:
-            assert self.open.pop() == tag
 
 
 @pytest.mark.slow
@@ -52,11 +24,7 @@ def test_the_whole_page(runs, tmp_path, capsys):
     arguments = [f"PI={runs['pi']}", f"Baseline={runs['baseline']}", "--out", str(tmp_path / "report")]
     assert report.main(arguments) == 0
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    tags = _Tags()
-    tags.feed(text)
-    assert tags.open == [] and len(tags.ids) == len(set(tags.ids))
-    assert all(link.startswith(("data:", "#")) for link in tags.links)
-    assert "url(http" not in text and "@import" not in text and "<script" not in text
+    assert whole(text)
     for words in (
         "PI is better than Baseline here", "one training run of each", CONSTRUCTED, "Nobody was asked",
         "the same concept against a neighbouring one",
@@ -168,7 +136,7 @@ def test_names_are_text_wherever_they_stand(runs, tmp_path):
     text, _ = report.build(
         Report(runs=(f"{name}={runs['pi']}", f"B={runs['baseline']}"), out=tmp_path, title="<i>")
     )
-    tags = _Tags()
+    tags = Tags()
     tags.feed(text)
     assert tags.open == [] and "<script" not in text and "<h1>&lt;i&gt;</h1>" in text
 
