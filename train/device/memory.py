@@ -2,8 +2,8 @@
 
 The towers are run forward on fake tensors of a GPU: shapes and types without memory, under CUDA's own
 autocast rules (a CPU's differ: LayerNorm in bfloat16).  What autograd would keep is counted, the rest summed.
-Against peaks measured on an H200 (docs/benchmarks.md) the totals are within 3 % for ViT-B/32 (up to 15 % too much
-where blocks are recomputed), 4 % for ViT-L/14 and RN50.
+Against peaks measured on an H200 (docs/benchmarks.md) the totals are within 3 % for ViT-B/32 (up to 15 % too
+much where blocks are recomputed), 4 % for ViT-L/14 and RN50.
 
 B samples of a rank's share, S image side.
 """
@@ -63,8 +63,8 @@ class Sizes:
     def total(self, recipe: Recipe, share: int, recompute: Recompute, micro: int) -> float:
         """Bytes of a step on `share` samples, forwarded `micro` at a time."""
         half_copies = 2 * self.parameters if recipe.compute.precision == "bf16" else 0
-        # float32 parameters and two moments. Gradients too (of which DDP's buckets are views), where parts add to
-        # them; in one pass they are made as the activations go.
+        # float32 parameters and two moments. Gradients too (of which DDP's buckets are views), where parts add
+        # to them; in one pass they are made as the activations go.
         values = 3 if micro < share else 2
         model = 4 * self.parameters + 4 * values * self.trained + half_copies
         batches = 2 * share * self.images  # the one in use, and the next

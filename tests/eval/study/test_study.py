@@ -69,7 +69,11 @@ def figures(out: Path) -> dict:
     }
     weights = {run.name: {n: t.numpy().tobytes() for n, t in kit.tensors(run).items()} for run in runs}
     page = json.loads((out / "mine" / "study.json").read_text())
-    return {"results": results, "weights": weights, "arms": [arm["label"] for arm in page["groups"][0]["arms"]]}
+    return {
+        "results": results,
+        "weights": weights,
+        "arms": [arm["label"] for arm in page["groups"][0]["arms"]],
+    }
 
 
 @pytest.fixture(scope="module")
