@@ -63,8 +63,8 @@ class Sizes:
     def total(self, recipe: Recipe, share: int, recompute: Recompute, micro: int) -> float:
         """Bytes of a step on `share` samples, forwarded `micro` at a time."""
         half_copies = 2 * self.parameters if recipe.compute.precision == "bf16" else 0
-        # float32 parameters and two moments. Gradients too (of which DDP's buckets are views), where parts add
-        # to them; in one pass they are made as the activations go.
+        # float32 parameters and two moments; gradients (DDP's buckets are views of them) where parts add to
+        # them. In one pass they are made as the activations go.
         values = 3 if micro < share else 2
         model = 4 * self.parameters + 4 * values * self.trained + half_copies
         batches = 2 * share * self.images  # the one in use, and the next
