@@ -28,7 +28,7 @@ second = Training(
     flags={{"data": str(HERE / "pairs.beton"), "steps": "24", "save-every": "6", "keep": "9"}},
 )
 STUDY = Study(
-    name="mine", description="Tiny runs", seeds=2, data=HERE / "sets", triplets=HERE / "triplets.beton",
+    name="mine", description="Tiny runs", seeds=1, data=HERE / "sets", triplets=HERE / "triplets.beton",
     evaluation={{"device": "cpu"}},
     arms=(
         Arm(label="Baseline", chain=(second,), role="baseline"),
@@ -86,15 +86,15 @@ def undisturbed(study, tmp_path_factory) -> Path:
 
 def test_a_study_from_its_plan_to_its_page(study, undisturbed):
     code, text = said("plan", study, undisturbed)
-    assert code == 0 and "10 different, 10 done" in text and "evaluate      6, 6 done" in text, text
+    assert code == 0 and "5 different, 5 done" in text and "evaluate      3, 3 done" in text, text
     code, text = said("status", study, undisturbed)
-    assert code == 0 and text.rstrip().endswith("mine: 18 jobs: 18 done"), text
+    assert code == 0 and text.rstrip().endswith("mine: 9 jobs: 9 done"), text
     found = figures(undisturbed)
-    assert len(found["results"]) == 6 * 4  # each kept checkpoint of each evaluated run
-    assert found["arms"] == ["Baseline", "PI", "Nobody's votes"]
+    assert len(found["results"]) == 3 * 4  # each kept checkpoint of each evaluated run
+    assert sorted(found["arms"]) == ["Baseline", "Nobody's votes", "PI"]
     assert (undisturbed / "mine" / "index.html").read_text().startswith("<!doctype html>")
     code, text = said("run", study, undisturbed, "--cluster", "local")
-    assert code == 0 and "18 of 18 jobs are done" in text, text
+    assert code == 0 and "9 of 9 jobs are done" in text, text
 
 
 def processes(out: Path) -> list[int]:
@@ -114,7 +114,7 @@ def processes(out: Path) -> list[int]:
 def test_killed_at_random_moments_it_ends_with_the_same_figures(study, undisturbed, tmp_path):
     """The command alone, or all its processes at once, as a machine that loses power."""
     chance = random.Random(1)
-    for attempt in range(8):
+    for attempt in range(6):
         process = subprocess.Popen(
             command("run", study, tmp_path, "--cluster", "local"), cwd=kit.REPOSITORY,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -133,10 +133,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_figures(study, undisturb
 
 
 def test_a_study_grows(study, undisturbed):
-    """A third seed trains its own runs and no other."""
+    """Two seeds more train their own runs and no other."""
     before = {run.name: run.stat().st_mtime for run in (undisturbed / "runs").iterdir()}
     code, text = said("plan", study, undisturbed, "--seeds", 3)
-    assert code == 0 and "15 different, 10 done" in text, text
+    assert code == 0 and "15 different, 5 done" in text, text
     assert before == {run.name: run.stat().st_mtime for run in (undisturbed / "runs").iterdir()}
 
 
