@@ -44,13 +44,13 @@ def pin(out: Path) -> Code:
         commit += f"-changed-{hashlib.sha256(state.encode()).hexdigest()[:10]}"
     folder = out.absolute() / "code" / commit
     if not folder.is_dir():
-        _copy(folder)
+        _copy(folder, commit)
     changed = f", with {len(changes.splitlines())} changed files" if changes else ""
     return Code(folder, commit, f"code: commit {commit[:10]}{changed}, copied to {folder}")
 
 
-def _copy(folder: Path) -> None:
-    """Under another name first."""
+def _copy(folder: Path, commit: str) -> None:
+    """Under another name first.  Runs read their commit from the copy (`hardware.commit`)."""
     temporary = folder.with_name(f"{folder.name}.{id(folder):x}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     listing = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *ROOMS)
@@ -59,6 +59,7 @@ def _copy(folder: Path) -> None:
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
+    (temporary / "COMMIT").write_text(commit + "\n")
     try:
         temporary.rename(folder)
     except OSError:  # another command was faster

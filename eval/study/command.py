@@ -30,6 +30,7 @@ from pipeline.base.console import say
 from pipeline.base.slurm import gpus_of_nodes
 from train import command as training
 from train.cluster.options import Launch
+from train.config import Stage1
 from train.plan import Machine
 
 Action = Literal["plan", "run", "status", "report"]
@@ -65,6 +66,8 @@ class Options:
             raise ValueError(f"--seeds {self.seeds}: at least 1")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"--at-once {self.at_once}: at least 1")
+        if self.launch.cluster == "debug" or self.launch.profile:
+            raise ValueError("--cluster debug, --profile: of a single run, python -m train.launch")
 
 
 def graph_of(options: Options) -> Graph:
@@ -92,6 +95,8 @@ def plan(options: Options) -> int:
 
 def run(options: Options) -> int:
     """Everything that is not done; then the report."""
+    if options.launch.dry_run:
+        return plan(options)
     graph = graph_of(options)
     if graph.study.data is None:
         raise ValueError("--data: name the folder of evaluation sets")
@@ -104,11 +109,11 @@ def run(options: Options) -> int:
     say(pinned.told)
     ranks = options.launch.ngpus or 1
     places = slots(options.at_once, ranks)
-    try:
-        Local(graph, places, pinned, ranks).run(names)
-    finally:
-        if any(is_done(graph, graph.jobs[n]) for names in graph.finals.values() for n in names):
-            write_report(graph)
+    failures = Local(graph, places, pinned, ranks).run(names)
+    if any(is_done(graph, graph.jobs[name]) for finals in graph.finals.values() for name in finals):
+        write_report(graph)
+    if failures:
+        raise console.Failed(failures)
     return 0
 
 
@@ -132,6 +137,9 @@ def _check(graph: Graph, world_size: int) -> None:
     seen = set()
     for job in graph.trainings:
         recipe = job.training
+        tables = [graph.jobs[name] for name in job.after if graph.jobs[name].kind == "votes"]
+        if isinstance(recipe, Stage1) and tables and not is_done(graph, tables[0]):
+            recipe = replace(recipe, votes="human")  # the table is made first
         alike = identity(replace(recipe, seed=0), ())
         if alike in seen:
             continue

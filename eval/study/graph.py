@@ -18,7 +18,7 @@ from typing import Literal
 from eval.study.studies import UNTRAINED, Arm, Study, Training
 from pipeline.beton.fields import Beton
 from train import command
-from train.config import FREE_TO_CHANGE, Recipe
+from train.config import FREE_TO_CHANGE, Recipe, Stage1
 from train.plan import SAMPLES
 
 Kind = Literal["build", "votes", "train", "evaluate", "report"]
@@ -140,6 +140,9 @@ class _Maker:
         name += f"-{identity(recipe, [p for p in parents if not p.startswith('build-')])}"
         run = self.graph.out / "runs" / name
         recipe = replace(recipe, run=run, init=before.run if before else None)
+        if "--votes" in extra:
+            assert isinstance(recipe, Stage1)
+            recipe = replace(recipe, votes=extra[-1])
         args = (*args, *extra, "--seed", str(seed), "--run", str(run))
         command = ("-m", "train.launch", *args)
         return self.graph.add(
@@ -222,11 +225,12 @@ def samples(recipe: Recipe) -> int:
 def identity(recipe: Recipe, parents: Sequence[str]) -> str:
     """Ten letters for what decides a training's numbers; parents: names of the jobs that it starts from."""
     decides = dict(_decides(recipe))
-    for name in ("run", "init", "votes", "votes_sha256"):  # jobs' own paths
-        if name != "votes" or recipe.__dict__.get("votes", "").endswith(".npy"):
-            decides.pop(name, None)
-    if recipe.data.data is not None:
-        decides["data.data"] = str(recipe.data.data)
+    for name in ("run", "init"):  # where it lies; and what it starts from is a parent
+        decides.pop(name, None)
+    if (
+        recipe.data.data is not None
+    ):  # free to change where a run goes on, but here other data are another run
+        decides["data.data"] = str(recipe.data.data.absolute())
     return _digest([json.dumps(decides, sort_keys=True, default=str), *parents])
 
 

@@ -21,7 +21,7 @@ from typing import IO
 from eval.study.code import Code
 from eval.study.graph import Graph, Job
 from eval.study.state import Folder, is_done, progress
-from pipeline.base.console import Failed, StatusLine, clock, say
+from pipeline.base.console import StatusLine, clock, say
 from train.cluster import gpus
 
 POLL = 0.2  # seconds between looks at the processes
@@ -85,8 +85,8 @@ class Local:
         self._line, self._shown = StatusLine(), 0.0
         self._begun = time.monotonic()
 
-    def run(self, names: list[str]) -> None:
-        """All of these that are not done, each after those it needs; Failed names those that failed."""
+    def run(self, names: list[str]) -> str:
+        """All of these that are not done, each after those it needs; names those that failed."""
         waiting = []
         for name in names:
             if is_done(self.graph, self.graph.jobs[name]):
@@ -112,9 +112,8 @@ class Local:
             lines = [f"{name}: {line} ({Folder.of(self.graph, self.graph.jobs[name]).log})"
                      for name, line in self.failed.items()]  # fmt: skip
             waited = f"; {left} others need what they make" if left else ""
-            raise Failed(
-                f"{len(lines)} jobs failed{waited}: {'; '.join(lines)}; the same command tries again"
-            )
+            return f"{len(lines)} jobs failed{waited}: {'; '.join(lines)}; the same command tries again"
+        return ""
 
     # -- one job ------------------------------------------------------------------------
 

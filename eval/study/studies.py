@@ -9,6 +9,7 @@ Arms whose trainings are the same share them.
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -75,6 +76,10 @@ class Study:
     build: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name) or self.name in ("runs", "jobs", "code", "votes"):
+            raise ValueError(
+                f"study {self.name!r}: its name is a folder's: letters, digits, '.', '_' and '-'"
+            )
         labels = [arm.label for arm in self.arms]
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(f"study {self.name}: two arms are called {min(twice)!r}")

@@ -68,7 +68,13 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """This checkout's commit, with -dirty where files have changed since; "unknown" without git."""
+    """This checkout's commit, with -dirty where files have changed since; "unknown" without git.
+
+    A copy of a checkout has a file COMMIT that tells.
+    """
+    copied = Path(__file__).parents[2] / "COMMIT"
+    if copied.is_file():
+        return copied.read_text().strip()
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.study.test_study import said, study  # noqa: F401 (a fixture)
+from tests.eval.study.test_study import figures, said, study  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow  # processes and whole runs
 
@@ -62,6 +62,7 @@ def test_arrays_a_failure_and_a_second_try(slurm, study, tmp_path):  # noqa: F81
     code, text = said("run", study, out, *WHERE)
     assert code == 0 and "5 jobs submitted; of the others 5 done" in text, text
     assert settled(slurm, study, out).rstrip().endswith("9 jobs: 9 done")
+    figures(out)  # looks at whose votes were learned
     code, text = said("run", study, out, *WHERE)
     assert "1 jobs submitted" in text  # the report
     settled(slurm, study, out)

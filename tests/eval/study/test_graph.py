@@ -80,6 +80,11 @@ def test_what_identifies_a_training(lr, other, workers, keep, parent, seed):
     assert name(lr) != name(lr, parents=("c",)) and name(lr) != name(lr, seed=seed + 1)
 
 
+def test_votes_decide_a_training():
+    made = [Arm(label=v, chain=(FIRST.with_flags(votes=v), SECOND)) for v in ("shuffled", "human")]
+    assert kinds(jobs(*made, PI))["train"] == 4  # human is what PI has
+
+
 def test_data_is_part_of_a_training():
     moved = SECOND.with_flags(data="another.beton")
     assert jobs(BASELINE).trainings[0].name != jobs(replace(BASELINE, chain=(moved,))).trainings[0].name
@@ -107,7 +112,7 @@ def test_an_untrained_network_votes_once_for_all_that_learn_it():
     for job in made.trainings:
         if job.recipe.stage == 1:
             (votes,) = (made.jobs[name] for name in job.after)
-            assert job.arguments[job.arguments.index("--votes") + 1] == str(votes.votes)
+            assert job.arguments[job.arguments.index("--votes") + 1] == str(votes.votes) == job.recipe.votes
             network = int(votes.arguments[votes.arguments.index("--seed") + 1])
             assert network == job.recipe.seed + graph.ANOTHER  # not the one that learns
 
@@ -168,6 +173,9 @@ def test_studies_that_cannot_be(tmp_path):
         studies.read("papers", None)
     with pytest.raises(ValueError, match="two arms are called 'PI'"):
         Study(name="x", description="", arms=(PI, PI))
+    for name in ("a/b", "", "runs", ".."):
+        with pytest.raises(ValueError, match="its name is a folder's"):
+            Study(name=name, description="", arms=(PI,))
     for text, said in (("1/0", "ZeroDivisionError"), ("STUDY = 3", "has no STUDY"), ("", "has no STUDY")):
         file = tmp_path / "mine.py"
         file.write_text(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from eval.study.graph import Graph, Job
 from eval.study.local import Local, Slot, slots
 from eval.study.state import Folder, View, is_done, progress
 from eval.study.studies import Arm, Study, Training
-from pipeline.base.console import Failed
 
 pytestmark = pytest.mark.slow  # processes
 
@@ -56,8 +56,8 @@ def events(out: Path) -> list[str]:
     return (out / "events").read_text().splitlines() if (out / "events").exists() else []
 
 
-def run(made: Graph, places=SLOTS) -> None:
-    Local(made, places, HERE).run(list(made.jobs))
+def run(made: Graph, places=SLOTS) -> str:
+    return Local(made, places, HERE).run(list(made.jobs))
 
 
 def standing(made: Graph) -> dict[str, str]:
@@ -100,10 +100,8 @@ def test_a_failure_is_named_stops_no_other_and_is_tried_again(tmp_path, capsys):
         table(tmp_path, "needs", after=("broken",)),
         table(tmp_path, "other", "time.sleep(.5)"),
     )
-    with pytest.raises(
-        Failed, match="1 jobs failed; 1 others need what they make.*error: no x here.*log.txt"
-    ):
-        run(made)
+    said = run(made)
+    assert re.search("1 jobs failed; 1 others need what they make.*error: no x here.*log.txt", said), said
     assert standing(made) == {"broken": "failed", "needs": "planned", "other": "done"}
     assert Folder.of(made, broken).read("failed")["code"] == 1
     mended = replace(broken, arguments=("-c", broken.arguments[1].replace("if not os", "if False and os")))
@@ -120,7 +118,7 @@ from tests.eval.study.test_local import SLOTS, graph, run, table
 out = Path(sys.argv[2])
 jobs = [table(out, f"{i}", "time.sleep(0.4)", after=(f"{i - 2}",) if i > 1 else ()) for i in range(8)]
 from pipeline.base import console
-sys.exit(console.command(lambda: run(graph(out, *jobs))))
+sys.exit(console.command(lambda: int(bool(run(graph(out, *jobs))))))
 """
 
 
@@ -221,9 +219,13 @@ def test_the_copied_code_is_what_jobs_import(tmp_path):
     assert code.pin(tmp_path) == pinned
     (tmp_path / "here" / "eval").mkdir(parents=True)
     (tmp_path / "here" / "eval" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    show = (
+        "import eval.study.graph, pipeline.base.hardware as h; print(eval.study.graph.__file__, h.commit())"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", "import eval.study.graph, train, pipeline; print(eval.study.graph.__file__)"],
-        env=os.environ | pinned.environment, cwd=tmp_path / "here", capture_output=True, text=True,
+        [sys.executable, "-c", show], env=os.environ | pinned.environment, cwd=tmp_path / "here",
+        capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.strip() == str(pinned.folder / "eval" / "study" / "graph.py"), done.stderr
+    file = pinned.folder / "eval" / "study" / "graph.py"
+    assert done.stdout.split() == [str(file), pinned.commit], done.stderr
     assert pinned.arguments(["dataprep/build_ffcv.py", "x"])[0].startswith(str(pinned.folder))

@@ -67,6 +67,10 @@ def figures(out: Path) -> dict:
         for run in runs
         for path in sorted(run.glob("eval/*/results.json"))
     }
+    votes = {
+        json.loads((run / "recipe.json").read_text()).get("votes") for run in runs if "stage1" in run.name
+    }
+    assert votes == {"human", *map(str, (out / "votes").glob("*.npy"))}  # as each arm says
     weights = {run.name: {n: t.numpy().tobytes() for n, t in kit.tensors(run).items()} for run in runs}
     page = json.loads((out / "mine" / "study.json").read_text())
     return {
@@ -148,6 +152,7 @@ def test_mistakes_are_one_line(study, tmp_path):
         (["plan", study, "--set", "nonsense=1"], "nonsense"),
         (["plan", study, "--seeds", 0], "--seeds 0"),
         (["report", study], "finished"),
+        (["run", study, "--cluster", "debug"], "--cluster debug"),
         (["fly", study], "fly"),
     ):
         code, text = kit.launch(*words, "--out", tmp_path / "out", module="eval.study")
