@@ -83,7 +83,6 @@ class Local:
         self.elsewhere: set[str] = set()  # processes of an earlier command, which go on
         self._seconds: dict[str, list[float]] = {}  # of those that ended, by kind
         self._line, self._shown = StatusLine(), 0.0
-        self._begun = time.monotonic()
 
     def run(self, names: list[str]) -> str:
         """All of these that are not done, each after those it needs; names those that failed."""
@@ -111,8 +110,8 @@ class Local:
             left = len(set(names) - self.ended - self.failed.keys())
             lines = [f"{name}: {line} ({Folder.of(self.graph, self.graph.jobs[name]).log})"
                      for name, line in self.failed.items()]  # fmt: skip
-            waited = f"; {left} others need what they make" if left else ""
-            return f"{len(lines)} jobs failed{waited}: {'; '.join(lines)}; the same command tries again"
+            waiting_for = f"; jobs that need them: {left}" if left else ""
+            return f"failed: {'; '.join(lines)}{waiting_for}; the same command tries again"
         return ""
 
     # -- one job ------------------------------------------------------------------------
@@ -141,13 +140,14 @@ class Local:
             return True
         folder.remove("failed", "queued")
         slot = self.free.pop(0)
-        process = subprocess.Popen(
-            [sys.executable, *self.code.arguments(self._arguments(job))], stdin=subprocess.DEVNULL,
-            stdout=_appending(folder.log), stderr=subprocess.STDOUT, pass_fds=[lock.fileno()],
-            env=os.environ | slot.environment | self.code.environment,
-            start_new_session=True,  # Ctrl-C is passed on once, by `_interrupt`
-            preexec_fn=lambda: os.sched_setaffinity(0, slot.cores),
-        )  # fmt: skip
+        with open(folder.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *self.code.arguments(self._arguments(job))], stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()],
+                env=os.environ | slot.environment | self.code.environment,
+                start_new_session=True,  # Ctrl-C is passed on once, by `_interrupt`
+                preexec_fn=lambda: os.sched_setaffinity(0, slot.cores),
+            )  # fmt: skip
         self.running.append(_Running(job, process, lock, slot))
         return True
 
@@ -219,11 +219,6 @@ class Local:
         means = {kind: sum(all_) / len(all_) for kind, all_ in self._seconds.items()}
         gone = sum(min(time.monotonic() - item.begun, means[item.job.kind]) for item in self.running)
         return (sum(means[job.kind] for job in waiting) - gone) / self.width
-
-
-def _appending(path: Path) -> int:
-    """A file descriptor for the job's output, which the job keeps."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
 def last_line(path: Path) -> str:
