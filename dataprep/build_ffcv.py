@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if not __package__:  # run by path: import the project's packages, and nothing from this folder by chance
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -59,17 +59,24 @@ class Demo:
     """Folder to write."""
     nights: Path | None = None
     """A NIGHTS folder whose human triplets take the place of the constructed ones."""
+    held_out: Literal["noto", "twemoji", "fluent3d"] = emoji.HELD_OUT
+    """Whose drawings are evaluated on; training sees the other two vendors'."""
     how: Flat[RunSettings] = field(default_factory=RunSettings)
 
     def run(self) -> None:
-        build(emoji.EmojiPairs(), self.out / "pairs-train.beton", DEMO, self.how)
+        if self.held_out in emoji.IN_TRIPLETS and not self.nights:
+            raise ValueError(
+                f"--held-out {self.held_out}: the constructed triplets show its drawings, so stage 1 would "
+                "see them; give other triplets with --nights DIR"
+            )
+        build(emoji.EmojiPairs(held_out=self.held_out), self.out / "pairs-train.beton", DEMO, self.how)
         for split in ("train", "test"):
             source = nights.Nights(self.nights, split) if self.nights else emoji.EmojiTriplets(split)
             settings = SampleSettings() if self.nights else DEMO
             build(source, self.out / f"triplets-{split}.beton", settings, self.how)
-        written = emoji.write_eval(self.out / "eval")
+        written = emoji.write_eval(self.out / "eval", self.held_out)
         state = "" if written else "up to date, "
-        say(f"{self.out / 'eval'}: {state}4 evaluation sets of the held-out vendor {emoji.HELD_OUT}")
+        say(f"{self.out / 'eval'}: {state}4 evaluation sets of the held-out vendor {self.held_out}")
         if not self.nights:
             say("The triplets are constructed, no human voted; --nights DIR uses human ones.")
 

@@ -1,8 +1,9 @@
 """The embedded demonstration data: emoji drawings by three vendors.
 
 Training sees noto and twemoji.  fluent3d, which is drawn in another style, is held out and becomes four
-evaluation sets in clip_benchmark's webdataset layout.  The triplets were constructed: they hold no human
-vote, and every file made of them says so.  Licences: `dataprep/demo/NOTICE`.
+evaluation sets in clip_benchmark's webdataset layout.  (Another vendor can be, so that what was chosen on
+one is judged on one that nobody looked at.)  The triplets were constructed: they hold no human vote, and
+every file made of them says so.  Licences: `dataprep/demo/NOTICE`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageOps
 
@@ -22,7 +24,9 @@ from dataprep.sources import nights
 from pipeline.base.files import replacing
 
 FOLDER = Path(__file__).parents[1] / "demo"
-TRAIN, HELD_OUT = ("noto", "twemoji"), "fluent3d"
+VENDORS = ("noto", "twemoji", "fluent3d")
+HELD_OUT: Literal["fluent3d"] = "fluent3d"
+IN_TRIPLETS = ("noto", "twemoji")  # whose drawings the constructed triplets show
 _EVAL_FORMAT = 1  # raised when the evaluation sets are written differently
 
 
@@ -45,28 +49,34 @@ class EmojiPairs(Source):
     """
 
     margin: int = 4  # pixels on each side
+    held_out: str = HELD_OUT
     kind = "pairs"
     captions = 4
 
+    @property
+    def vendors(self) -> list[str]:
+        """Those that are not held out."""
+        return [vendor for vendor in VENDORS if vendor != self.held_out]
+
     def tasks(self) -> list[Task]:
-        drawings = sum(len(rows(vendor)) for vendor in TRAIN)
+        drawings = sum(len(rows(vendor)) for vendor in self.vendors)
         return pieces("demo/pairs.parquet", drawings, drawings)
 
     def read(self, task: Task) -> Iterator[Pair]:
-        for vendor in TRAIN:
+        for vendor in self.vendors:
             for row in rows(vendor):
                 image = _png(row["image"], self.margin)
                 yield Pair(f"{vendor}/{row['id']}", image, [row["name"], *row["captions"]])
 
     def describe(self) -> dict:
         path = "dataprep/demo/pairs.parquet"
-        return {"name": "demo", "path": path, "vendors": list(TRAIN), "margin": self.margin}
+        return {"name": "demo", "path": path, "vendors": self.vendors, "margin": self.margin}
 
 
 @cache
 def _drawings() -> dict[str, bytes]:
     """The training drawings by the names that the table of triplets gives them."""
-    return {f"{vendor}/{row['id']}.png": row["image"] for vendor in TRAIN for row in rows(vendor)}
+    return {f"{vendor}/{row['id']}.png": row["image"] for vendor in IN_TRIPLETS for row in rows(vendor)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +96,20 @@ class EmojiTriplets(nights.Nights):
 # -- evaluation sets --------------------------------------------------------------------------
 
 
-def write_eval(root: Path) -> bool:
+def write_eval(root: Path, vendor: str = HELD_OUT) -> bool:
     """Write the held-out vendor as clip_benchmark webdatasets under `root`; False if they are up to date."""
     stamp = root / "emoji.json"
-    state = json.dumps({"format": _EVAL_FORMAT, "state": (FOLDER / "pairs.parquet").stat().st_size}) + "\n"
+    named = {} if vendor == HELD_OUT else {"vendor": vendor}
+    about = {"format": _EVAL_FORMAT, "state": (FOLDER / "pairs.parquet").stat().st_size, **named}
+    state = json.dumps(about) + "\n"
     if stamp.is_file() and stamp.read_text() == state:
         return False
-    _write_sets(root)
+    _write_sets(root, rows(vendor))
     stamp.write_text(state)
     return True
 
 
-def _write_sets(root: Path) -> None:
-    held_out = rows(HELD_OUT)
+def _write_sets(root: Path, held_out: list[dict]) -> None:
     images = [_png(row["image"]) for row in held_out]
     columns = {"names": "name", "subcategories": "subcategory", "categories": "category"}
     for name, column in columns.items():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,24 @@ def test_the_demo_is_the_same_every_time_and_is_reused(tmp_path, capsys):
     )
     assert triplets.info["votes"] == "constructed"
     assert main(["verify", str(pairs.path), "--workers", "1"]) == 0
+
+
+@pytest.mark.slow
+def test_another_vendor_is_held_out_of_all_that_trains(tmp_path, capsys):
+    """With triplets that show none of its drawings."""
+    out = tmp_path / "noto"
+    assert main(["demo", "--held-out", "noto", "--out", str(out)]) == 2
+    assert "constructed triplets show its drawings" in capsys.readouterr().err and not out.exists()
+    human = ["--nights", str(kit.nights_folder(tmp_path / "nights", 12))]
+    assert main(["demo", "--held-out", "noto", "--out", str(out), *human]) == 0
+    pairs = Beton(out / "pairs-train.beton")
+    assert {key.split("/")[0] for key in kit.keys(pairs)} == {"twemoji", "fluent3d"}
+    assert pairs.info["source"]["vendors"] == ["twemoji", "fluent3d"]
+    with tarfile.open(out / "eval" / "wds_emoji-names" / "test" / "0.tar") as tar:
+        first = tar.extractfile("0000.png").read()
+    assert first == emoji._png(emoji.rows("noto")[0]["image"])
+    assert main(["demo", "--held-out", "noto", "--out", str(out), *human]) == 0
+    assert "up to date, 4 evaluation sets of the held-out vendor noto" in capsys.readouterr().out
 
 
 @pytest.mark.slow
