@@ -16,7 +16,10 @@ from train.recipes import SMALL
 PRIOR_DATA = {
     "nights": (Path("data/nights/triplets-train.beton"), "nights --source FOLDER"),
     "bapps": (Path("data/bapps/triplets-train.beton"), "bapps --source FOLDER"),
-    "things": (Path("data/things/triplets-train.beton"), "things --images FOLDER --answers FILE --out data/things/triplets-train.beton"),
+    "things": (
+        Path("data/things/triplets-train.beton"),
+        "things --images FOLDER --answers FILE --out data/things/triplets-train.beton",
+    ),
     "demo": (Path("data/demo/triplets-train.beton"), "demo"),
 }
 PAIRS = (Path("data/yfcc15m/pairs-train.beton"), "yfcc15m --source FOLDER")
