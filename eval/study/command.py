@@ -136,10 +136,13 @@ def _check(graph: Graph, world_size: int) -> None:
         return  # its data is made first
     seen = set()
     for job in graph.trainings:
+        if is_done(graph, job):
+            continue
         recipe = job.training
         tables = [graph.jobs[name] for name in job.after if graph.jobs[name].kind == "votes"]
-        if isinstance(recipe, Stage1) and tables and not is_done(graph, tables[0]):
-            recipe = replace(recipe, votes="human")  # the table is made first
+        if isinstance(recipe, Stage1) and tables:  # the table may have to be made first
+            made = is_done(graph, tables[0])
+            recipe = training.complete(recipe) if made else replace(recipe, votes="human")
         alike = identity(replace(recipe, seed=0), ())
         if alike in seen:
             continue

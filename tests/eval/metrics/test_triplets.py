@@ -155,7 +155,7 @@ def test_training_and_evaluation_call_them_alike(tmp_path):
     valid = torch.ones(40, dtype=torch.bool)
     valid[10] = False
     stage = PerceptualStage.__new__(PerceptualStage)
-    stage.recipe, stage.world = recipe, World()
+    stage.recipe, stage.world, stage.votes = recipe, World(), None  # the batch's own
     stage.towers = lambda images: (torch.cat(list(features)), None)
     blank = torch.zeros(40, 3, 1, 1)
     batch = Triplet(ref=blank, left=blank, right=blank, vote=vote, index=torch.arange(40), valid=valid)

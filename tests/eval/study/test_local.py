@@ -111,7 +111,8 @@ def test_a_failure_is_named_stops_no_other_and_is_tried_again(tmp_path, capsys):
 
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what runs in the background
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from tests.eval.study.test_local import SLOTS, graph, run, table
