@@ -42,8 +42,9 @@ class Process:
         """What `measuring.turns` says of its next turn; Failed where the part did."""
         self._signal(signal.SIGCONT)
         limit = threading.Timer(LIMIT, self._signal, [signal.SIGKILL])
-        limit.start()
+        limit.daemon = True  # Ctrl-C while it starts: nobody must wait for it
         try:
+            limit.start()
             reply = self._reply()
         finally:
             limit.cancel()
