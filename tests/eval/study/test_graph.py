@@ -61,6 +61,7 @@ def test_the_command_of_a_job_is_its_recipe():
 FREE = {"run": Path("elsewhere"), "init": Path("there")}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     lr=st.floats(1e-5, 1e-1), other=st.floats(1e-5, 1e-1), workers=st.integers(1, 9), keep=st.integers(1, 9),
@@ -145,6 +146,7 @@ def test_controls_differ_from_pi_in_one_thing():
         assert recipe.optim == pi.optim and recipe.data == pi.data, label
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_there_is_to_do(tmp_path):
     elsewhere = {"data": str(tmp_path / "x.beton")}
     made = jobs(BASELINE, replace(PI, chain=(FIRST.with_flags(**elsewhere), SECOND)), seeds=2)

@@ -19,6 +19,8 @@ from tests.kits import eval_study as kit
 from tests.kits.eval_runs import change
 from tests.kits.html import whole
 
+pytestmark = pytest.mark.slow  # whole studies and pages
+
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory) -> list[ArmRuns]:

@@ -162,6 +162,7 @@ def _ranks(rank: int, size: int, folder) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_step_of_one(tmp_path):
     mp.start_processes(_ranks, (2, tmp_path), nprocs=2, start_method=kit.fork_server())
     expected, gradient, _ = step(views_recipe(), views_batch(16))
@@ -309,6 +310,7 @@ def test_a_triplet_that_does_not_decode_is_counted_once(triplets, tmp_path):
 # -- plans and mistakes ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_twice_the_images_are_planned():
     usual = recipes.STAGE1["paper"]
     recipe = replace(usual, objective="views")
