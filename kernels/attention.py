@@ -8,6 +8,7 @@ R rows, L tokens in a row, H heads, E width of a head.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -48,12 +49,16 @@ def attention(
         numbers = None if segment is None else segment.int().contiguous()
         return _triton_attention(qkv.contiguous(), numbers, heads, mask)
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each (R, H, L, E)
-    if segment is None:
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    else:
+    seen = None
+    if segment is not None:
         seen = segment[:, None, :, None] == segment[:, None, None, :]  # (R, 1, L, L)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.tril() if causal else seen)
-    return x.transpose(1, 2).flatten(2)
+        seen, causal = (seen.tril() if causal else seen), False
+    # On a CPU, torch's backward in half precision takes up to eight times as long as in float32.
+    widen = qkv.device.type == "cpu" and qkv.dtype.itemsize == 2 and qkv.requires_grad
+    with torch.autocast("cpu", enabled=False) if widen else nullcontext():
+        q, k, v = (x.float() if widen else x for x in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    return x.to(qkv.dtype).transpose(1, 2).flatten(2)
 
 
 def triton_takes(qkv: Tensor, heads: int, segment: Tensor | None = None, causal: bool = False) -> bool:

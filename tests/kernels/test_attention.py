@@ -96,3 +96,41 @@ def test_its_flops_are_counted_as_those_of_sdpa(backward: bool):
                 out.sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+class Products(TorchDispatchMode):
+    """The dtypes that torch's fused attention is given, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(function):
+            self.dtypes.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("segments", "causal"), [(False, False), (False, True), (True, False), (True, True)])
+def test_training_in_half_precision_on_a_cpu_attends_in_float32(
+    dtype: torch.dtype, segments: bool, causal: bool
+):
+    qkv = torch.randn(2, 37, 3 * 4 * 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    segment = torch.arange(37).expand(2, -1) // 9 if segments else None
+
+    def result(x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad_()
+        out = attention(x, 4, segment=segment, causal=causal, backend="sdpa")
+        (gradient,) = torch.autograd.grad((out.double() ** 2).sum(), x)
+        return out.double(), gradient.double()
+
+    with torch.autocast("cpu", dtype), Products() as products:
+        out, gradient = result(qkv.clone())
+    with Products() as wide:
+        expected_out, expected_gradient = result(qkv.double())
+    assert products.dtypes == [torch.float32] * 2 and wide.dtypes[0] == torch.float64
+    # Only the result and its gradient are rounded, by half a unit each; the gradient is of the rounded one.
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(out, expected_out, rtol=unit / 2, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=2 * unit, atol=2 * unit)
