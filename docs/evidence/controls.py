@@ -24,7 +24,9 @@ def ours(training: Training, model: str) -> Training:
 
 def of_both_models(arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
     return tuple(
-        replace(arm, label=f"{arm.label}, {model}", group=model, chain=tuple(ours(t, model) for t in arm.chain))
+        replace(
+            arm, label=f"{arm.label}, {model}", group=model, chain=tuple(ours(t, model) for t in arm.chain)
+        )
         for model in ("demo-RN", "demo-ViT")
         for arm in arms
     )
