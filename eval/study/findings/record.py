@@ -1,12 +1,15 @@
 """study.json: every figure of the page, with the seeds' own values.
 
-Fractions, not percent.  null: no value; where samples are counted, the figure was never reached.
+Fractions, not percent.  null: no value; where samples are counted, the figure was never reached.  Runs are
+named relative to the file's folder.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from eval.metrics.seeds import Seeds
 from eval.metrics.uncertainty import Interval
@@ -21,21 +24,21 @@ from eval.study.findings.speed import Speed
 SCHEMA = 1
 
 
-def record(name: str, description: str, analyses: Sequence[Analysis]) -> dict:
-    """What study.json holds; JSON values only."""
+def record(name: str, description: str, analyses: Sequence[Analysis], out: Path) -> dict:
+    """What study.json in `out` holds; JSON values only."""
     return {
         "schema": SCHEMA,
         "name": name,
         "description": description,
         "level": "intervals are 95 %, two-sided, over seeds",
-        "groups": [_group(analysis) for analysis in analyses],
+        "groups": [_group(analysis, out) for analysis in analyses],
     }
 
 
-def _group(analysis: Analysis) -> dict:
+def _group(analysis: Analysis, out: Path) -> dict:
     return {
         "name": analysis.group.name,
-        "arms": [_arm(arm) for arm in analysis.group.arms],
+        "arms": [_arm(arm, out) for arm in analysis.group.arms],
         "verdicts": [words.verdict(pair) for pair in analysis.judged],
         "against_baseline": [_pair(pair) for pair in analysis.pairs],
         "against_controls": [_pair(pair) for pair in analysis.controls],
@@ -72,7 +75,7 @@ def _over(seeds: Seeds) -> dict:
     }
 
 
-def _arm(arm: StudyArm) -> dict:
+def _arm(arm: StudyArm, out: Path) -> dict:
     plan = arm.plan
     return {
         "label": plan.label,
@@ -80,7 +83,7 @@ def _arm(arm: StudyArm) -> dict:
         "dose": plan.dose,
         "series": plan.series,
         "missing": plan.missing,
-        "runs": {str(seed): str(run.folder) for seed, run in arm.runs.items()},
+        "runs": {str(seed): os.path.relpath(run.folder, out) for seed, run in arm.runs.items()},
     }
 
 

@@ -28,7 +28,8 @@ def write(name: str, description: str, arms: Sequence[ArmRuns], out: Path) -> No
     """
     analyses = [Analysis(group, number) for number, group in enumerate(finished.groups(arms))]
     text = page.build(name, description, analyses)
-    figures = json.dumps(record.record(name, description, analyses), ensure_ascii=False, allow_nan=False)
+    values = record.record(name, description, analyses, out)
+    figures = json.dumps(values, ensure_ascii=False, allow_nan=False)
     files.write(out / "study.json", figures + "\n")
     files.write(out / "index.html", text)
     console.say(f"{out / 'index.html'} ({len(text.encode()) / 1e6:.1f} MB)")

@@ -40,8 +40,8 @@ def arms(tmp_path_factory) -> list[ArmRuns]:
 
 
 @pytest.fixture(scope="module")
-def written(arms, tmp_path_factory) -> tuple[str, dict]:
-    out = tmp_path_factory.mktemp("out") / "deep" / "report"
+def written(arms) -> tuple[str, dict]:
+    out = arms[0].runs[0].parents[1] / "deep" / "report"
     report.write("controls", "What the votes add.", arms, out)
     assert {path.name for path in out.iterdir()} == {"index.html", "study.json"}
 
@@ -77,18 +77,19 @@ def test_the_whole_page(written):
     assert "nan" not in words and "None" not in words and "inf " not in words
 
 
-def test_the_page_is_the_same_again(arms, written, tmp_path):
-    report.write("controls", "What the votes add.", arms, tmp_path)
+def test_the_page_is_the_same_again(arms, written):
+    again = arms[0].runs[0].parents[1] / "deep" / "again"
+    report.write("controls", "What the votes add.", arms, again)
     clock = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
-    assert clock.sub("", (tmp_path / "index.html").read_text()) == clock.sub("", written[0])
-    assert json.loads((tmp_path / "study.json").read_text()) == written[1]
+    assert clock.sub("", (again / "index.html").read_text()) == clock.sub("", written[0])
+    assert json.loads((again / "study.json").read_text()) == written[1]
 
 
 def test_study_json_has_every_seed_and_what_came_of_it(arms, written):
     _, data = written
     vit, rn = data["groups"]
     assert [arm["label"] for arm in vit["arms"]] == ["PI", "Baseline", "PI, shuffled", "1 %", "10 %", "later"]
-    assert vit["arms"][0]["runs"]["7"] == str(arms[1].runs[6])
+    assert vit["arms"][0]["runs"]["7"] == "../../ViT-PI/7"
     pair = vit["against_baseline"][0]
     assert pair["seeds"] == [0, 1, 2, 3, 4, 5] and pair["not_counted"] == {"PI": [7], "Baseline": [6]}
     mean = pair["figures"]["mean:Mean of the sets/acc1"]
