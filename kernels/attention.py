@@ -58,7 +58,7 @@ def attention(
     with torch.autocast("cpu", enabled=False) if widen else nullcontext():
         q, k, v = (x.float() if widen else x for x in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
-    return x.to(qkv.dtype).transpose(1, 2).flatten(2)
+    return (x.to(qkv.dtype) if widen else x).transpose(1, 2).flatten(2)
 
 
 def triton_takes(qkv: Tensor, heads: int, segment: Tensor | None = None, causal: bool = False) -> bool:
