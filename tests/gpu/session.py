@@ -52,7 +52,7 @@ TIMED = (
         "step_halves",
     ),
     "step_max",
-    *("dali_engine", "together_dali", "together_dali_queues", "together_ffcv"),
+    *("dali_engine", "together_dali", "together_dali_queues", "together_dali_apart", "together_ffcv"),
     *("peer_main_step", "peer_open_clip_compiled", "peer_open_clip"),
     *("step_stage1", "step_rn50", "step_vit_l_14"),
     *("infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi"),

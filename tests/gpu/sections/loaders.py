@@ -124,6 +124,35 @@ def together_dali(ways: Sequence[tuple[int, int]] = DALI_WAYS) -> dict:
 together_dali_queues = partial(together_dali, DALI_WAYS[:2])  # with more of the card's queues
 
 
+def together_dali_apart() -> dict:
+    """The same while some multiprocessors are kept from the step, so that DALI's kernels find them free."""
+    trainer, alone = step_alone()
+    rows: dict[str, dict | float] = {"step_ms": alone}
+    for kept in (8, 16):
+        with torch.cuda.stream(stream_without(kept)) if cuda() else contextlib.nullcontext():
+            slower = 1e3 * trainer.in_a_row(trainer.step, 6).wall
+            rows[f"{kept} kept"] = {"step_ms": slower, **beside(trainer, slower, "dali")}
+    return rows
+
+
+def stream_without(kept: int) -> torch.cuda.ExternalStream:
+    """A stream whose kernels run on all but `kept` of the GPU's multiprocessors (a "green context")."""
+    from cuda.bindings import driver
+
+    def of(returned: tuple):
+        assert not int(returned[0]), returned[0]
+        return returned[1] if len(returned) == 2 else returned[1:]
+
+    gpu = of(driver.cuDeviceGet(0))
+    all_ = of(driver.cuDeviceGetDevResource(gpu, driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM))
+    _, _, others = of(driver.cuDevSmResourceSplitByCount(1, all_, 0, kept))
+    described = of(driver.cuDevResourceGenerateDesc([others], 1))
+    flags = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
+    context = of(driver.cuGreenCtxCreate(described, gpu, flags))
+    flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+    return torch.cuda.ExternalStream(int(of(driver.cuGreenCtxStreamCreate(context, flags, 0))))
+
+
 def step_alone() -> tuple[Trainer, float]:
     """The compiled step, and its milliseconds."""
     trainer = make_step("step_eager" if TOY else "step_compiled")
