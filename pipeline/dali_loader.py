@@ -7,9 +7,9 @@ slower than `ffcv_loader`.
 A loader's batch is V * B images, which know nothing of triplets, and goes through DALI in pieces of at most
 `PIECE` images and `PIXELS` pixels.  So DALI's memory does not grow with the batch, nor with large images.
 
-On a GPU the pieces go in turn to `GRAPHS` graphs.  nvJPEG runs a kernel for each image, one after the other,
-and beside a training step each waits for the step's kernel that is running: with one graph the loader made a
-tenth of its batches (docs/benchmarks.md).  Several graphs have that many kernels waiting at a time.
+The pieces go in turn to `GRAPHS` graphs.  nvJPEG runs a kernel for each image, one after the other, and
+beside a training step each waits for the step's kernel that is running.  Several graphs have that many
+kernels waiting at a time.  With 32 of the GPU's queues (`machine.settle`) four were no faster than one.
 
 `next` waits for DALI.  Training calls it in a thread of its own (train/device/prefetch.py).
 """
@@ -43,8 +43,8 @@ from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, value
 
 log = logging.getLogger(__name__)
 
-PIECE = 256  # images
-GRAPHS = {"cpu": 1, "gpu": 4}
+PIECE = 512  # images
+GRAPHS = {"cpu": 1, "gpu": 1}
 PIXELS = 1 << 27  # of whole images in a piece, or one image: 0.4 GB decoded
 _IN_A_ROW = 3  # pieces given up: what is at fault is not an image
 _FATAL = ("CUDA", "out of memory", "bad_alloc", "allocat")  # in DALI's words for the GPU's own faults
@@ -328,6 +328,7 @@ def _copy(levels, images: torch.Tensor) -> None:
     target = ctypes.c_void_p(images.data_ptr())
     if images.is_cuda:
         stream = ctypes.c_void_p(torch.cuda.current_stream(images.device).cuda_stream)
-        levels.copy_to_external(target, stream, non_blocking=False)
+        # In one kernel: those that were coloured or blurred lie apart, and would be a copy each.
+        levels.copy_to_external(target, stream, non_blocking=False, use_copy_kernel=True)
     else:
         levels.copy_to_external(target)

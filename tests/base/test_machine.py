@@ -89,7 +89,7 @@ SETTLE = """
     import os
     from pipeline.base import machine
     machine.settle()
-    print({k: os.environ.get(k) for k in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TRITON_CACHE_DIR", "USER")})
+    print(dict(os.environ))
 """
 
 
@@ -98,7 +98,13 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(user):
     bare = {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}
     found = eval(python(SETTLE, **(bare | user)).stdout)
     expected = {"GOMP_SPINCOUNT": None if user else "1000", "OMP_WAIT_POLICY": None} | user
-    assert {k: found[k] for k in expected} == expected
+    assert {k: found.get(k) for k in expected} == expected
+
+
+@pytest.mark.parametrize("user", [None, "1"])
+def test_a_gpu_has_more_queues_unless_the_user_says_otherwise(user):
+    found = eval(python(SETTLE, CUDA_DEVICE_MAX_CONNECTIONS=user).stdout)
+    assert found["CUDA_DEVICE_MAX_CONNECTIONS"] == (user or "32")
 
 
 def test_a_user_without_name_and_home_has_both(tmp_path, monkeypatch):
@@ -109,7 +115,7 @@ def test_a_user_without_name_and_home_has_both(tmp_path, monkeypatch):
         found = eval(done.stdout)
         assert found["USER"] == f"uid-{os.getuid()}" and found["TRITON_CACHE_DIR"].startswith(str(tmp_path))
     monkeypatch.setenv("TRITON_HOME", "/mine")
-    assert eval(python(SETTLE, HOME=str(tmp_path / "gone")).stdout)["TRITON_CACHE_DIR"] is None
+    assert eval(python(SETTLE, HOME=str(tmp_path / "gone")).stdout).get("TRITON_CACHE_DIR") is None
 
 
 # -- file systems that cannot do everything -----------------------------------------------------

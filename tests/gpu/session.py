@@ -52,7 +52,7 @@ TIMED = (
         "step_halves",
     ),
     "step_max",
-    *("dali_engine", "together_dali", "together_dali_queues", "together_dali_apart", "together_ffcv"),
+    *("dali_engine", "together_dali", "together_dali_apart", "together_ffcv"),
     *("peer_main_step", "peer_open_clip_compiled", "peer_open_clip"),
     *("step_stage1", "step_rn50", "step_vit_l_14"),
     *("infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi"),
@@ -92,10 +92,10 @@ def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns
     """The section's result, or how it failed, with its seconds."""
     command = [sys.executable, __file__, "--one", name, "--out", str(arguments.out)]
     command += ["--toy"] if arguments.toy else []
-    started, has_turn, result = time.time(), False, None
+    started, has_turn, result, said = time.time(), False, None, ""
     with open(SCRATCH / f"{name}.err", "w+") as errors:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-        process = subprocess.Popen(command, **pipes, cwd=ROOT, env=environment(name, arguments.out))
+        process = subprocess.Popen(command, **pipes, cwd=ROOT, env=environment(arguments.out))
         limit = threading.Timer(max(0.0, deadline - time.time()), process.kill)
         limit.start()
         for line in process.stdout:
@@ -107,10 +107,12 @@ def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns
                     process.stdin.flush()
             elif line.startswith("RESULT "):
                 result = json.loads(line[7:])
+            else:
+                said += line
         code = process.wait()
         limit.cancel()
         errors.seek(0)
-        result = result or {"failed": f"ended with {code}: {errors.read()[-1500:]}"}
+        result = result or {"failed": f"ended with {code}: {errors.read()[-1500:]}", "said": said[-5000:]}
     if has_turn:
         turns.release()
     if name in CHECKS:
@@ -122,11 +124,9 @@ def run_section(name: str, arguments: argparse.Namespace, deadline: float, turns
     return row
 
 
-def environment(name: str, out: Path) -> dict[str, str]:
+def environment(out: Path) -> dict[str, str]:
     """For a section: compilers that run side by side must not take all cores each."""
     return os.environ | {
-        # read when CUDA starts: how many streams the card takes work from independently (8 by default)
-        **({"CUDA_DEVICE_MAX_CONNECTIONS": "32"} if name == "together_dali_queues" else {}),
         "OUT": str(out),
         **({"PI_TOY": "1"} if "--toy" in sys.argv else {}),
         "TORCHINDUCTOR_COMPILE_THREADS": "3",

@@ -24,8 +24,8 @@ STEPS = {
     "step_halves": "--micro 2560 --compile yes --recompute none --attention triton",
     "step_eager": "--micro 2560 --compile no --recompute none --attention sdpa",
     "step_stage1": "--stage 1",
-    "step_rn50": "--model RN50 --steps 5",
-    "step_vit_l_14": "--model ViT-L-14 --steps 3",
+    "step_rn50": "--model RN50 --batch 2560 --steps 5",
+    "step_vit_l_14": "--model ViT-L-14 --batch 640 --steps 3",
 }
 SMALL = {"RN50": "debug-RN", "2560": "8"} | ({} if cuda() else {"triton": "auto"})  # with --toy
 
