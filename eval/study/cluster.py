@@ -23,7 +23,7 @@ from typing import Any
 from eval.study.code import Code
 from eval.study.graph import Graph, Job
 from eval.study.local import last_line
-from eval.study.state import Folder, View, is_done
+from eval.study.state import Folder, View, command_of, is_done
 from pipeline.base import slurm
 from pipeline.base.console import Failed, say
 from pipeline.base.slurm import check_path, restore, submitting
@@ -61,7 +61,7 @@ class Task:
             raise
         if first and (result is None or result["step"] == result["steps"]):
             folder.remove("failed")
-            folder.write("done", command=self.job.arguments, commit=self.code.commit)
+            folder.write("done", command=command_of(self.graph, self.job), commit=self.code.commit)
         return result
 
     def _check(self) -> None:

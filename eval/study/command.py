@@ -143,7 +143,7 @@ def _check(graph: Graph, world_size: int) -> None:
         if isinstance(recipe, Stage1) and tables:  # the table may have to be made first
             made = is_done(graph, tables[0])
             recipe = training.complete(recipe) if made else replace(recipe, votes="human")
-        alike = identity(replace(recipe, seed=0), ())
+        alike = identity(replace(recipe, seed=0), (), graph.out)
         if alike in seen:
             continue
         seen.add(alike)

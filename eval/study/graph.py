@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -137,7 +138,8 @@ class _Maker:
             parents.append(votes.name)
             extra += ["--votes", str(votes.votes)]
         name = f"stage{recipe.stage}-{recipe.name}-{_safe(recipe.model)}-seed{seed}"
-        name += f"-{identity(recipe, [p for p in parents if not p.startswith('build-')])}"
+        before_it = [p for p in parents if not p.startswith("build-")]
+        name += f"-{identity(recipe, before_it, self.graph.out)}"
         run = self.graph.out / "runs" / name
         recipe = replace(recipe, run=run, init=before.run if before else None)
         if "--votes" in extra:
@@ -160,7 +162,8 @@ class _Maker:
 
     def _votes(self, recipe: Recipe, seed: int) -> Job:
         data, model = recipe.data.data, recipe.model
-        words = [str(data), model, str(seed + ANOTHER)]
+        assert data is not None  # `command.parse` names one
+        words = [seen_from(self.graph.out, data), model, str(seed + ANOTHER)]
         name = f"votes-{_safe(model)}-seed{seed}-{_digest(words)}"
         path = self.graph.out / "votes" / f"{name}.npy"
         flags = ("--model", model, "--seed", str(seed + ANOTHER), "--triplets", str(data), "--out", str(path))
@@ -222,7 +225,7 @@ def samples(recipe: Recipe) -> int:
     return len(Beton(file)) if file is not None and file.is_file() else SAMPLES[recipe.stage]
 
 
-def identity(recipe: Recipe, parents: Sequence[str]) -> str:
+def identity(recipe: Recipe, parents: Sequence[str], out: Path) -> str:
     """Ten letters for what decides a training's numbers; parents: names of the jobs that it starts from."""
     decides = dict(_decides(recipe))
     for name in ("run", "init"):  # where it lies; and what it starts from is a parent
@@ -230,8 +233,18 @@ def identity(recipe: Recipe, parents: Sequence[str]) -> str:
     if (
         recipe.data.data is not None
     ):  # free to change where a run goes on, but here other data are another run
-        decides["data.data"] = str(recipe.data.data.absolute())
+        decides["data.data"] = seen_from(out, recipe.data.data)
     return _digest([json.dumps(decides, sort_keys=True, default=str), *parents])
+
+
+def seen_from(out: Path, path: Path) -> str:
+    """The path as a study writes it down: relative to its folder OUT, so that both can be moved together.
+
+    Absolute where the two have nothing in common but the root.
+    """
+    path = path.absolute()
+    together = len(Path(os.path.commonpath((out, path))).parts) > 1
+    return os.path.relpath(path, out) if together else str(path)
 
 
 def _decides(values: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -20,7 +20,7 @@ from typing import IO
 
 from eval.study.code import Code
 from eval.study.graph import Graph, Job
-from eval.study.state import Folder, is_done, progress
+from eval.study.state import Folder, command_of, is_done, progress
 from pipeline.base.console import StatusLine, clock, say
 from train.cluster import gpus
 
@@ -168,7 +168,9 @@ class Local:
             name, folder = item.job.name, Folder.of(self.graph, item.job)
             seconds, code = time.monotonic() - item.begun, item.process.returncode
             if code == 0:
-                folder.write("done", command=item.job.arguments, seconds=seconds, commit=self.code.commit)
+                folder.write(
+                    "done", command=command_of(self.graph, item.job), seconds=seconds, commit=self.code.commit
+                )
                 self.ended.add(name)
                 self._seconds.setdefault(item.job.kind, []).append(seconds)
             else:

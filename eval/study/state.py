@@ -4,7 +4,7 @@
     OUT/votes/NAME.npy      a table of votes
     OUT/jobs/NAME/          of a job: lock, log.txt, and what became of it
         failed.json         its last attempt failed: exit code, last line, when
-        done.json           it ended well: command, seconds, commit
+        done.json           it ended well: command (paths as seen from OUT), seconds, commit
         queued.json         SLURM's id of the job
 
 A job is in flight while its lock is held, or while SLURM has it in its queue.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from eval.results import RESULTS
-from eval.study.graph import Graph, Job, samples
+from eval.study.graph import Graph, Job, samples, seen_from
 from eval.watch import has_ended, pending
 from pipeline.base import files, machine
 from pipeline.base.console import clock
@@ -136,12 +136,18 @@ def _trained(graph: Graph, job: Job) -> bool:
     return job.run is not None and has_ended(job.run)
 
 
+def command_of(graph: Graph, job: Job) -> list[str]:
+    """What `done.json` keeps: its arguments, paths as seen from OUT."""
+    words = job.arguments
+    return [seen_from(graph.out, Path(word)) if word.startswith("/") else word for word in words]
+
+
 def _evaluated(graph: Graph, job: Job) -> bool:
     """All its kept checkpoints, once it has ended.  ValueError if that was done with other data."""
     run = job.run
     assert run is not None
     before = Folder.of(graph, job).read("done").get("command")
-    if before is not None and tuple(before) != job.arguments:
+    if before is not None and before != command_of(graph, job):
         raise ValueError(
             f"{run / 'eval'}: evaluated before by `python {' '.join(before)}`, not as this study does; "
             "move that folder away, or choose another --out"

@@ -74,7 +74,7 @@ def test_what_identifies_a_training(lr, other, workers, keep, parent, seed):
     def name(lr, workers=1, keep=2, parents=(parent,), **changes):
         made = replace(recipe, optim=replace(recipe.optim, lr=lr), **changes)
         made = replace(made, data=replace(made.data, workers=workers), saving=replace(made.saving, keep=keep))
-        return graph.identity(made, parents)
+        return graph.identity(made, parents, Path("/out"))
 
     assert name(lr) == name(lr, workers, keep, **FREE)
     assert (name(lr) == name(other)) == (lr == other)
@@ -89,6 +89,22 @@ def test_votes_decide_a_training():
 def test_data_is_part_of_a_training():
     moved = SECOND.with_flags(data="another.beton")
     assert jobs(BASELINE).trainings[0].name != jobs(replace(BASELINE, chain=(moved,))).trainings[0].name
+
+
+@pytest.mark.parametrize(
+    "data, elsewhere", [("/home/me/p/data/x", "/scratch/data/x"), ("/sets/x", "/sets/x")]
+)
+def test_a_training_keeps_its_name_where_the_study_is_moved(data, elsewhere):
+    """With its data, or with data that lie apart from both."""
+
+    def name(out: str, path: str) -> str:
+        made = Study(
+            name="s", description="", arms=(replace(BASELINE, chain=(SECOND.with_flags(data=path),)),)
+        )
+        return build(made, 1, Path(out)).trainings[0].name
+
+    first = name("/home/me/p/runs/study", data)
+    assert name("/scratch/runs/study", elsewhere) == first != name("/scratch/runs/study", elsewhere + "2")
 
 
 def test_as_many_steps_as_another(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -21,15 +22,15 @@ MINE = """
 from pathlib import Path
 from eval.study.studies import UNTRAINED, Arm, Study, Training
 
-HERE = Path({folder!r})
-first = Training(stage=1, recipe="debug", flags={{"data": str(HERE / "triplets.beton"), "steps": "12"}})
+HERE = Path(__file__).parent
+first = Training(stage=1, recipe="debug", flags={"data": str(HERE / "triplets.beton"), "steps": "12"})
 second = Training(
     stage=2, recipe="debug",
-    flags={{"data": str(HERE / "pairs.beton"), "steps": "24", "save-every": "6", "keep": "9"}},
+    flags={"data": str(HERE / "pairs.beton"), "steps": "24", "save-every": "6", "keep": "9"},
 )
 STUDY = Study(
     name="mine", description="Tiny runs", seeds=1, data=HERE / "sets", triplets=HERE / "triplets.beton",
-    evaluation={{"device": "cpu"}},
+    evaluation={"device": "cpu"},
     arms=(
         Arm(label="Baseline", chain=(second,), role="baseline"),
         Arm(label="PI", chain=(first, second), role="subject"),
@@ -47,7 +48,7 @@ def study(tmp_path_factory) -> Path:
     kit.triplets(folder / "triplets.beton")
     images, names = [encoded(p) for p in pictures(12)], [f"thing {i}" for i in range(6)]
     write_webdataset(folder / "sets" / "wds_emoji-names", images, [i % 6 for i in range(12)], names)
-    (folder / "mine.py").write_text(MINE.format(folder=str(folder)))
+    (folder / "mine.py").write_text(MINE)
     return folder / "mine.py"
 
 
@@ -142,6 +143,25 @@ def test_a_study_grows(study, undisturbed):
     code, text = said("plan", study, undisturbed, "--seeds", 3)
     assert code == 0 and "15 different, 5 done" in text, text
     assert before == {run.name: run.stat().st_mtime for run in (undisturbed / "runs").iterdir()}
+
+
+def test_a_study_is_moved_with_its_data_and_without_its_weights(study, undisturbed, tmp_path):
+    """From a cluster to a desk, say: nothing is trained anew, and the page is the same."""
+    there = tmp_path / study.parent.name / study.name
+    shutil.copytree(study.parent, there.parent)
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(undisturbed, tmp_path / undisturbed.name, ignore=weights)
+    page = tmp_path / undisturbed.name / "mine" / "study.json"
+    page.unlink()
+    code, text = said("status", there, tmp_path / undisturbed.name)
+    assert code == 0 and text.rstrip().endswith("mine: 9 jobs: 9 done"), text
+    code, text = said("report", there, tmp_path / undisturbed.name)
+    assert code == 0 and page.read_text() == (undisturbed / "mine" / "study.json").read_text(), text
+    # Other data than those it was evaluated on are still told apart.
+    (there.parent / "sets").rename(there.parent / "others")
+    there.write_text(MINE.replace('"sets"', '"others"'))
+    code, text = said("status", there, tmp_path / undisturbed.name)
+    assert code == 2 and "not as this study does" in text, text
 
 
 def test_mistakes_are_one_line(study, tmp_path):
