@@ -103,7 +103,8 @@ def test_kernels_need_torch_triton_and_numpy_only():
 @pytest.mark.slow
 def test_what_the_tests_import_make_setup_installs():
     provided, installed = packages_distributions(), closure("all", "test")
-    ours = {*ROOMS, *(p.stem for p in (ROOT / "tests").rglob("*")), "tests", "functorch"}  # which torch has
+    ours = {*ROOMS, *(p.stem for p in (ROOT / "tests").rglob("*")), "tests"}
+    ours |= {"functorch", "cuda"}  # which torch has, and which its builds for CUDA need
     for module, (file, _) in imported("tests").items():
         names = {canonicalize_name(n) for n in provided.get(module, [module])}
         assert module in ours or names & installed, f"{file} imports {module}, which no extra names"
