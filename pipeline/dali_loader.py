@@ -9,7 +9,7 @@ A loader's batch is V * B images, which know nothing of triplets, and goes throu
 
 The pieces go in turn to `GRAPHS` graphs.  nvJPEG runs a kernel for each image, one after the other, and
 beside a training step each waits for the step's kernel that is running.  Several graphs have that many
-kernels waiting at a time.  With 32 of the GPU's queues (`machine.settle`) four were no faster than one.
+kernels waiting at a time, in queues of their own (32 of the GPU's: `machine.settle`).
 
 `next` waits for DALI.  Training calls it in a thread of its own (train/device/prefetch.py).
 """
@@ -43,9 +43,9 @@ from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, value
 
 log = logging.getLogger(__name__)
 
-PIECE = 512  # images
-GRAPHS = {"cpu": 1, "gpu": 1}
-PIXELS = 1 << 27  # of whole images in a piece, or one image: 0.4 GB decoded
+PIECE = 256  # images
+GRAPHS = {"cpu": 1, "gpu": 8}
+PIXELS = 1 << 25  # of whole images in a piece, or one image: 0.1 GB decoded, in each graph
 _IN_A_ROW = 3  # pieces given up: what is at fault is not an image
 _FATAL = ("CUDA", "out of memory", "bad_alloc", "allocat")  # in DALI's words for the GPU's own faults
 
