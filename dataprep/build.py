@@ -3,7 +3,8 @@
 A source lists its tasks, the same ones every time.  A task becomes one shard in the folder OUT.parts, and
 each file of it is renamed into place whole.  Whatever is killed, at most the unfinished shards are lost; the
 same command goes on.  The order of samples is the source's own for any number of processes.  Memory does not
-grow with the number of samples, except with `dedup`: 16 bytes a sample, and sorting them.
+grow with the number of pairs, except with `dedup`: 16 bytes a sample, and sorting them.  Of triplets, the
+shards hold the pictures, and this process their table: about 60 bytes a triplet.
 
 Not here: how a sample is converted and a shard written (`shard.py`), processes (`pool.py`), SLURM
 (`cluster.py`), how much space a build takes (`disk_space.py`).
@@ -24,17 +25,23 @@ from pathlib import Path
 import numpy as np
 
 from dataprep import disk_space
+from dataprep.dedup import first_copies
 from dataprep.pool import run
 from dataprep.samples import Source, Task
 from dataprep.shard import SampleSettings, Tally, write_shard
+from dataprep.target import check_out
+from dataprep.triplets import Pictures, Triplets, TripletSource, pictures_of, place, triplets_of
 from pipeline.base import console, files, hardware, machine
 from pipeline.base.console import Progress, say
 from pipeline.base.files import replacing
 from pipeline.beton.fields import Beton
 from pipeline.beton.writer import join
 
-FORMAT = 3  # raised when the same settings come to mean another file
-_OLDER = {2: "written without checksums of its images, which --restart adds"}  # finished files that are kept
+FORMAT = 4  # raised when the same settings come to mean another file
+_OLDER = {
+    3: "",
+    2: "written without checksums of its images, which --restart adds",
+}  # finished files that are kept
 _PACKAGES = ("perceptual-initialization", "numpy", "pillow", "simplejpeg", "torch", "open_clip_torch", "ftfy")
 _ENOUGH = 1000  # samples seen before a build may end early for its rejects
 
@@ -72,7 +79,7 @@ class RunSettings:
 
 
 def build(
-    source: Source,
+    source: Source | TripletSource,
     out: str | os.PathLike,
     settings: SampleSettings,
     how: RunSettings,
@@ -96,37 +103,13 @@ def build(
     with job.lock():
         unfinished = job.resume()
         if how.disk_check:
-            disk_space.check(job.parts.parent, source, settings, len(unfinished))
+            disk_space.check(job.parts.parent, job.stream, settings, len(unfinished))
         try:
             (runner or run_here)(job, unfinished)
             return job.finish()
         except BadSource:  # its shards would be taken for finished once it is mended
             shutil.rmtree(job.parts, ignore_errors=True)  # jobs of a cluster may still write there
             raise
-
-
-def check_out(out: Path) -> None:
-    """ValueError if a .beton cannot be written as `out`, or its JSON would take the place of another file."""
-    if out.suffix != ".beton":
-        raise ValueError(f"{out}: the name of the file to write must end in .beton")
-    if out.is_dir():
-        raise ValueError(f"{out}: a folder lies there, where a file is to be written; choose another --out")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise ValueError(f"{above}: a file lies there, where --out needs a folder")
-    info = out.with_suffix(".json")
-    if info.exists() and not _is_ours(info):
-        raise ValueError(
-            f"{info}: the build writes its own JSON there, and this is another; "
-            "move it away, or choose another --out"
-        )
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return "fingerprint" in json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def run_here(job: Job, unfinished: list[int]) -> None:
@@ -137,21 +120,30 @@ def run_here(job: Job, unfinished: list[int]) -> None:
 class Job:
     """One build: the source, where it goes, and the counts of the shards that are finished."""
 
-    def __init__(self, source: Source, out: Path, settings: SampleSettings, how: RunSettings):
+    def __init__(self, source: Source | TripletSource, out: Path, settings: SampleSettings, how: RunSettings):
         check_out(out)
         if settings.dedup and source.kind != "pairs":
             raise ValueError("dedup compares the images of pairs; triplets share images by nature")
         self.source, self.out, self.settings, self.how = source, out, settings, how
-        self.tasks: list[Task] = source.tasks()
+        self.parts = out.with_name(out.name + ".parts")
+        self.triplets: Triplets | None = None  # their pictures are what is converted
+        if isinstance(source, TripletSource):
+            self.triplets = _chosen(triplets_of(source), settings)
+            self.stream: Source = pictures_of(source, self.triplets, self.parts / "pictures.npy")
+        else:
+            self.stream = source
+        self.tasks: list[Task] = self.stream.tasks()
         self.weights = [task.weight for task in self.tasks]
         self.total = Tally()  # of the finished shards: `resume` and `finished` add to it
-        self.parts = out.with_name(out.name + ".parts")
         self._wanted = {"settings": asdict(settings), "source": source.describe()}
         self.fingerprint = self._fingerprint(FORMAT)
 
     def _fingerprint(self, version: int) -> str:
         known = self._wanted | {"format": version}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"triplets": None}  # what converts the pictures needs no table
 
     @property
     def limit(self) -> float:
@@ -171,7 +163,7 @@ class Job:
 
     def write(self, number: int, step: Callable[[int], None]) -> Tally:
         """Write one shard; returns its counts."""
-        return write_shard(self.source, self.tasks[number], self.stem(number), self.settings, step)
+        return write_shard(self.stream, self.tasks[number], self.stem(number), self.settings, step)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -201,6 +193,9 @@ class Job:
                 if note:
                     say(note)
                 self._claim()
+                if isinstance(self.stream, Pictures):
+                    assert self.triplets is not None
+                    self.stream.write_listing(self.triplets.names)
                 try:
                     yield
                 finally:
@@ -285,19 +280,29 @@ class Job:
 
     def finish(self) -> dict:
         """Join the shards into the file, write its JSON and rejects, remove the parts."""
+        stems, total = [self.stem(n) for n in range(len(self.tasks))], self.total
+        shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
+        placed = None
+        if self.triplets is not None:
+            placed = place(self.triplets, shards, [s.with_suffix(".rejects.jsonl") for s in stems])
+            self.images, total.samples = total.samples, len(placed.kept)
+            total.seen, total.rejected = len(self.triplets), placed.lost
+            total.passed_over.update(self.triplets.passed_over)
         self.check_rejects(at_end=True)
-        total = self.total
         if not total.samples:
             raise BadSource(self._why_empty())
-        stems = [self.stem(n) for n in range(len(self.tasks))]
-        shards = [s.with_suffix(".beton") for s in stems if s.with_suffix(".beton").is_file()]
-        keep = _first_copies(shards) if self.settings.dedup else []
-        self._collect(".rejects.jsonl", stems, self._left_out(shards, keep))
+        keep = first_copies(shards) if self.settings.dedup else []
+        if placed is None:
+            self._collect(".rejects.jsonl", stems, self._left_out(shards, keep))
+        else:
+            self._collect(".rejects.jsonl", [], placed.rejects)
         if total.warned:
             self._collect(".warnings.jsonl", stems)
         else:
             self.out.with_suffix(".warnings.jsonl").unlink(missing_ok=True)
-        if len(shards) == 1 and not total.rejected["duplicate"]:
+        if placed is not None:
+            placed.write(self.out)
+        elif len(shards) == 1 and not total.rejected["duplicate"]:
             os.replace(shards[0], self.out)
         else:
             join(shards, self.out, keep)
@@ -351,16 +356,14 @@ class Job:
             "versions": hardware.versions(_PACKAGES),
             "fingerprint": self.fingerprint,
         }
-        if self.source.kind == "pairs":
-            info["captions"] = self._captions(total)
-        else:
-            info["votes"] = self.source.votes
-        return info
+        if isinstance(self.source, TripletSource):
+            return info | {"votes": self.source.votes, "images": self.images}
+        return info | {"captions": self._captions(total)}
 
     def _captions(self, total: Tally) -> dict:
         lengths, count = total.caption_lengths, int(total.caption_lengths.sum())
         return {
-            "per_image": self.source.captions,
+            "per_image": self.stream.captions,
             "count": count,
             "left_out": total.captions_left_out,
             "mean_tokens": round(float(lengths @ np.arange(len(lengths)) / count), 3),
@@ -368,16 +371,12 @@ class Job:
         }
 
 
-def _first_copies(shards: list[Path]) -> list[np.ndarray]:
-    """Which samples of each shard are the first with these bytes; one boolean array a shard."""
-    hashes = [np.load(shard.with_suffix(".hashes.npy")) for shard in shards]
-    borders = np.cumsum([len(h) for h in hashes])
-    everything = np.concatenate(hashes)
-    order = np.lexsort((everything[:, 1], everything[:, 0]))  # stable: the first copy comes first
-    repeated = (everything[order[1:]] == everything[order[:-1]]).all(1)
-    first = np.ones(len(everything), bool)
-    first[order[1:][repeated]] = False
-    return np.split(first, borders[:-1])
+def _chosen(triplets: Triplets, settings: SampleSettings) -> Triplets:
+    """Those in the share, over the pictures that they show."""
+    if settings.share == 1:
+        return triplets.compact()
+    keys = (key.decode("utf-8", "surrogateescape") for key in triplets.key.tolist())
+    return triplets.chosen(np.fromiter(map(settings.chooses, keys), np.bool_, len(triplets)))
 
 
 def _report(out: Path, info: dict) -> None:

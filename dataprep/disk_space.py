@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dataprep.convert import ImageSettings, Rejected, convert, read_image
-from dataprep.samples import Bad, Pair, PassedOver, Source, Task, Triplet
+from dataprep.samples import Bad, Pair, PassedOver, Picture, Source, Task
 from dataprep.shard import SampleSettings
 from pipeline.beton.fields import CONTEXT_LENGTH
 
@@ -43,7 +43,7 @@ def needed(source: Source, settings: SampleSettings, unfinished: int) -> float:
     return settings.share * stored * factor * (unfinished / len(tasks) + (len(tasks) > 1))
 
 
-def _spread(source: Source, tasks: list[Task]) -> Iterator[Pair | Triplet | Bad | PassedOver]:
+def _spread(source: Source, tasks: list[Task]) -> Iterator[Pair | Picture | Bad | PassedOver]:
     """Samples of tasks all over the source."""
     tasks = tasks[:: -(-len(tasks) // _TASKS)]
     each = _FURTHEST // len(tasks)
@@ -54,12 +54,10 @@ def _spread(source: Source, tasks: list[Task]) -> Iterator[Pair | Triplet | Bad 
 
 def _sizes(sample: object, settings: ImageSettings, counted: bool) -> Iterator[tuple[int, int]]:
     """(bytes stored, bytes read) of each image; (0, 0) for a sample without one if the source counted it."""
-    if isinstance(sample, Pair | Triplet):
-        images = [sample.image] if isinstance(sample, Pair) else [sample.ref, sample.left, sample.right]
-        for image in images:
-            with contextlib.suppress(Rejected):
-                data = read_image(image, settings)
-                yield len(convert(data, settings).jpeg.data), len(data)
+    if isinstance(sample, Pair | Picture):
+        with contextlib.suppress(Rejected):
+            data = read_image(sample.image, settings)
+            yield len(convert(data, settings).jpeg.data), len(data)
     elif counted:
         yield 0, 0
 

@@ -1,9 +1,9 @@
-"""What a source is, and what it delivers: `Pair`, `Triplet`, `Bad`, `PassedOver`.
+"""What a source is, and what it delivers: `Pair`, `Picture`, `Bad`, `PassedOver`.
 
 To add a source:
-1. Subclass `Source` (for a layout of pairs `PairSource`) in `dataprep/sources/`, as a frozen dataclass of
-   picklable values (worker processes get a copy).  `sources/bapps.py` is a short example of triplets,
-   `sources/sidecars.py` one of pairs.
+1. Subclass `PairSource`, or for triplets `TripletSource` (`triplets.py`), in `dataprep/sources/`, as a frozen
+   dataclass of picklable values (worker processes get a copy).  `sources/nights.py` is a short example of
+   triplets, `sources/sidecars.py` one of pairs.
 2. Triplets get a command of their own in `build_ffcv.py`; a layout of pairs is recognised and opened in
    `sources/pairs.py`.
 3. Test it in `tests/dataprep/` on a small folder of the genuine shape, with damage in it.
@@ -47,18 +47,12 @@ class Pair(NamedTuple):
     captions: list[str] | np.ndarray
 
 
-class Triplet(NamedTuple):
-    """Three images (bytes, or paths), and the fraction of `votes` people who preferred `right`.
-
-    votes is 0 where it is unknown, or nobody was asked.
-    """
+class Picture(NamedTuple):
+    """An image that triplets show (its bytes, or a path), by its number in their list."""
 
     key: str
-    ref: bytes | Path
-    left: bytes | Path
-    right: bytes | Path
-    vote: float
-    votes: int
+    image: bytes | Path
+    number: int
 
 
 class Bad(NamedTuple):
@@ -79,13 +73,11 @@ class PassedOver(NamedTuple):
 class Source(ABC):
     """Where samples come from."""
 
-    kind: Literal["pairs", "triplets"]
-    votes = ""
-    """Of triplets: where their votes come from, for the JSON."""
+    kind: Literal["pairs", "pictures"]
 
     @property
     def captions(self) -> int:
-        """K of the file; 0 for triplets."""
+        """K of the file; 0 for pictures."""
         return 0
 
     @abstractmethod
@@ -104,7 +96,7 @@ class Source(ABC):
         return sum(task.weight for task in self.tasks())
 
     @abstractmethod
-    def read(self, task: Task) -> Iterator[Pair | Triplet | Bad | PassedOver]:
+    def read(self, task: Task) -> Iterator[Pair | Picture | Bad | PassedOver]:
         """The samples of a task, in their order."""
 
     @abstractmethod

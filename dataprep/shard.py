@@ -29,12 +29,11 @@ from dataprep.samples import Bad, Pair, PassedOver, Source, Task
 from pipeline import text
 from pipeline.base import files
 from pipeline.base.files import replacing
-from pipeline.beton.fields import CONTEXT_LENGTH, pairs_schema, triplets_schema
+from pipeline.beton.fields import CONTEXT_LENGTH, pairs_schema, pictures_schema
 from pipeline.beton.writer import writing
 
 _BATCH = 256  # pairs whose captions are tokenised together
 _STEP = 64  # samples between two reports of progress
-_CACHE_BYTES = 256 << 20  # converted images of triplets that are kept for later triplets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +121,17 @@ class _Shard:
     hashes: list[bytes] = field(default_factory=list)  # 16 bytes a sample
     rejects: list[str] = field(default_factory=list)  # lines of JSON
     warnings: list[str] = field(default_factory=list)  # lines of JSON
-    cache: dict[bytes | Path, Converted] = field(default_factory=dict)
-    cached: int = 0  # bytes in the cache
 
     def write(self, beton: Path) -> None:
         """Convert all samples; write them to `beton` if there are any."""
-        if pairs := self.source.kind == "pairs":
+        if self.source.kind == "pairs":
             samples, schema = self._pairs(), pairs_schema(self.source.captions)
         else:
-            samples, schema = self._triplets(), triplets_schema()
+            samples, schema = self._pictures(), pictures_schema()
         first = next(samples, None)
         if first is not None:
             most = self.task.most or self.source.most(self.task)
-            with writing(beton, schema, most, share=not pairs) as writer:
+            with writing(beton, schema, most) as writer:
                 for sample in chain([first], samples):
                     writer.add(sample)
                 self.tally.samples = writer.samples
@@ -146,13 +143,13 @@ class _Shard:
         self.rejects.append(json.dumps(row) + "\n")
 
     def _chosen(self) -> Iterator[Any]:
-        """The task's samples that are in the share: Pair, Triplet or Bad."""
+        """The task's samples that are in the share: Pair, Picture or Bad."""
         for sample in self.source.read(self.task):
             if isinstance(sample, PassedOver):
                 self.tally.passed_over[sample.reason] += sample.number
                 continue
-            if not self.settings.chooses(sample.key):
-                continue
+            if self.source.kind == "pairs" and not self.settings.chooses(sample.key):
+                continue  # of triplets, the pictures are those of the triplets chosen
             self.tally.seen += 1
             if self.tally.seen % _STEP == 0:
                 self.step(_STEP)
@@ -205,42 +202,18 @@ class _Shard:
         table[: len(ids)] = ids[: len(table)]
         return table
 
-    # -- triplets ---------------------------------------------------------------------------
+    # -- pictures ---------------------------------------------------------------------------
 
-    def _triplets(self) -> Iterator[dict]:
+    def _pictures(self) -> Iterator[dict]:
         """Rows for the writer."""
-        for sample in self._chosen():
+        for picture in self._chosen():
             try:
-                if isinstance(sample, Bad):
-                    raise Rejected(sample.reason, sample.detail)
-                ref, left, right = images = [
-                    self._cached(image) for image in (sample.ref, sample.left, sample.right)
-                ]
+                image = self._convert(read_image(picture.image, self.settings.images), picture.key)
             except Rejected as error:
-                self._reject(sample.key, error)
+                self._reject(picture.key, error)
                 continue
-            self.tally.passed += sum(image.passed for image in images)
-            yield {
-                "ref": ref.jpeg, "left": left.jpeg, "right": right.jpeg,
-                "vote": sample.vote, "votes": sample.votes,
-                "luma": np.array([image.luma for image in images], np.float32), "key": _encoded(sample.key),
-            }  # fmt: skip
-
-    def _cached(self, image: bytes | Path) -> Converted:
-        """The converted image, kept for later triplets up to a limit of bytes."""
-        if image not in self.cache:
-            name = str(image) if isinstance(image, Path) else "(no file)"
-            try:
-                converted = self._convert(read_image(image, self.settings.images), name)
-            except Rejected as error:
-                if isinstance(image, bytes) or name in error.detail:
-                    raise
-                raise Rejected(error.reason, f"{name}: {error.detail}".removesuffix(": ")) from None
-            self.cached += len(converted.jpeg.data)
-            self.cache[image] = converted
-            while self.cached > _CACHE_BYTES and len(self.cache) > 1:
-                self.cached -= len(self.cache.pop(next(iter(self.cache))).jpeg.data)
-        return self.cache[image]
+            self.tally.passed += image.passed
+            yield {"image": image.jpeg, "luma": image.luma, "number": picture.number}
 
 
 def _token_ids(batch: list[Pair | Bad]) -> list[np.ndarray]:

@@ -54,7 +54,7 @@ def _describe(beton: Beton) -> None:
         )
         say(f"  mean luma: {_range(rows.records['luma'])}")
     else:
-        vote = beton.metadata["vote"]
+        vote = rows.records["vote"]
         histogram = np.histogram(vote, np.linspace(0, 1, 6))[0]
         say(
             f"  vote for right: mean {vote.mean():.3f}, in fifths {histogram.tolist()}; "

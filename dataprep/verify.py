@@ -28,6 +28,7 @@ from pipeline.beton.writer import checksum
 from pipeline.formats import pictures
 
 _CHUNK = 2_000  # samples a task
+_LOOKED_AT = 1 << 18  # samples whose pictures are told apart at a time
 _SHOWN = 20  # faults that are named
 _LUMA = 16.0  # of 255: the mean was taken before the encoding, which shifts noise and saturated colours
 
@@ -57,15 +58,18 @@ class ImageCheck(NamedTuple):
     luma: float | None = None  # mean, 0…255, of the decoded pixels
 
 
-def _check(path: Path, decode: bool, task: int, step: Callable[[int], None]) -> Faults:
-    """Check the samples of stretch `task`."""
+def _check(
+    path: Path, decode: bool, first: np.ndarray | None, task: int, step: Callable[[int], None]
+) -> Faults:
+    """Check the samples of stretch `task`; first: as `_first_shown` returns it."""
     beton, faults = f.Beton(path), Faults()
     indices = np.arange(task * _CHUNK, min((task + 1) * _CHUNK, len(beton)))
     rows = beton.rows(indices)
-    _check_images(rows, decode, indices, faults, step)
-    for index in indices.tolist():
-        if not beton.text("key", index):
-            faults.add(index, "key", "empty")
+    fresh = np.ones((len(indices), 1), np.bool_) if first is None else first[indices]
+    _check_images(rows, decode, indices, fresh, faults)
+    step(len(indices))
+    for row in np.flatnonzero(rows.spans("key")[1] == 0):
+        faults.add(int(indices[row]), "key", "empty")
     if beton.kind == "pairs":
         _check_tokens(rows, indices, faults)
     else:
@@ -73,27 +77,47 @@ def _check(path: Path, decode: bool, task: int, step: Callable[[int], None]) -> 
     return faults
 
 
-def _check_images(
-    rows: f.Rows, decode: bool, indices: np.ndarray, faults: Faults, step: Callable[[int], None]
-) -> None:
+def _check_images(rows: f.Rows, decode: bool, indices: np.ndarray, fresh: np.ndarray, faults: Faults) -> None:
+    """fresh (N, columns of images): which are to be checked."""
     beton, images = rows.file, image_columns(rows.file)
     lumas = rows.records["luma"][:, None] if len(images) == 1 else rows.arrays("luma")
     for column, name in enumerate(images):
-        told = [name, f.checksum_column(name)] if beton.checksummed else [name]
-        known: dict[tuple, ImageCheck] = {}  # a shared image is checked once a stretch
         start, size = rows.spans(name)
-        sides = rows.sizes(name).tolist()
-        for row, (index, key) in enumerate(zip(indices.tolist(), rows.records[told].tolist())):
-            if key not in known:
-                data = beton.read(start[row : row + 1], size[row : row + 1])[0].tobytes()
-                (height, width), expected = sides[row], key[1] if beton.checksummed else None
-                known[key] = check_image(data, height, width, expected, decode)
-                step(1 if column == 0 else 0)
-            image = known[key]
+        sides = rows.sizes(name)
+        sums = rows.checksums([name])[:, 0].tolist() if beton.checksummed else [None] * len(indices)
+        for row in np.flatnonzero(fresh[:, column]).tolist():
+            data = beton.read(start[row : row + 1], size[row : row + 1])[0].tobytes()
+            height, width = sides[row].tolist()
+            image, index = check_image(data, height, width, sums[row], decode), int(indices[row])
             if image.fault:
                 faults.add(index, name, image.fault, image.detail)
             elif image.luma is not None and abs(image.luma - lumas[row, column]) > _LUMA:
                 faults.add(index, name, "stored mean luma is wrong", f"the pixels have {image.luma:.1f}")
+
+
+def _first_shown(beton: f.Beton) -> np.ndarray:
+    """(N, columns of images) bool: where the table first says this of these bytes; so a picture that many
+    triplets show is read once, and what only one of them says of it is found."""
+    names = image_columns(beton)
+    out, seen = np.zeros((len(beton), len(names)), np.bool_), np.empty(0, np.uint64)
+    for start in range(0, len(beton), _LOOKED_AT):
+        records = beton.rows(np.arange(start, min(start + _LOOKED_AT, len(beton)))).records
+        said = np.stack([_digest(records, name, beton.checksummed) for name in names], 1)
+        new, where = np.unique(said.ravel(), return_index=True)
+        out[start : start + len(said)].ravel()[where[~np.isin(new, seen)]] = True
+        seen = np.union1d(seen, new)
+    return out
+
+
+def _digest(records: np.ndarray, name: str, checksummed: bool) -> np.ndarray:
+    """(N,) uint64: a hash of all that the table says of an image."""
+    told = [records[name][part].astype(np.uint64) for part in ("data_ptr", "width", "height")]
+    told += [records[f.checksum_column(name)].view(np.uint64)] if checksummed else []
+    out = np.zeros(len(records), np.uint64)
+    for value in told:
+        out = (out ^ value) * np.uint64(0x9E3779B97F4A7C15)
+        out ^= out >> np.uint64(29)
+    return out
 
 
 def image_columns(beton: f.Beton) -> list[str]:
@@ -160,7 +184,8 @@ def verify(path: Path, workers: int, decode: bool = False) -> Faults:
     tasks = range(-(-len(beton) // _CHUNK))
     weights = [min(_CHUNK, len(beton) - _CHUNK * task) for task in tasks]
     progress = Progress(path.name, len(beton))
-    check = partial(_check, path, decode)
+    first = None if beton.kind == "pairs" else _first_shown(beton)
+    check = partial(_check, path, decode, first)
     run(check, tasks, weights, workers, progress, lambda _, more: faults.extend(more))
     for line in faults.named[:_SHOWN]:
         say(line)

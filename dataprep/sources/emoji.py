@@ -86,8 +86,8 @@ class EmojiTriplets(nights.Nights):
     folder: Path = FOLDER
     votes = "constructed"
 
-    def image(self, path: str) -> bytes:
-        return _drawings()[path]
+    def picture(self, name: str) -> bytes:
+        return _drawings()[name]
 
     def describe(self) -> dict:
         return {"name": "demo", "path": "dataprep/demo/triplets.csv", "split": self.split}

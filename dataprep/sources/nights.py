@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dataprep.samples import Bad, PassedOver, Source, Task, Triplet, pieces
+import numpy as np
+
+from dataprep.triplets import Triplets, TripletSource
 from pipeline.formats import nights
-
-_SHARD = 2_000  # rows
-_SHARD_REPEATED = 200_000  # where triplets share images
-
-
-def plan(path: str, rows: int, repeated: bool) -> list[Task]:
-    """Tasks of a table of triplets; long ones if images are repeated: a shard stores an image once."""
-    return pieces(path, rows, _SHARD_REPEATED if repeated else _SHARD)
 
 
 @cache
@@ -26,13 +19,12 @@ def read_rows(table: Path, split: str, min_votes: int | None) -> tuple[nights.Ro
 
 
 @dataclass(frozen=True)
-class Nights(Source):
+class Nights(TripletSource):
     """One split of a folder in NIGHTS' layout; `min_votes` as in `pipeline.formats.nights.read`."""
 
     folder: Path
     split: str
     min_votes: int | None = None
-    kind = "triplets"
     votes = "human"
 
     def table(self) -> Path:
@@ -41,25 +33,25 @@ class Nights(Source):
     def rows(self) -> tuple[nights.Row, ...]:
         return read_rows(self.table(), self.split, self.min_votes)
 
-    def image(self, path: str) -> bytes | Path:
-        return self.folder / path
+    def picture(self, name: str) -> bytes | Path:
+        return self.folder / name
 
-    def tasks(self) -> list[Task]:
-        if not self.rows():
+    def triplets(self) -> Triplets:
+        rows = self.rows()
+        if not rows:
             limit = "" if self.min_votes is None else f" with {self.min_votes} votes or more"
             raise ValueError(f"{self.table()}: no row of split {self.split!r}{limit}")
-        return plan(str(self.table()), len(self.rows()), self.images() < 3 * len(self.rows()))
-
-    def images(self) -> int:
-        return len({path for row in self.rows() for path in row.paths})
-
-    def read(self, task: Task) -> Iterator[Triplet | Bad | PassedOver]:
-        for row in self.rows()[task.start : task.stop]:
-            ref, left, right = map(self.image, row.paths)
-            yield Triplet(row.key, ref, left, right, row.vote, row.votes)
-        few = len(read_rows(self.table(), self.split, 0)) - len(self.rows())
-        if few and not task.start:
-            yield PassedOver("rows with too few votes (--min-votes 0 takes them)", few)
+        number: dict[str, int] = {}
+        shown = [number.setdefault(path, len(number)) for row in rows for path in row.paths]
+        few = len(read_rows(self.table(), self.split, 0)) - len(rows)
+        return Triplets(
+            names=list(number),
+            rows=np.array(shown, np.int32).reshape(-1, 3),
+            vote=np.array([row.vote for row in rows]),
+            votes=np.array([row.votes for row in rows], np.int32),
+            key=np.array([row.key.encode("utf-8", "surrogateescape") for row in rows]),
+            passed_over={"rows with too few votes (--min-votes 0 takes them)": few} if few else {},
+        )
 
     def describe(self) -> dict:
         table = self.table()

@@ -123,6 +123,12 @@ def triplets_schema(checksums: bool = True) -> dict[str, Field]:
     return columns | _checksums(columns) if checksums else columns
 
 
+def pictures_schema() -> dict[str, Field]:
+    """Columns of the parts that a file of triplets is made of: its pictures, each once (`triplets.py`)."""
+    columns = {"image": Field(IMAGE), "luma": Field(FLOAT), "number": Field(INT)}  # its place in the list
+    return columns | _checksums(columns)
+
+
 def _checksums(columns: dict[str, Field]) -> dict[str, Field]:
     return {checksum_column(name): Field(INT) for name, field in columns.items() if field.kind == IMAGE}
 

@@ -18,7 +18,6 @@ Elsewhere: reading (`fields.py`); decoding, resizing and running in parallel, on
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -80,18 +79,15 @@ def writing(
     capacity: int,
     *,
     page_size: int = PAGE_SIZE,
-    share: bool = False,
 ) -> Iterator[Writer]:
     """A Writer of `path`; the file appears, whole, when the block ends without an error.
 
     `capacity` is the greatest number of samples that will come: room for their metadata is left at
-    the head of the file.  With `share`, an image that came before in this file is stored once and
-    pointed to again (stock FFCV reads it; only its QUASI_RANDOM order expects a sample to lie in
-    one page).  Raises ValueError when no sample came, OSError when the disk is full.
+    the head of the file.  Raises ValueError when no sample came, OSError when the disk is full.
     """
     with replacing(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
         with tempfile.TemporaryFile(dir=temporary.parent) as table:
-            writer = Writer(file, table, schema, capacity, page_size, share)
+            writer = Writer(file, table, schema, capacity, page_size)
             yield writer
             if not writer.samples:
                 raise ValueError(f"{path}: no samples to write")
@@ -101,9 +97,7 @@ def writing(
 class Writer:
     """Appends samples to an open file in bounded memory; made by `writing`."""
 
-    def __init__(
-        self, file, table, schema: Mapping[str, f.Field], capacity: int, page_size: int, share: bool
-    ):
+    def __init__(self, file, table, schema: Mapping[str, f.Field], capacity: int, page_size: int):
         if page_size & (page_size - 1) or not 4096 <= page_size <= MAX_PAGE_SIZE:
             raise ValueError(f"page_size must be a power of two from 4096 to 2^31, not {page_size}")
         self.schema, self.samples = dict(schema), 0
@@ -113,7 +107,6 @@ class Writer:
         columns = {n: f.checksum_column(n) for n in self._pointed}
         self._checksums = {n: column for n, column in columns.items() if column in self.schema}
         self._allocations = np.zeros((_CHUNK, len(self._pointed)), f.ALLOCATION)
-        self._share, self._shared = share, dict[bytes, tuple[int, int]]()  # digest → (offset, size)
         self._start = len(head(self.schema, 0, page_size, 0))
         self._end = align(self._start + capacity * self._metadata.itemsize, page_size)
         self._file.seek(self._end)
@@ -162,20 +155,12 @@ class Writer:
 
     def _store(self, blobs: dict[str, bytes]) -> dict[str, tuple[int, int]]:
         """Write the values into one page; name → (offset, size)."""
-        images = [n for n in blobs if self._share and self.schema[n].kind == f.IMAGE]
-        digests = {n: hashlib.blake2b(blobs[n], digest_size=16).digest() for n in images}
-        spans = {n: self._shared[digest] for n, digest in digests.items() if digest in self._shared}
-        new = [name for name in blobs if name not in spans]
-        self._turn_page(sum(len(blobs[name]) for name in new))
-        for name in new:
-            span = self._shared.get(digests[name]) if name in digests else None  # of this sample's others
-            if span is None:
-                span = (self._end, len(blobs[name]))
-                self._file.write(blobs[name])
-                self._end += len(blobs[name])
-                if name in digests:
-                    self._shared[digests[name]] = span
-            spans[name] = span
+        self._turn_page(sum(map(len, blobs.values())))
+        spans = {}
+        for name, blob in blobs.items():
+            spans[name] = (self._end, len(blob))
+            self._file.write(blob)
+            self._end += len(blob)
         return spans
 
     def _turn_page(self, size: int) -> None:
@@ -191,7 +176,7 @@ class Writer:
     def _flush(self, count: int) -> None:
         """Move the `count` newest records from memory to the file."""
         start = self._start + (self.samples - count) * self._metadata.itemsize
-        _pwrite(self._file.fileno(), self._metadata[:count].tobytes(), start)
+        pwrite(self._file.fileno(), self._metadata[:count].tobytes(), start)
         self._table.write(self._allocations[:count].tobytes())
 
     def finish(self) -> None:
@@ -202,10 +187,10 @@ class Writer:
         self._table.seek(0)
         shutil.copyfileobj(self._table, self._file, _COPY)
         self._file.flush()
-        _pwrite(self._file.fileno(), head(self.schema, self.samples, self._page, table), 0)
+        pwrite(self._file.fileno(), head(self.schema, self.samples, self._page, table), 0)
 
 
-def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
+def pwrite(descriptor: int, data: bytes, offset: int) -> None:
     """os.pwrite until all is written (a nearly full disk writes a part first, then raises)."""
     view = memoryview(data)
     while view:
@@ -223,7 +208,7 @@ def join(shards: Sequence[str | os.PathLike], out: str | os.PathLike, keep: Sequ
     samples.  `keep`, one boolean array a shard, leaves samples out (their bytes stay in the pages).
     Returns the number of samples.  Raises ValueError when a shard is unfinished or of another schema.
     """
-    parts = [_Part(path, keep[i] if len(keep) else None) for i, path in enumerate(shards)]
+    parts = [Part(path, keep[i] if len(keep) else None) for i, path in enumerate(shards)]
     parts = [part for part in parts if part.samples]
     if not parts:
         raise ValueError(f"{out}: no samples to write")
@@ -239,18 +224,18 @@ def join(shards: Sequence[str | os.PathLike], out: str | os.PathLike, keep: Sequ
     first, table = 0, align(end, 8)
     with replacing(out) as temporary, open(temporary, "w+b", buffering=0) as file:
         for part in parts:
-            _copy_range(part.path, part.low, part.high, file.fileno(), part.low + part.shift)
+            copy_range(part.path, part.low, part.high, file.fileno(), part.low + part.shift)
             for records, rows in part.tables():
                 rows["sample_id"] = np.arange(first, first + len(rows))[:, None]
-                _pwrite(file.fileno(), records.tobytes(), start + first * records.itemsize)
-                _pwrite(file.fileno(), rows.tobytes(), table + first * rows.strides[0])
+                pwrite(file.fileno(), records.tobytes(), start + first * records.itemsize)
+                pwrite(file.fileno(), rows.tobytes(), table + first * rows.strides[0])
                 first += len(rows)
         os.fsync(file.fileno())  # the header makes the file valid, so it goes last
-        _pwrite(file.fileno(), head(schema, samples, page, table), 0)
+        pwrite(file.fileno(), head(schema, samples, page, table), 0)
     return samples
 
 
-class _Part:
+class Part:
     """One shard on its way into a joined file: its data region [low, high) moves by `shift`.
 
     The shard is opened for each pass and closed again: there may be thousands.
@@ -287,7 +272,7 @@ class _Part:
             yield rows.records, rows.allocations
 
 
-def _copy_range(source: Path, low: int, high: int, target: int, offset: int) -> None:
+def copy_range(source: Path, low: int, high: int, target: int, offset: int) -> None:
     """Copy bytes [low, high) of a file to `offset` of the descriptor `target`.
 
     By os.copy_file_range, which shares the blocks instead of copying where the file system can;
@@ -319,5 +304,5 @@ def _copy_some(source: int, target: int, low: int, offset: int, size: int) -> in
         if done:
             return done
     chunk = os.pread(source, size, low)
-    _pwrite(target, chunk, offset)
+    pwrite(target, chunk, offset)
     return len(chunk)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from dataprep import shard
 from dataprep.build import Job, RunSettings, TooManyRejects, build
 from dataprep.build_ffcv import DEMO, main
 from dataprep.shard import SampleSettings
@@ -166,13 +165,6 @@ def test_duplicates_keep_the_first(tmp_path, small_shards):
     assert info["captions"]["mean_tokens"] == pytest.approx((kit.tokens(beton) != 0).sum(-1).mean(), abs=1e-3)
     assert [r["key"] for r in kit.rejects(beton.path)] == [rows[n][0] for n in (7, 8, 11)]
     assert main(["verify", str(beton.path), "--workers", "1"]) == 0
-
-
-def test_the_cache_of_triplet_images_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard, "_CACHE_BYTES", 5_000)
-    arguments = ["nights", "--source", str(kit.nights_folder(tmp_path / "n", 16)), "--out", str(tmp_path)]
-    assert main([*arguments, "--splits", "train", "--workers", "1"]) == 0
-    assert len(Beton(tmp_path / "triplets-train.beton")) == 8
 
 
 def test_json_is_plain(tmp_path):

@@ -56,7 +56,7 @@ def check_pairs(beton: Beton, samples: list[dict]) -> None:
 
 
 def check_pages(beton: Beton) -> None:
-    """No value crosses a page border, and (without sharing) a sample lies in one page."""
+    """No value crosses a page border, and a sample lies in one page."""
     table, page = beton.allocations, beton.page_size
     assert (table["ptr"] // page == (table["ptr"] + table["size"] - 1) // page).all()
     pages = (table["ptr"] // page).reshape(len(beton), -1)
@@ -129,32 +129,6 @@ def test_stock_ffcv_reads_a_joined_file(tmp_path):
     for row, sample in zip(got["image"], samples):
         expected = simplejpeg.decode_jpeg(sample["image"].data, fastdct=True)
         assert np.abs(row.astype(int) - expected).max() <= 3  # FFCV decodes with the fast DCT
-
-
-@pytest.mark.slow
-def test_shared_images_are_stored_once_and_read_by_stock_ffcv(tmp_path):
-    images = [picture(i) for i in range(4)]
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, 4, (40, 3))
-    samples = [
-        dict(
-            zip(("ref", "left", "right"), (images[i] for i in row)),
-            vote=0.25, votes=4, luma=np.arange(3, dtype=np.float32), key=b"k%d" % number,
-        )
-        for number, row in enumerate(drawn)
-    ]  # fmt: skip
-    beton = write(tmp_path / "t.beton", samples, triplets_schema(), share=True)
-    rows = beton.rows(np.arange(40))
-    spans = np.unique(np.concatenate([rows.spans(n)[0] for n in ("ref", "left", "right")]))
-    assert len(spans) == 4
-    got = stock_loader(beton.path, ["ref", "left", "right"], process_cache=True)
-    for name, column in zip(("ref", "left", "right"), drawn.T):
-        expected = np.stack([simplejpeg.decode_jpeg(images[i].data, fastdct=True) for i in column])
-        assert np.abs(got[name].astype(int) - expected).max() <= 3
-    assert (got["votes"] == 4).all() and (got["vote"] == 0.25).all()
-    sums = np.array([checksum(image.data) for image in images])
-    for name, column in zip(("ref", "left", "right"), drawn.T):
-        assert (got[f"{name}_xxh3"][:, 0] == sums[column]).all()
 
 
 @pytest.mark.slow

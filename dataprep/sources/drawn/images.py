@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dataprep.sources.named import find, images_below, read_names
+from pipeline.formats.judged.named import find, images_below, read_names
 
 
 class Images(NamedTuple):

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from dataprep.samples import PassedOver, Source, Task, Triplet, state_of
+from dataprep.samples import state_of
 from dataprep.sources.drawn.images import Images, Listing, list_images, part_of, sha256
 from dataprep.sources.drawn.rule import Rule, Scale, draw, measure
 from dataprep.sources.drawn.spaces import Metric, Space, check_matrix, open_embedding, open_matrix
-from dataprep.sources.nights import plan
+from dataprep.triplets import Triplets, TripletSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +92,11 @@ class MatrixPrior(Prior):
 
 
 @dataclass(frozen=True)
-class Drawn(Source):
+class Drawn(TripletSource):
     """One split of the triplets that are drawn from a prior."""
 
     prior: Prior
     split: str
-    kind = "triplets"
 
     @property
     def votes(self) -> str:  # type: ignore[override]
@@ -109,21 +107,20 @@ class Drawn(Source):
         share = 1 if self.split == "train" else self.prior.held_out
         return max(1, round(self.prior.rule.triplets * share))
 
-    def tasks(self) -> list[Task]:
+    def triplets(self) -> Triplets:
         self.prior.check()
-        return plan(str(self.prior.table), len(_drawn(self)[0]), repeated=True)
+        rows, difference = _drawn(self)
+        return Triplets(
+            names=[str(file) for file in _images(self.prior)[0].files],
+            rows=rows.astype(np.int32, copy=False),
+            vote=_scale(self.prior).votes(difference),
+            votes=np.zeros(len(rows), np.int32),
+            key=_keys(rows),
+            passed_over=self._left_out(),
+        )
 
-    def images(self) -> int:
-        return len(np.unique(_drawn(self)[0])) * len(self.tasks())  # each shard has copies of its own
-
-    def read(self, task: Task) -> Iterator[Triplet | PassedOver]:
-        files = _images(self.prior)[0].files
-        rows, difference = (part[task.start : task.stop] for part in _drawn(self))
-        votes = _scale(self.prior).votes(difference)
-        for (ref, left, right), vote in zip(rows.tolist(), votes.tolist()):
-            yield Triplet(f"{ref},{left},{right}", files[ref], files[left], files[right], vote, 0)
-        if not task.start:
-            yield from (PassedOver(reason, count) for reason, count in self._left_out().items())
+    def picture(self, name: str) -> Path:
+        return Path(name)
 
     def note(self) -> str:
         """A line on how much there is."""
@@ -147,6 +144,14 @@ class Drawn(Source):
     def _left_out(self) -> dict[str, int]:
         reasons = Counter(reason for reason, _ in _images(self.prior)[0].faults.values())
         return dict(sorted(reasons.items()))
+
+
+def _keys(rows: np.ndarray) -> np.ndarray:
+    """(N,) bytes: a triplet's three rows, with commas."""
+    words = rows.astype(bytes)
+    return np.strings.add(
+        np.strings.add(words[:, 0], b","), np.strings.add(np.strings.add(words[:, 1], b","), words[:, 2])
+    )
 
 
 # -- what is computed once -------------------------------------------------------------------

@@ -5,9 +5,10 @@ Not here: whether the files are images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.formats import utf8
 from pipeline.formats.tars import PICTURES
@@ -50,3 +51,31 @@ def read_names(path: Path) -> list[tuple[int, str]]:
     """(number of the line, name) of a text file with a name a line; empty lines are left out."""
     lines = enumerate(utf8.text(path.read_bytes(), str(path)).splitlines(), 1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def numbered(folder: Path, ids: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(U names, U paths relative to `folder`) of the objects that the lines of `ids` name, in that order.
+
+    An object without an image keeps its name as the path, so that whoever reads it says that it is missing.
+    Raises ValueError that names the line: a name that comes twice, or leads out of the folder.
+    """
+    if not ids.is_file():
+        raise ValueError(f"{ids}: no such file of names, one a line")
+    lines = read_names(ids)
+    names = tuple(name for _, name in lines)
+    if not names:
+        raise ValueError(f"{ids}: it is empty; a name a line is expected")
+    count = Counter(names)
+    for line, name in lines:
+        if count[name] > 1:
+            raise ValueError(f"{ids}: row {line}: {name} appears more than once")
+        if name[0] == "/" or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{ids}: row {line}: {name!r} leads out of {folder}")
+    return names, paths(folder, names)
+
+
+def paths(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """What `find` finds, relative to the folder; the name itself, with an ending, where there is none."""
+    missing = (name if Path(name).suffix.lower() in ENDINGS else f"{name}.jpg" for name in names)
+    found = zip(find(folder, names), missing)
+    return tuple(path.relative_to(folder).as_posix() if path else name for path, name in found)

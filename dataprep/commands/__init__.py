@@ -1,0 +1,1 @@
+"""The commands of `build_ffcv.py`: their options, and what each builds."""
