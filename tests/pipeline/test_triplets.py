@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.augment import AUGMENTS
 from pipeline.beton import triplets
 from pipeline.beton.fields import Beton, pictures_schema, triplets_schema
 from pipeline.beton.triplets import SIDES, Some, write_triplets
 from pipeline.beton.writer import writing
+from pipeline.order import Order, Subset
 from tests.pipeline.test_writer import PAGE, picture, stock_loader, write
 
 # numba's finalizers complain when FFCV's compiled loaders are collected
@@ -23,6 +26,15 @@ def drawn(count: int, pictures: int, width: int = 6) -> Some:
     keys = [b"k%d" % (number % 10 ** (width - 1)) for number in range(count)]
     rows, vote = rng.integers(0, pictures, (count, 3)).astype(np.int32), rng.random(count)
     return Some(rows, vote, rng.integers(0, 9, count), np.array(keys, f"S{width}"))
+
+
+def samples_of(images, some: Some) -> list[dict]:
+    """The same triplets, each with its own pictures."""
+    return [
+        dict(zip(SIDES, (images[i] for i in row)))
+        | {"vote": vote, "votes": votes, "luma": (row / 2).astype(np.float32), "key": key}
+        for row, vote, votes, key in zip(*some)
+    ]
 
 
 def shards(folder, images, each: int) -> list:
@@ -57,16 +69,7 @@ def test_it_is_what_the_plain_writer_stores(tmp_path_factory, count, pictures, e
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triplets, "_CHUNK", 7)
         beton = build(folder, images, some, each)
-    plain = write(
-        folder / "plain.beton",
-        [
-            dict(zip(SIDES, (images[i] for i in row)))
-            | {"vote": vote, "votes": votes, "luma": (row / 2).astype(np.float32), "key": key}
-            for row, vote, votes, key in zip(*some)
-        ],
-        triplets_schema(),
-        page_size=PAGE,
-    )
+    plain = write(folder / "plain.beton", samples_of(images, some), triplets_schema(), page_size=PAGE)
     assert beton.kind == "triplets" and beton.checksummed and len(beton) == count
     everything = np.arange(count)
     ours, theirs = beton.rows(everything), plain.rows(everything)
@@ -108,3 +111,29 @@ def test_stock_ffcv_reads_it(tmp_path):
     assert (got["luma"] == some.rows.astype(np.float32) / 2).all()
     for row, key in zip(got["key"], some.key):
         assert row[: len(key)].tobytes() == key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ffcv", "dali"])
+def test_engines_deliver_it_as_a_file_that_shares_nothing(tmp_path, engine):
+    """The same batches, also of a share of the samples, in the middle of a pass, and started again there."""
+    if engine == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+        from pipeline.dali_loader import DALILoader as Loader
+    else:
+        from pipeline.ffcv_loader import FFCVLoader as Loader
+    images, some = [picture(i, 40 + 8 * i, 64) for i in range(5)], drawn(40, 5)
+    plain = write(tmp_path / "plain.beton", samples_of(images, some), triplets_schema())
+    shared = build(tmp_path, images, some)
+    options = dict(batch_size=8, image_size=24, augment=AUGMENTS["paper"], seed=0, dtype=torch.uint8)
+    options |= {"device": "cpu"} if engine == "dali" else {}
+    for more in (
+        {},
+        {"order": Order(subset=Subset(20, 1))},
+        {"order": Order(kind="block", block=4)},
+        {"consumed": 16},
+    ):
+        with Loader(plain, **options, **more) as theirs, Loader(shared, **options, **more) as ours:
+            for a, b, _ in zip(theirs, ours, range(6)):
+                assert a.valid.all() and torch.equal(a.index, b.index) and torch.equal(a.vote, b.vote)
+                assert all(torch.equal(getattr(a, side), getattr(b, side)) for side in SIDES)
