@@ -103,7 +103,8 @@ def build(
     with job.lock():
         unfinished = job.resume()
         if how.disk_check:
-            disk_space.check(job.parts.parent, job.stream, settings, len(unfinished))
+            table = job.triplets.table_bytes if job.triplets else 0
+            disk_space.check(job.parts.parent, job.stream, settings, len(unfinished), table)
         try:
             (runner or run_here)(job, unfinished)
             return job.finish()

@@ -19,9 +19,12 @@ _TASKS, _SAMPLES = 8, 64  # about so many are looked at
 _FURTHEST = 1024  # samples are read up to so many from the beginnings of the tasks, all together
 
 
-def check(folder: Path, source: Source, settings: SampleSettings, unfinished: int) -> None:
-    """ValueError if `folder` has clearly less room than a build with so many `unfinished` tasks will take."""
-    need, free = needed(source, settings, unfinished), shutil.disk_usage(folder).free
+def check(folder: Path, source: Source, settings: SampleSettings, unfinished: int, more: int = 0) -> None:
+    """ValueError if `folder` has clearly less room than a build with so many `unfinished` tasks will take.
+
+    more: bytes of the file that are no images'.
+    """
+    need, free = needed(source, settings, unfinished) + more, shutil.disk_usage(folder).free
     if need > free:
         raise ValueError(
             f"{folder}: about {_in_words(need)} are needed (shards and the joined file), "
@@ -40,6 +43,8 @@ def needed(source: Source, settings: SampleSettings, unfinished: int) -> float:
     columns = 4 * CONTEXT_LENGTH * source.captions + 128  # tokens, key and metadata
     stored += columns * sum(size[0] > 0 for size in sizes)
     factor = images / len(sizes) if images is not None else sum(task.weight for task in tasks) / read
+    if source.kind == "pictures":  # of a share already; they are always copied
+        return stored * factor * (unfinished / len(tasks) + 1)
     return settings.share * stored * factor * (unfinished / len(tasks) + (len(tasks) > 1))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dataprep.samples import Picture, Source, Task, pieces
 from pipeline.base.files import replacing
 from pipeline.beton.fields import Beton
-from pipeline.beton.triplets import Some, write_triplets
+from pipeline.beton.triplets import Some, table_bytes, write_triplets
 
 _SHARD = 4_000  # pictures
 
@@ -59,7 +59,13 @@ class Triplets:
         shown[self.rows.ravel()] = True
         number = np.cumsum(shown, dtype=np.int32) - 1
         names = [self.names[i] for i in np.flatnonzero(shown).tolist()]
-        return replace(self, names=names, rows=number[self.rows])
+        key = self.key.astype(f"S{np.strings.str_len(self.key).max(initial=1)}")  # as wide as it must be
+        return replace(self, names=names, rows=number[self.rows], key=key)
+
+    @property
+    def table_bytes(self) -> int:
+        """What they take in a file, beside the pictures."""
+        return table_bytes(len(self), self.key.dtype.itemsize)
 
 
 class TripletSource(ABC):

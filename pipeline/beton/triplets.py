@@ -80,6 +80,12 @@ def write_triplets(
         pwrite(file.fileno(), head(schema, count, page, table), 0)
 
 
+def table_bytes(count: int, width: int) -> int:
+    """What a file takes for `count` triplets beside the pictures."""
+    each = f.metadata_dtype(f.triplets_schema()).itemsize + (len(SIDES) + 2) * f.ALLOCATION.itemsize
+    return count * (each + 12 + width)
+
+
 class _Values(NamedTuple):
     """Where the luma and the key of a triplet lie: slots from `start` on, none across a page border."""
 
@@ -120,7 +126,7 @@ def _stored(parts: Sequence[Part]) -> np.ndarray:
 def _tables(
     schema: dict[str, f.Field], pictures: np.ndarray, some: Some, at: np.ndarray, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Records (n,) and allocations (n, 5) of some triplets; their values lie `at`, and `first` is their number."""
+    """Records (n,) and allocations (n, 5) of some triplets, numbered from `first`; their values lie `at`."""
     records = np.zeros(len(at), f.metadata_dtype(schema))
     rows = np.zeros((len(at), len(SIDES) + 2), f.ALLOCATION)
     rows["sample_id"] = np.arange(first, first + len(at))[:, None]
@@ -131,7 +137,7 @@ def _tables(
         records[f.checksum_column(side)] = shown["checksum"]
         rows["ptr"][:, column], rows["size"][:, column] = shown["ptr"], shown["size"]
     records["vote"], records["votes"], records["luma"] = some.vote, some.votes, at
-    records["key"]["ptr"], records["key"]["size"] = at + 12, np.char.str_len(some.key)
+    records["key"]["ptr"], records["key"]["size"] = at + 12, np.strings.str_len(some.key)
     rows["ptr"][:, 3], rows["size"][:, 3] = at, 12
     rows["ptr"][:, 4], rows["size"][:, 4] = at + 12, records["key"]["size"]
     return records, rows

@@ -7,13 +7,14 @@ import pickle
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataprep import triplets
+from dataprep import disk_space, triplets
 from dataprep.build import BadSource, Job, RunSettings, TooManyRejects, build
 from dataprep.shard import SampleSettings
 from dataprep.triplets import Triplets, TripletSource
@@ -150,3 +151,23 @@ def test_some_triplets_keep_their_pictures(which):
     assert (np.array(some.names)[some.rows] == names[whole.rows[which]]).all()
     assert set(some.names) == set(names[whole.rows[which]].ravel().tolist())
     assert json.dumps(some.names) == json.dumps(sorted(some.names, key=whole.names.index))
+
+
+def test_disk_space_is_told_beforehand(tmp_path, source):
+    """Pictures twice (shards and the file), the table once; within a tenth of what is written."""
+    job = Job(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
+    with job.lock():
+        pictures = disk_space.needed(job.stream, SampleSettings(), len(job.tasks)) / 2
+    build(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
+    file = Beton(tmp_path / "out.beton")
+    data = sum(len(kit.jpeg(i)) for i in range(PICTURES))
+    assert data <= pictures <= data + 300 * PICTURES
+    each = file.dtype.itemsize + 5 * 24 + 12 + 2  # record, five allocations, luma, key
+    assert job.triplets.table_bytes == COUNT * each
+
+
+def test_a_build_that_would_fill_the_disk_does_not_begin(tmp_path, source, monkeypatch):
+    free = Job(source, tmp_path / "out.beton", SampleSettings(), kit.ONE).triplets.table_bytes
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match="are needed .*--no-disk-check"):
+        build(source, tmp_path / "out.beton", SampleSettings(), kit.ONE)
