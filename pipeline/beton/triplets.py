@@ -64,7 +64,7 @@ def write_triplets(
     end = align(start + count * f.metadata_dtype(schema).itemsize, page)
     for part in parts:
         end = part.move_after(end)
-    values = _Values(align(end, page), page, width)
+    values = _Values(end, page, width)
     pictures, table = _stored(parts), align(values.at(np.array([count - 1]))[0] + values.slot, 8)
     with replacing(out) as temporary, open(temporary, "w+b", buffering=0) as file:
         for part in parts:
@@ -97,16 +97,22 @@ class _Values(NamedTuple):
     def slot(self) -> int:
         return 12 + self.width
 
+    @property
+    def first(self) -> int:
+        """How many slots fit in the rest of the first page."""
+        return -self.start % self.page // self.slot
+
     def at(self, number: np.ndarray) -> np.ndarray:
         """(n,) int64: where the slots of these triplets begin."""
-        page, within = np.divmod(number, self.page // self.slot)
-        return self.start + page * self.page + within * self.slot
+        page, within = np.divmod(number - self.first, self.page // self.slot)
+        later = align(self.start, self.page) + page * self.page + within * self.slot
+        return np.where(number < self.first, self.start + number * self.slot, later)
 
     def stretches(self, count: int) -> Iterator[slice]:
         """All triplets in slices, each within a page."""
-        each = self.page // self.slot
-        for first in range(0, count, each):
-            last = min(first + each, count)
+        borders = [0, *range(self.first, count, self.page // self.slot), count]
+        for first, last in zip(borders, borders[1:]):
+            last = min(last, count)
             yield from (slice(at, min(at + _CHUNK, last)) for at in range(first, last, _CHUNK))
 
 
