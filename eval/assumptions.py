@@ -7,15 +7,15 @@ and nothing fails.  So the results name whatever neither the weights nor a file 
 from __future__ import annotations
 
 from open_clip import get_pretrained_cfg, list_models, list_pretrained_tags_by_model
-from open_clip.transformer import QuickGELU
 from torch import nn
 
 FIELDS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def activation(model: nn.Module) -> str:
-    """QuickGELU if any part of the model has it, else GELU."""
-    return "QuickGELU" if any(isinstance(m, QuickGELU) for m in model.modules()) else "GELU"
+    """QuickGELU if any part of the model has it, else GELU; `neither` for a tower of timm's without both."""
+    layers = {type(m).__name__ for m in model.modules()}
+    return next((name for name in ("QuickGELU", "GELU") if name in layers), "neither QuickGELU nor GELU")
 
 
 def preprocessing(name: str) -> tuple[dict, str]:

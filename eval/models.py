@@ -20,12 +20,12 @@ import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-from eval import assumptions
+from eval import assumptions, towers
 from eval.encode import Encoders, from_open_clip
 from eval.sets.catalog import snapshot
 from pipeline import text
 from train import checkpoint
-from train.model import create, load_file, load_run
+from train.model import create, load_file, load_run, tensors
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # suffixes of files of weights
@@ -52,12 +52,14 @@ class Loaded:
 
 
 def load(what: str, seed: int = 0) -> Loaded:
-    """A run, a checkpoint, or open_clip's NAME[,WEIGHTS]; ValueError for anything else.
+    """A run, a checkpoint, open_clip's NAME[,WEIGHTS], or timm:NAME[,WEIGHTS]; ValueError for anything else.
 
     seed: of a bare name's random weights.
     """
     path = Path(what)
     schema, _, address = what.partition(":")
+    if schema == "timm":
+        return _from_timm(what, address, seed)
     if schema == "hf-hub":
         return _from_schema(what, address.replace("/", "-"))
     if schema == "local-dir":
@@ -72,13 +74,19 @@ def load(what: str, seed: int = 0) -> Loaded:
     name, _, weights = what.partition(",")
     if os.sep in name or name.startswith("."):
         raise ValueError(f"--checkpoint {what}: no such folder{_similar_name(name)}")
+    file = _file(what, weights)
+    return _from_file(name, file) if file else _from_name(name, weights, seed)
+
+
+def _file(what: str, weights: str) -> Path | None:
+    """The file that stands after the comma; None where that is a pretrained tag, or nothing."""
     file = Path(weights).expanduser()  # which the shell does not do after a comma
-    if weights and (file.suffix in WEIGHTS or file.exists()):
-        if not file.is_file():
-            what_it_is = "a folder; name the file in it" if file.is_dir() else "no such file"
-            raise ValueError(f"--checkpoint {what}: {what_it_is}")
-        return _from_file(name, file)
-    return _from_name(name, weights, seed)
+    if not weights or not (file.suffix in WEIGHTS or file.exists()):
+        return None
+    if not file.is_file():
+        what_it_is = "a folder; name the file in it" if file.is_dir() else "no such file"
+        raise ValueError(f"--checkpoint {what}: {what_it_is}")
+    return file
 
 
 def _similar_name(name: str) -> str:
@@ -126,6 +134,10 @@ def _from_file(name: str, file: Path) -> Loaded:
     preprocess, notes = assumptions.notes(name, model, origin.quick_gelu, origin.preprocess)
     about = {"source": str(file), "model": name, "pretrained": _marked(file.stem, file)}
     about |= {"told_by": origin.says} if origin.says else {}
+    if not origin.whole:
+        visual: Any = model.visual
+        model = towers.Tower(visual, f"{name},{file}")
+        notes.append("the image tower alone is in the file")
     return Loaded(model=model, about=about, preprocess=preprocess, assumed=tuple(notes))
 
 
@@ -148,6 +160,27 @@ def from_tag(name: str, tag: str) -> torch.nn.Module:
     """open_clip's published weights, with the activation they were trained with whatever the name says."""
     quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick)
+
+
+def _from_timm(what: str, address: str, seed: int) -> Loaded:
+    """timm's `NAME[,WEIGHTS]`; with a file, NAME may end in .TAG, the configuration that tells its pixels."""
+    name, _, weights = address.partition(",")
+    file = _file(what, weights)
+    tag = "" if file else weights
+    if "." in name and not file:
+        stem, _, own = name.partition(".")
+        raise ValueError(f"--checkpoint {what}: the pretrained tag stands after a comma: timm:{stem},{own}")
+    try:
+        tower = towers.from_timm(name, tag, tensors(file) if file else None, seed, what)
+    except LOAD_ERRORS as error:
+        hint = f"; without a network: timm:{name},FILE.safetensors" if tag else ""
+        raise _refused(what, error, hint) from None
+    pretrained = _marked(file.stem, file) if file else tag or f"random-{seed}"
+    source = str(file or tag or "random weights")
+    about = {"source": source, "model": f"timm-{name}", "pretrained": pretrained}
+    notes = [f"assumed, since no file tells: pixels as timm has them for {name}"] if file else []
+    notes += [] if weights else ["random weights: no pretrained tag and no file stands after the name"]
+    return Loaded(model=tower, about=about, assumed=tuple(notes))
 
 
 # -- of open_clip's hub and folders ---------------------------------------------------------------
@@ -189,6 +222,9 @@ def _open_clip_folder(path: Path) -> Path | None:
 
 def encoders_for(loaded: Loaded, device: torch.device, precision: str) -> Encoders:
     """The model's functions with its own evaluation transform and tokenizer."""
+    tower = loaded.model if isinstance(loaded.model, towers.Tower) else None
+    if tower and tower.transform:
+        return from_open_clip(tower, tower.tokenize, tower.transform, device, precision)
     visual: Any = loaded.model.visual  # open_clip's towers tell image_size
     config = getattr(visual, "preprocess_cfg", {"size": visual.image_size})
     config = PreprocessCfg(**merge_preprocess_dict(config, loaded.preprocess))
@@ -205,7 +241,7 @@ def encoders_for(loaded: Loaded, device: torch.device, precision: str) -> Encode
             f"--checkpoint {loaded.about['source']}: open_clip has no resizing {config.resize_mode!r} with "
             f"{config.interpolation!r}, of which {told_by} tells"
         ) from None
-    tokenizer = tokenizer_of(loaded.tokenizer or loaded.name)
+    tokenizer = tower.tokenize if tower else tokenizer_of(loaded.tokenizer or loaded.name)
     return from_open_clip(loaded.model, tokenizer, transform, device, precision)
 
 

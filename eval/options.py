@@ -36,28 +36,16 @@ class Where(SlurmFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Evaluate a checkpoint on every set found under a folder."""
+class OneModel:
+    """What every command takes that evaluates one model."""
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="RUN|NAME[,WEIGHTS]")]
     """A run's folder (its newest checkpoint), one of its checkpoints/step-*, an open_clip model name with a
-    pretrained tag or a .safetensors file after a comma, open_clip's hf-hub:ORG/NAME or local-dir:FOLDER; a
-    name alone has random weights."""
-    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
-    """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
-    triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
-    """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
+    pretrained tag or a .safetensors file after a comma, open_clip's hf-hub:ORG/NAME or local-dir:FOLDER, or
+    timm:NAME[,WEIGHTS] where no texts are needed; a name alone has random weights."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the results go; RUN/eval for a run, else ./eval-results/NAME-WEIGHTS (weights from a file or a
     folder: with a mark of where it lies)."""
-    triplet_splits: tuple[str, ...] = ("val", "test")
-    """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
-    datasets: tuple[str, ...] = ()
-    """Only these sets; one that is not there is an error."""
-    families: tuple[str, ...] = ()
-    """Only these families of the catalog (ImageNet, "ImageNet OOD", VTAB, …, Retrieval, Demo)."""
-    prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
-    """auto: class names and templates beside the data where they are, else datacomp's."""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where crops and embeddings are kept; ROOT/.cache if not given."""
     no_cache: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -70,10 +58,40 @@ class Evaluate:
     """auto: CUDA where there is one."""
     precision: Literal["fp32", "amp"] = "fp32"
     """amp: autocast, as clip-benchmark does by default."""
-    max_unreadable: float = 0.0
-    """Share of a set's images that may be unreadable and left out; 0 refuses such a set."""
     seed: int = 0
     """Of the random weights of a bare model name."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 1:
+            raise ValueError("--batch-size and --workers: at least 1")
+
+    def cache_beside(self, data: Path) -> Path | None:
+        """--cache, else beside the data; None with --no-cache."""
+        if self.no_cache or self.cache is not None:
+            return None if self.no_cache else self.cache
+        return (data if data.is_dir() else data.parent) / ".cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OneModel):
+    """Evaluate a checkpoint on every set found under a folder."""
+
+    data: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the sets: clip-benchmark's wds_* folders, raw torchvision sets, class folders, captions."""
+    triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
+    """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
+    alignment: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the sets of human similarity, as python -m eval.alignment takes it; scored as well."""
+    triplet_splits: tuple[str, ...] = ("val", "test")
+    """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
+    datasets: tuple[str, ...] = ()
+    """Only these sets; one that is not there is an error."""
+    families: tuple[str, ...] = ()
+    """Only these families of the catalog (ImageNet, "ImageNet OOD", VTAB, …, Retrieval, Demo)."""
+    prompts: Literal["auto", "datacomp", "clip_benchmark"] = "auto"
+    """auto: class names and templates beside the data where they are, else datacomp's."""
+    max_unreadable: float = 0.0
+    """Share of a set's images that may be unreadable and left out; 0 refuses such a set."""
     watch: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
     """Evaluate every checkpoint of the run, each into RUN/eval/step-*, and new ones as they appear; stop
     after the run's last step, or when none has appeared for this long (0: only those that are there)."""
@@ -82,10 +100,10 @@ class Evaluate:
     where: tyro.conf.OmitArgPrefixes[Where] = field(default_factory=Where)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data is None and self.triplets is None:
-            raise ValueError("--data or --triplets: one is needed, else there is nothing to evaluate")
-        if self.batch_size < 1 or self.workers < 1:
-            raise ValueError("--batch-size and --workers: at least 1")
+            alone = "; python -m eval.alignment evaluates human similarity alone" if self.alignment else ""
+            raise ValueError(f"--data or --triplets: one is needed, else there is nothing to evaluate{alone}")
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")
         if self.submit != "slurm" and self.where != Where():
@@ -99,9 +117,7 @@ class Evaluate:
 
     @property
     def cache_folder(self) -> Path | None:
-        """--cache, else beside the data; None with --no-cache."""
-        if self.no_cache or self.cache is not None:
-            return None if self.no_cache else self.cache
+        """Of the sets and triplets."""
         base = self.data or self.triplets
         assert base is not None  # __post_init__ asks for one
-        return (base if base.is_dir() else base.parent) / ".cache"
+        return self.cache_beside(base)

@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ def load_run(path: Path | str, device: str | torch.device = "cpu") -> tuple[nn.M
 def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
     """(open_clip model of this name with a file's weights, what is known of these).
 
-    The activation is the one that the weights were trained with, else the name's.  Raises ValueError or
-    RuntimeError for weights that do not fit; no code is unpickled.
+    The activation is the one that the weights were trained with, else the name's.  Where they are the image
+    tower's alone (`whole` is false), the text tower is random.  Raises ValueError or RuntimeError for weights
+    that do not fit; no code is unpickled.
     """
     source = origin.of_weights(file)
     state: dict[str, Tensor] = {}
@@ -152,12 +154,20 @@ def load_file(name: str, file: Path) -> tuple[nn.Module, origin.Origin]:
         raise ValueError(f"trained with GELU (says {source.says}), {name} has QuickGELU")
     model = create(name, quick_gelu=bool(source.quick_gelu))
     if state:
-        foreign.fill(model, state)
+        source = replace(source, whole=foreign.fill(model, state))
     else:  # big_vision's arrays
         import open_clip
 
         open_clip.load_checkpoint(model, str(file))
     return model, source
+
+
+def tensors(file: Path) -> dict[str, Tensor]:
+    """The weights by name of a .safetensors file, or of one of torch.save's, with the names that are there.
+
+    Raises ValueError for other contents; no code is unpickled.
+    """
+    return foreign.read(file)[0]
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> list[str]:

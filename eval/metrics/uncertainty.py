@@ -33,13 +33,13 @@ class Interval:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
 
-def _percentiles(value: float, resampled: np.ndarray) -> Interval:
+def percentiles(value: float, resampled: np.ndarray) -> Interval:
     """The interval that holds all but ALPHA of the resampled values."""
     low, high = np.quantile(resampled, [ALPHA / 2, 1 - ALPHA / 2])
     return Interval(value, float(low), float(high))
 
 
-def _cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """(clusters, 2): sum of d and number of images in each cluster."""
     if groups is None:
         return np.stack([d, np.ones_like(d)], 1)
@@ -47,7 +47,7 @@ def _cluster_sums(d: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return np.stack([np.bincount(number, d), np.bincount(number).astype(float)], 1)
 
 
-def _resampled_means(clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_means(clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """(resamples, columns / 2): ratio of sums over clusters, rows (sum, size, …), drawn with replacement.
 
     Equal clusters are counted, not drawn one by one: for 0/1 outcomes there are three kinds, so the
@@ -74,7 +74,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None) -> f
 
     d = np.asarray(a, float) - np.asarray(b, float)
     if groups is not None:
-        sums = _cluster_sums(d, groups)[:, 0]
+        sums = cluster_sums(d, groups)[:, 0]
         spread = float((sums**2).sum())
         return 1.0 if spread == 0 else float(stats.chi2.sf(sums.sum() ** 2 / spread, 1))
     better, worse = int((d > 0).sum()), int((d < 0).sum())
@@ -109,11 +109,11 @@ def mean_of_sets(sets: Sequence[Outcomes], resamples: int = RESAMPLES, seed: int
     for number, outcomes in enumerate(sets):
         d = outcomes.difference
         key = (outcomes.images, len(d)) if outcomes.images and outcomes.groups is None else number
-        shared.setdefault(key, []).append(_cluster_sums(d, outcomes.groups))
+        shared.setdefault(key, []).append(cluster_sums(d, outcomes.groups))
     total = np.zeros(resamples)
     for parts in shared.values():
-        total += _resampled_means(np.concatenate(parts, 1), resamples, rng).sum(1)
-    return _percentiles(float(np.mean([s.difference.mean() for s in sets])), total / len(sets))
+        total += resampled_means(np.concatenate(parts, 1), resamples, rng).sum(1)
+    return percentiles(float(np.mean([s.difference.mean() for s in sets])), total / len(sets))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -165,4 +165,4 @@ def scaling(samples: Sequence[float], curves: np.ndarray, resamples: int = 2000,
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled):
         return Interval(value, None, None)
-    return _percentiles(value, resampled)
+    return percentiles(value, resampled)

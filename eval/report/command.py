@@ -18,7 +18,19 @@ from typing import Annotated
 
 import tyro
 
-from eval.report import compare, curves, figures, panels, paper, provenance, runs, summary
+from eval.report import (
+    alignment,
+    compare,
+    curves,
+    downstream,
+    figures,
+    panels,
+    paper,
+    provenance,
+    runs,
+    summary,
+)
+from eval.report.alignment import HumanSet
 from eval.report.compare import TOP1, TOP5, Comparison
 from eval.report.figures import Figure
 from eval.report.panels import RetrievalPanel, Trio
@@ -80,6 +92,10 @@ class Section:
         return panels.trios(self.comparison)
 
     @cached_property
+    def human(self) -> list[HumanSet]:
+        return alignment.compare(self.comparison.a, self.comparison.b)
+
+    @cached_property
     def retrieval(self) -> list[RetrievalPanel]:
         return panels.retrieval_panels(self.comparison.a, self.comparison.b)
 
@@ -90,13 +106,18 @@ def build(options: Report) -> tuple[str, list[Figure]]:
     every = [run for arm in arms for run in arm.runs]
     sections = [Section(compare.compare(arm, arms[-1])) for arm in arms[:-1]]
     scaling, learning = curves.scaling(arms), curves.learning(arms)
+    human = alignment.chart("human-similarity", dict(enumerate(arms)))
     others = " and ".join(arm.label for arm in arms[:-1])
     page = render(
         title=options.title or (f"{others} against {arms[-1].label}" if others else arms[0].label),
         arms=arms,
         sections=sections,
         single=[] if sections else summary.single_rows(arms[0]),
+        human_alone=[] if sections else alignment.alone(arms[0]),
+        human_chart=human,
+        human_notes=alignment.notes(arms),
         votes_of=provenance.votes,
+        downstream=downstream.section(arms),
         scaling=scaling,
         learning=learning,
         summary=summary,
@@ -119,7 +140,13 @@ def build(options: Report) -> tuple[str, list[Figure]]:
         for panel in section.retrieval
     ]
     families = [chart for section in sections for chart in section.charts]
-    return page, [*families, *(chart.figure for chart in scaling), *learning, *answers]
+    return page, [
+        *families,
+        *([human] if human else []),
+        *(chart.figure for chart in scaling),
+        *learning,
+        *answers,
+    ]
 
 
 def write(options: Report) -> None:

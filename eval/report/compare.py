@@ -12,6 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
+from eval.alignment.results import ALIGNMENT
 from eval.metrics import seeds, uncertainty
 from eval.metrics.perceptual import Choices
 from eval.metrics.seeds import Seeds
@@ -177,7 +178,8 @@ def compare(a: Arm, b: Arm) -> Comparison:
     for key in keys:
         check_same(key, runs)
     triplets = _triplet_rows(a, b)
-    if not keys and not triplets:
+    elsewhere = all((run.final.folder / ALIGNMENT).is_file() for run in runs)
+    if not keys and not triplets and not elsewhere:
         raise ValueError(f"{a.label} and {b.label} share no evaluated set")
     having = {measure: families_of(a.runs[0], keys, measure) for measure in (TOP1, TOP5)}
     scored = [k for family, sets in having[TOP1].items() if family in catalog.FAMILIES for k in sets]

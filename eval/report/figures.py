@@ -40,6 +40,10 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 _PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')  # attributes full of numbers
 _TOO_FINE = re.compile(r"(?<=\.\d\d)\d+")  # hundredths of a pixel are enough
 _FONT = re.compile(r"font-family: [^;\"]*")
+_LIMITS: dict[str, dict[str, Any]] = {  # of what a test can come to
+    "chance": {"color": MUTED, "linestyle": ":", "linewidth": 1.4},
+    "ceiling": {"color": MUTED, "linestyle": "-", "linewidth": 1.4},
+}
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
@@ -80,6 +84,15 @@ class Series:
     colour: int = 0
     marks: bool = False
     ends: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A figure of an arm, a fraction, with its interval; number: the arm's."""
+
+    number: int
+    label: str
+    figure: Interval
 
 
 @dataclass
@@ -241,6 +254,47 @@ def deltas(name: str, title: str, rows: Sequence[tuple[int, str, Interval]], lim
     axes.set_xlabel("points, minus the baseline")
     drawing.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     said = "; ".join(f"{label} {100 * delta.value:+.1f}" for _, label, delta in rows)
+    return Figure(name, drawing, f"{title}: {said}")
+
+
+@rc_context(_STYLE)
+def dots(
+    name: str,
+    title: str,
+    rows: dict[str, Sequence[Mark]],
+    limits: dict[str, tuple[float | None, float | None]],
+) -> Figure:
+    """A row for each test: every arm's figure with its interval, between chance and ceiling.
+
+    limits: of each row, fractions; None where there is none.
+    """
+    drawing, axes = _new(8.6, 0.42 * len(rows) + 1.1)
+    labels = {mark.number: mark.label for marks in rows.values() for mark in marks}
+    for y, (row, marks) in enumerate(rows.items()):
+        for limit, look in zip(limits[row], _LIMITS.values()):
+            if limit is not None:
+                axes.plot([100 * limit] * 2, [y - 0.4, y + 0.4], **look)
+        for mark in marks:
+            place = [*labels].index(mark.number) - (len(labels) - 1) / 2
+            at, look = y + place * min(0.24, 0.7 / len(labels)), _look(mark.number)
+            if mark.figure.ends is not None:
+                axes.plot(
+                    [100 * end for end in mark.figure.ends], [at] * 2, color=look["color"], linewidth=1.2
+                )
+            axes.plot([100 * mark.figure.value], [at], **look | {"markersize": 5})
+    axes.set_yticks(range(len(rows)), [textwrap.shorten(row, 52, placeholder=" …") for row in rows])
+    axes.tick_params("y", labelcolor=INK, labelsize=9.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    handles = [Line2D([], [], label=label, **_look(i) | {"linestyle": ""}) for i, label in labels.items()]
+    handles += [Line2D([], [], label=label, **look) for label, look in _LIMITS.items()]
+    drawing.legend(handles=handles, loc="outside lower left", ncols=6)
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    said = "; ".join(
+        f"{row}: " + ", ".join(f"{mark.label} {100 * mark.figure.value:.1f}" for mark in marks)
+        for row, marks in rows.items()
+    )
     return Figure(name, drawing, f"{title}: {said}")
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from eval.metrics import perceptual
+from eval.report import alignment
 from eval.report.runs import Arm, Run
 from eval.sets import catalog
 
@@ -13,7 +14,8 @@ from eval.sets import catalog
 def not_shared(runs: Sequence[Run]) -> list[str]:
     """In words, the sets (and triplets) that some of the runs were not evaluated on."""
     evaluated = [
-        [*run.final.datasets, *(["triplets"] if run.final.data.get("triplets") else [])] for run in runs
+        [*run.final.datasets, *(["triplets"] if run.final.data.get("triplets") else []), *alignment.keys(run)]
+        for run in runs
     ]
     out = []
     for key in dict.fromkeys(key for keys in evaluated for key in keys):

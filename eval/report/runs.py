@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from eval.alignment.results import ALIGNMENT, Alignment
 from eval.results import RESULTS, Evaluation
+from eval.sets import catalog
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def run_in(folder: Path, label: str = "", texts: bool = True) -> Run:
         raise ValueError(f"{folder}: no such folder")
     steps = [p for form in ("step-*", "eval/step-*") for p in sorted(folder.glob(form))]
     places = [p for p in steps if p.name.removeprefix("step-").isdecimal()] + [folder / "eval", folder]
-    evaluations = [Evaluation.read(p, texts) for p in places if (p / RESULTS).is_file()]
+    evaluations = [e for p in places if (e := _evaluation(p, texts)) is not None]
     if not evaluations:
         raise ValueError(
             f"{folder}: no {RESULTS} in it or in its eval/; python -m eval.run --checkpoint {folder}"
@@ -75,6 +77,19 @@ def run_in(folder: Path, label: str = "", texts: bool = True) -> Run:
     home = Path(evaluations[0].data["checkpoint"].get("run", folder))
     home = folder if (folder / "metrics.jsonl").is_file() or not home.is_dir() else home
     return Run(label or folder.name, home, [by_step[s] for s in sorted(by_step)])
+
+
+def _evaluation(folder: Path, texts: bool) -> Evaluation | None:
+    """The evaluation in a folder: without any set where only human similarity was evaluated."""
+    if (folder / RESULTS).is_file():
+        return Evaluation.read(folder, texts)
+    if not (folder / ALIGNMENT).is_file():
+        return None
+    data = Alignment.read(folder).data
+    about = {name: data[name] for name in ("checkpoint", "recipe", "settings", "versions")}
+    return Evaluation(
+        folder, {**about, "datasets": {}, "triplets": None, "missing": [entry.key for entry in catalog.PAPER]}
+    )
 
 
 @dataclass(frozen=True)

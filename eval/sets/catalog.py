@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 IMAGENET, OOD, VTAB = "ImageNet", "ImageNet OOD", "VTAB"
@@ -183,6 +183,11 @@ def entry_for(name: str, task: str = CLASSIFICATION_TASK) -> Entry:
     key = _bare(name)
     metric = "acc1" if task == CLASSIFICATION_TASK else _T2I
     return Entry(key, key, OTHER, main_metric=metric, task=task)
+
+
+def training(entry: Entry) -> Entry:
+    """The entry for a set's training split: the catalog counts test images only."""
+    return replace(entry, samples=None)
 
 
 def check_counts(entry: Entry, samples: int, classes: int | None, where: object) -> None:

@@ -23,6 +23,8 @@ from eval.sets.evalset import HIDDEN, ClassificationSet, FileImages, Member, is_
 # Where a set's held-out images lie; the later ones are Kaggle's and tiny-imagenet's.
 PLACES = (".", "val", "test", "validation", "valid", "Data/CLS-LOC/val", "ILSVRC/Data/CLS-LOC/val",
           "images/val", "val/images", "val.X")  # fmt: skip
+TRAINING = ("train", "training", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "images/train")
+SOURCES = ("class folders", "flat folder")  # what sets from here have as their `source`
 _DIGITS = re.compile("([0-9]+)")
 _SPLITS = ("val", "test", "validation", "valid")
 _NUMBERED = re.compile(r"(?:n\d{8}[-_ .]|\d{3}\.)(\D.*)")  # a name after a WordNet id or a number
@@ -267,9 +269,8 @@ def entry_of(folder: Path) -> Entry:
 
 
 def _read_classes(
-    folder: Path, place: Path, classes: dict[Path, Listing], profile: str | None
+    folder: Path, place: Path, classes: dict[Path, Listing], profile: str | None, entry: Entry
 ) -> ClassificationSet:
-    entry = entry_of(folder)
     foreign = [f.name for f in classes if any("\udc80" <= c <= "\udcff" for c in f.name)]
     if foreign:
         raise ValueError(f"{place}: the name of class folder {ascii(foreign[0])} is not UTF-8; rename it")
@@ -283,13 +284,13 @@ def _read_classes(
     if around.images:
         beside.other["images outside class folders"] = len(around.images)
     notes = [*notes, *_not_read([beside, *classes.values()]), *_only_in_train(folder, place, classes)]
-    splits = [f.name for f in _places(folder) if f.name.lower() in _SPLITS]
+    splits = [f.name for f in _places(folder, PLACES) if f.name.lower() in _SPLITS]
     others = [name for name in splits if place.name in splits and name != place.name]
     if others:
         notes.append(f"{place.name}/ is what is read, not {' and '.join(others)}/")
     label = np.repeat(np.array(labels, np.int64), counts)
     return ClassificationSet(
-        entry, folder, "class folders", FileImages(members), label, loaded, notes=tuple(notes)
+        entry, folder, SOURCES[0], FileImages(members), label, loaded, notes=tuple(notes)
     )
 
 
@@ -311,13 +312,13 @@ def _read_flat(folder: Path, place: Path, files: list[Path], profile: str | None
     label = np.array([number[i] for i in ids], np.int64)
     origin = source if source != place else f"the images' names in {place}"
     notes = (f"labels from {origin}", *_not_read([Listing.of(place)]))
-    return ClassificationSet(entry, folder, "flat folder", images, label, loaded, notes=notes)
+    return ClassificationSet(entry, folder, SOURCES[1], images, label, loaded, notes=notes)
 
 
-def _places(folder: Path) -> list[Path]:
-    """Those of `PLACES` that are there, also as Kaggle spells them: Test, Validation."""
+def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of `names` that are there, also as Kaggle spells them: Test, Validation."""
     spelt = {f.name.lower(): f for f in Listing.of(folder).folders}
-    places = [spelt.get(p, folder / p) for p in PLACES]
+    places = [spelt.get(p, folder / p) for p in names]
     return [place for place in places if place.is_dir()]
 
 
@@ -326,10 +327,18 @@ def read(folder: Path, profile: str | None = None) -> ClassificationSet | None:
 
     Raises ValueError where a class's label is not settled by names.
     """
-    for place in _places(folder):
+    for place in _places(folder, PLACES):
         if (classes := _classes_in(place)) is not None:
-            return _read_classes(folder, place, classes, profile)
+            return _read_classes(folder, place, classes, profile, entry_of(folder))
         files = Listing.of(place).images
         if files and all(imagenet.is_flat_name(f.name) for f in files):
             return _read_flat(folder, place, files, profile)
+    return None
+
+
+def read_training(folder: Path, profile: str | None = None) -> ClassificationSet | None:
+    """The class folders of the training split beside what `read` reads; None where there is none."""
+    for place in _places(folder, TRAINING):
+        if (classes := _classes_in(place)) is not None:
+            return _read_classes(folder, place, classes, profile, catalog.training(entry_of(folder)))
     return None

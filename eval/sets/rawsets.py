@@ -46,6 +46,18 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any], str]] = {
     "renderedsst2": ("RenderedSST2", {"split": "test"}, "rendered-sst2"),
     "stl10": ("STL10", {"split": "test"}, "stl10_binary"),
 }
+# Its arguments for what may be learned from: CLIP's paper, table 9, trains on the validation split too.
+_WITH_VAL: tuple[dict[str, Any], ...] = ({"split": "train"}, {"split": "val"})
+TRAINING = {
+    "cifar10": ({"train": True},),
+    "vtab/cifar100": ({"train": True},),
+    "vtab/dtd": tuple(a | {"partition": 1} for a in _WITH_VAL),
+    "vtab/flowers": _WITH_VAL,
+    "vtab/pets": ({"split": "trainval"},),
+    "fgvc_aircraft": ({"split": "trainval"},),
+    "country211": ({"split": "train"}, {"split": "valid"}),
+    "renderedsst2": _WITH_VAL,
+} | dict.fromkeys(("vtab/svhn", "cars", "food101", "gtsrb", "stl10"), _WITH_VAL[:1])
 
 
 def _made(
@@ -55,11 +67,12 @@ def _made(
     images: Images,
     labels: Sequence[int] | np.ndarray,
     profile: str | None,
+    training: bool,
     own: Sequence[str] | None = None,
     groups: np.ndarray | None = None,
 ) -> ClassificationSet:
-    """The set of that key (or name); own: what the data call its classes."""
-    entry = catalog.entry_for(key)
+    """The set of that key (or name), or its training split; own: what the data call its classes."""
+    entry = catalog.training(catalog.entry_for(key)) if training else catalog.entry_for(key)
     loaded = prompts.load(entry.prompts, folder, own, profile)
     return ClassificationSet(entry, folder, form, images, np.asarray(labels, np.int64), loaded, groups)
 
@@ -87,7 +100,7 @@ def _contents(dataset: Any, where: Path) -> tuple[Images, Any]:
     return ArrayImages(np.ascontiguousarray(images), where), labels
 
 
-def _read_torchvision(folder: Path, profile: str | None) -> ClassificationSet | None:
+def _read_torchvision(folder: Path, profile: str | None, training: bool) -> ClassificationSet | None:
     entry = catalog.find(catalog.name_of(folder))
     if entry is not None:
         key = entry.key
@@ -101,19 +114,34 @@ def _read_torchvision(folder: Path, profile: str | None) -> ClassificationSet | 
         return None
     from torchvision import datasets
 
+    splits = TRAINING[key] if training else (arguments,)
     try:
-        dataset = getattr(datasets, cls)(str(root), download=False, **arguments)
+        parts = [getattr(datasets, cls)(str(root), download=False, **split) for split in splits]
     except (RuntimeError, OSError, ImportError, KeyError) as error:
+        if training and isinstance(error, (RuntimeError, OSError)):  # it does not tell absent from damaged
+            return None
         raise ValueError(f"{root / inside}: torchvision cannot read it as {cls} ({error})") from None
-    own = getattr(dataset, "classes", None)
+    own = getattr(parts[0], "classes", None)
     if own is not None and key == "food101":
         own = [c.replace("_", " ") for c in own]
-    return _made(key, folder, f"torchvision {cls}", *_contents(dataset, root / inside), profile, own)
+    images, labels = _joined([_contents(part, root / inside) for part in parts])
+    return _made(key, folder, f"torchvision {cls}", images, labels, profile, training, own)
+
+
+def _joined(parts: Sequence[tuple[Images, Any]]) -> tuple[Images, Any]:
+    """Several splits of files as one; a split of arrays is always alone."""
+    if len(parts) == 1:
+        return parts[0]
+    members: list[Member] = []
+    for images, _ in parts:
+        assert isinstance(images, FileImages)
+        members += images.members
+    return FileImages(members), np.concatenate([np.asarray(labels) for _, labels in parts])
 
 
 # -- others' ------------------------------------------------------------------------------------
 
-_IDX_IMAGES, _IDX_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+_IDX = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:
@@ -133,26 +161,28 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     return body.reshape(shape)
 
 
-def _read_idx(folder: Path, profile: str | None) -> ClassificationSet | None:
-    """The test split of MNIST or Fashion-MNIST; the folder's name says which (of `raw` in it, too)."""
+def _read_idx(folder: Path, profile: str | None, training: bool) -> ClassificationSet | None:
+    """MNIST or Fashion-MNIST; the folder's name says which (of `raw` in it, too)."""
     places = (folder, folder / "raw")
-    place = next((p for p in places for end in ("", ".gz") if (p / f"{_IDX_IMAGES}{end}").is_file()), None)
+    of_images, of_labels = (f"{'train' if training else 't10k'}-{name}" for name in _IDX)
+    place = next((p for p in places for end in ("", ".gz") if (p / f"{of_images}{end}").is_file()), None)
     if place is None:
         return None
     named = folder.parent if folder.name == "raw" else folder
-    images, labels = _idx(place, _IDX_IMAGES), _idx(place, _IDX_LABELS)
+    images, labels = _idx(place, of_images), _idx(place, of_labels)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
             f"{place}: images {images.shape}, labels {labels.shape}; (N, H, W), (N) are expected"
         )
     if len(images) != len(labels):
         raise ValueError(f"{place}: {len(images)} images but {len(labels)} labels")
-    return _made(catalog.name_of(named), place, "idx", ArrayImages(images, place), labels, profile)
+    return _made(catalog.name_of(named), place, "idx", ArrayImages(images, place), labels, profile, training)
 
 
-def _read_pcam(folder: Path, profile: str | None) -> ClassificationSet | None:
-    """PatchCamelyon's test split, two HDF5 files as its authors (and torchvision) keep them."""
-    names = [f"camelyonpatch_level_2_split_test_{which}.h5" for which in "xy"]
+def _read_pcam(folder: Path, profile: str | None, training: bool) -> ClassificationSet | None:
+    """PatchCamelyon, a split in two HDF5 files as its authors (and torchvision) keep them."""
+    split = "train" if training else "test"
+    names = [f"camelyonpatch_level_2_split_{split}_{which}.h5" for which in "xy"]
     base = next((b for b in (folder, folder / "pcam") if all((b / name).is_file() for name in names)), None)
     if base is None:
         return None
@@ -173,15 +203,15 @@ def _read_pcam(folder: Path, profile: str | None) -> ClassificationSet | None:
             "PCAM has as many, (N, 96, 96, 3) of uint8"
         )
     stored = StoredImages(images, base / names[0])
-    return _made("vtab/pcam", folder, "PCAM's HDF5", stored, labels, profile)
+    return _made("vtab/pcam", folder, "PCAM's HDF5", stored, labels, profile, training)
 
 
-def _read_objectnet(folder: Path, profile: str | None) -> ClassificationSet | None:
-    """ObjectNet's 113 classes that ImageNet shares, labelled as clip-benchmark does."""
+def _read_objectnet(folder: Path, profile: str | None, training: bool) -> ClassificationSet | None:
+    """ObjectNet's 113 classes that ImageNet shares, labelled as clip-benchmark does; test images only."""
     names_file = folder / "folder_to_objectnet_label.json"
     shared_file = folder / "objectnet_to_imagenet_1k.json"
     place = folder / "objectnet-1.0" / "images"
-    if not (names_file.is_file() and shared_file.is_file() and place.is_dir()):
+    if training or not (names_file.is_file() and shared_file.is_file() and place.is_dir()):
         return None
     try:
         names = json.loads(names_file.read_text())
@@ -195,7 +225,7 @@ def _read_objectnet(folder: Path, profile: str | None) -> ClassificationSet | No
     images = FileImages([Member.whole(file) for files in found for file in files])
     labels = np.repeat(range(len(used)), [len(files) for files in found])
     own = [names[sub].lower() for sub in used]
-    return _made("objectnet", folder, "objectnet", images, labels, profile, own)
+    return _made("objectnet", folder, "objectnet", images, labels, profile, training, own)
 
 
 def _voc_objects(path: Path) -> list[tuple[str | None, Box]]:
@@ -214,10 +244,10 @@ def _box(voc_object: ElementTree.Element) -> Box:
     return left, top, right, bottom
 
 
-def _read_voc2007(folder: Path, profile: str | None) -> ClassificationSet | None:
-    """Each object of VOC 2007's test images cut out by its box; crops of one image form a group."""
+def _read_voc2007(folder: Path, profile: str | None, training: bool) -> ClassificationSet | None:
+    """Each object of VOC 2007's images cut out by its box; crops of one image form a group."""
     base = folder / "VOC2007" if (folder / "VOC2007").is_dir() else folder / "VOCdevkit" / "VOC2007"
-    listing = base / "ImageSets" / "Main" / "aeroplane_test.txt"
+    listing = base / "ImageSets" / "Main" / f"aeroplane_{'trainval' if training else 'test'}.txt"
     if not listing.is_file():
         return None
     number = {c: i for i, c in enumerate(prompts.packaged()["classnames"]["voc2007"])}
@@ -234,13 +264,15 @@ def _read_voc2007(folder: Path, profile: str | None) -> ClassificationSet | None
             labels.append(number[label])
             groups.append(group)
     images = CroppedImages(paths, boxes)
-    return _made("voc2007", folder, "VOCdevkit", images, labels, profile, groups=np.array(groups, np.int64))
+    of_image = np.array(groups, np.int64)
+    return _made("voc2007", folder, "VOCdevkit", images, labels, profile, training, groups=of_image)
 
 
-def read(folder: Path, profile: str | None = None) -> ClassificationSet | None:
-    """The raw set in this folder, or None when the folder is none of them.
+def read(folder: Path, profile: str | None = None, training: bool = False) -> ClassificationSet | None:
+    """The raw set in this folder, or its training split; None when the folder is none of them, or has none.
 
     Raises ValueError when its files are there but no whole set.
     """
     readers = (_read_idx, _read_torchvision, _read_pcam, _read_objectnet, _read_voc2007)
-    return next((found for reader in readers if (found := reader(folder, profile)) is not None), None)
+    each = (reader(folder, profile, training) for reader in readers)
+    return next((found for found in each if found is not None), None)

@@ -42,20 +42,18 @@ NO_CACHE = Cache(None)
 # -- clip-benchmark's webdataset folders ------------------------------------------------------
 
 
-def _shards(folder: Path) -> list[Path]:
-    count_file = folder / "test" / "nshards.txt"
+def _shards(split: Path) -> list[Path]:
+    count_file = split / "nshards.txt"
     text = prompts.read_text(count_file).strip()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{count_file}: {text!r} is no number of shards")
-    shards = [folder / "test" / f"{i}.tar" for i in range(int(text))]
+    shards = [split / f"{i}.tar" for i in range(int(text))]
     for shard in shards:
         if not shard.is_file():
             raise ValueError(f"{shard}: missing, {count_file} announces {len(shards)} shard(s)")
-    more = sorted(p.name for p in (folder / "test").glob("*.tar") if p not in shards and p.name[0] != ".")
+    more = sorted(p.name for p in split.glob("*.tar") if p not in shards and p.name[0] != ".")
     if more:
-        raise ValueError(
-            f"{folder / 'test' / more[0]}: not among the {len(shards)} that {count_file} announces"
-        )
+        raise ValueError(f"{split / more[0]}: not among the {len(shards)} that {count_file} announces")
     return shards
 
 
@@ -120,7 +118,9 @@ def _passed_over(shards: Sequence[dict], blank: int) -> tuple[str, ...]:
     return tuple(f"{number} {what}" for number, what in counted if number)
 
 
-def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_CACHE) -> EvalSet:
+def read_webdataset(
+    folder: Path, profile: str | None = None, cache: Cache = NO_CACHE, split: str = "test"
+) -> EvalSet:
     """A clip-benchmark folder.  Raises ValueError for a damaged shard, label, caption or class list."""
     kind_file = folder / "dataset_type.txt"
     kind = prompts.read_text(kind_file).strip().lower() if kind_file.is_file() else "classification"
@@ -130,7 +130,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
         )
     extension = "txt" if kind == "retrieval" else "cls"
     images, targets, indices = [], [], []
-    for shard in _shards(folder):
+    for shard in _shards(folder / split):
         indices.append(_indexed(shard, extension, cache))
         for offset, size, name, target in indices[-1]["samples"]:
             images.append(Member(shard, offset, size, name))
@@ -138,6 +138,7 @@ def read_webdataset(folder: Path, profile: str | None = None, cache: Cache = NO_
     files = FileImages(images)
     task = RETRIEVAL_TASK if kind == "retrieval" else CLASSIFICATION_TASK
     entry = catalog.entry_for(catalog.name_of(folder), task)
+    entry = entry if split == "test" else catalog.training(entry)
     if kind == "retrieval":
         captions = [_captions(t, files.name(i)) for i, t in enumerate(targets)]
         blank = sum(len(t.splitlines()) - len(c) for t, c in zip(targets, captions))
@@ -246,6 +247,25 @@ def read_folder(folder: Path, profile: str | None = None, cache: Cache = NO_CACH
     if files := _caption_files(folder):
         return read_captions(folder, files[0], files[1:])
     return None if _holds_triplets(folder) else classfolders.read(folder, profile)
+
+
+def read_training(
+    evalset: ClassificationSet, profile: str | None = None, cache: Cache = NO_CACHE
+) -> ClassificationSet | None:
+    """The training split that lies beside a set, in the same form; None where there is none.
+
+    Labels count its own classes, which may be more than the set's.  Raises ValueError where it is damaged.
+    """
+    folder = evalset.path
+    if evalset.source == "webdataset":
+        if not (folder / "train" / "nshards.txt").is_file():
+            return None
+        training = read_webdataset(folder, profile, cache, "train")
+        assert training.prompts is not None  # as its test split
+        return training
+    if evalset.source in classfolders.SOURCES:
+        return classfolders.read_training(folder, profile)
+    return rawsets.read(folder, profile, training=True)
 
 
 def _holds_triplets(folder: Path) -> bool:

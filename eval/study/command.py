@@ -55,6 +55,8 @@ class Options:
     """Folder of the evaluation sets, as python -m eval.run takes it."""
     triplets: Annotated[Path | None, tyro.conf.arg(metavar="FILE|DIR")] = None
     """Held-out triplets, likewise."""
+    alignment: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the sets of human similarity, likewise."""
     at_once: int | None = None
     """Jobs at a time: all that fit this machine's GPUs (or cores), on SLURM 16 of an array."""
     gpu: str = "a100"
@@ -73,15 +75,20 @@ class Options:
 def graph_of(options: Options) -> Graph:
     """The study's jobs; ValueError for a mistake."""
     study = studies.read(options.name, options.recipe)
-    study = replace(study, data=options.data or study.data, triplets=options.triplets or study.triplets)
+    study = replace(
+        study,
+        data=options.data or study.data,
+        triplets=options.triplets or study.triplets,
+        alignment=options.alignment or study.alignment,
+    )
     settings = [Setting.parse(text) for text in options.set]
     seeds = options.seeds or study.seeds
     graph = build(study, seeds, options.out, settings)
     words = ["report", options.name, "--seeds", str(seeds), "--out", str(graph.out)]
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for text in options.set for word in ("--set", text)]
-    for flag, path in (("data", study.data), ("triplets", study.triplets)):
-        words += [f"--{flag}", str(path.absolute())] if path else []
+    for flag, path in study.held_out.items():
+        words += [f"--{flag}", str(path.absolute())]
     return graph.reported_by("-m", "eval.study", *words)
 
 

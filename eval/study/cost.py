@@ -113,12 +113,10 @@ def _sums(left: list[Cost], machine: plan.Machine) -> Iterator[str]:
 
 def _data(graph: Graph) -> Iterator[str]:
     """Files that are not there."""
-    held_out = [graph.study.data, graph.study.triplets]
-    files = [path for path in held_out if path is not None]
-    files += [job.data for job in graph.trainings]
+    files = [*graph.study.held_out.values(), *(job.data for job in graph.trainings)]
     for path in dict.fromkeys(files):
         if not path.exists():
             made = "built first" if graph.study.build else "not there yet; its size is assumed"
             yield f"  {path}: {made}"
-    if not files or not held_out[0]:
+    if graph.study.data is None:
         yield "  no --data: name the folder of evaluation sets before the study is run"

@@ -154,8 +154,8 @@ class _Maker:
     def _build(self, recipe: Recipe) -> list[str]:
         if not self.study.build:
             return []
-        held_out = [path for path in (self.study.data, self.study.triplets) if path is not None]
-        needs = [*held_out, *(job.data for job in self.graph.trainings), recipe.data.data or Path()]
+        trained_on = (job.data for job in self.graph.trainings)
+        needs = [*self.study.held_out.values(), *trained_on, recipe.data.data or Path()]
         job = self.graph.add(Job(name=f"build-{self.study.name}", kind="build", arguments=self.study.build))
         self.graph.jobs[job.name] = replace(job, needs=tuple(dict.fromkeys(needs)))
         return [job.name]
@@ -175,10 +175,7 @@ class _Maker:
         assert training.run is not None
         study = self.study
         flags = {"checkpoint": str(training.run), "watch": "0", **study.evaluation}
-        if study.data is not None:
-            flags["data"] = str(study.data.absolute())
-        if study.triplets is not None:
-            flags["triplets"] = str(study.triplets.absolute())
+        flags |= {flag: str(path.absolute()) for flag, path in study.held_out.items()}
         words = tuple(word for name, value in flags.items() for word in (f"--{name}", value))
         return self.graph.add(
             Job(

@@ -62,8 +62,9 @@ class Arm:
 class Study:
     """What is trained, how often, and on what it is evaluated.
 
-    data, triplets, evaluation: `--data`, `--triplets` and further flags of `python -m eval.run`.  build: a
-    command (after `python`) that makes the data, for a study that brings its own.
+    data, triplets, alignment, evaluation: `--data`, `--triplets`, `--alignment` and further flags of
+    `python -m eval.run`.  build: a command (after `python`) that makes the data, for a study that brings its
+    own.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Study:
     seeds: int = 3
     data: Path | None = None
     triplets: Path | None = None
+    alignment: Path | None = None
     evaluation: Flags = field(default_factory=dict)
     build: tuple[str, ...] = ()
 
@@ -87,6 +89,12 @@ class Study:
             raise ValueError(f"study {self.name}: every arm needs a training")
         if self.seeds < 1:
             raise ValueError(f"study {self.name}: {self.seeds} seeds; at least 1")
+
+    @property
+    def held_out(self) -> dict[str, Path]:
+        """What evaluations read, by its flag."""
+        given = {"data": self.data, "triplets": self.triplets, "alignment": self.alignment}
+        return {flag: path for flag, path in given.items() if path is not None}
 
 
 # -- the ready ones -------------------------------------------------------------------------

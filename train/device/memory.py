@@ -28,8 +28,8 @@ from train.config import Recipe, Recompute
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 SAMPLES = 128  # of the smaller counted batch: whole rows of packed captions for any number of tokens
-# What the DALI engine takes, whose pieces do not grow with the batch: CUDA's context and eight graphs of 256 images.
-# Counted: one graph of 512 takes 1.0 GB with the context on an H200 (docs/benchmarks.md).
+# What the DALI engine takes, whose pieces do not grow with the batch: CUDA's context and eight graphs of 256
+# images.  Counted: one graph of 512 takes 1.0 GB with the context on an H200 (docs/benchmarks.md).
 DALI_BYTES = 3.5e9
 
 

@@ -74,18 +74,24 @@ def _is_weights(part: object) -> bool:
     return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in part.items())
 
 
-def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+def fill(model: nn.Module, state: dict[str, Tensor]) -> bool:
     """Put a whole model's weights into `model`, as `open_clip.load_checkpoint` does.
 
-    Raises ValueError for positions that it would stretch to fit, RuntimeError for others that do not fit.
+    False: they are the image tower's alone, and the text tower is left as it was.  Raises ValueError for
+    positions that it would stretch to fit, RuntimeError for others that do not fit.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    own, state = model.state_dict(), convert_state_dict(model, dict(state))
+    own = model.state_dict()
+    tower = {name.removeprefix("visual.") for name in own if name.startswith("visual.")}
+    if state.keys() == tower:  # saved from `model.visual`
+        state = {f"visual.{name}": value for name, value in state.items()}
+    state = convert_state_dict(model, dict(state))
     if "positional_embedding" in state and "positional_embedding" not in own:
         state = convert_to_custom_text_state_dict(state)
     state = {n: v for n, v in state.items() if n in own or not n.endswith(".position_ids")}
+    whole = {f"visual.{name}" for name in tower} != state.keys()
     for name in {"logit_scale", "logit_bias"} & own.keys():
         value = state.get(name, torch.zeros(1) if name == "logit_bias" else None)
         if value is not None and value.numel() == 1:
@@ -97,9 +103,8 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
                 f"{name} is {tuple(value.shape)} there, expected {tuple(mine.shape)}: weights of "
                 "another resolution or length of text"
             )
-    if {n for n in own if n.startswith("visual.")} == state.keys() != own.keys():
-        raise ValueError("the image tower alone, and what is said of texts needs the text tower")
     hint = next((hint for part, hint in _HINTS.items() if any(part in name for name in state)), None)
     if hint and not state.keys() <= own.keys():
         raise ValueError(f"{hint} ({next(name for name in state if name not in own)}, …)")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=whole)
+    return whole

@@ -22,11 +22,15 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, in transformers' 
 
 @dataclass(frozen=True)
 class Origin:
-    """None: unknown.  preprocess: some of open_clip's mean, std, interpolation, resize_mode."""
+    """None: unknown.  preprocess: some of open_clip's mean, std, interpolation, resize_mode.
+
+    whole: false where the weights are the image tower's alone.
+    """
 
     quick_gelu: bool | None = None
     preprocess: dict | None = None
     says: str = ""  # the file or files that say so
+    whole: bool = True
 
     def over(self, other: Origin) -> Origin:
         """This, and from `other` what is unknown here."""

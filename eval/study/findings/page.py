@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from eval.metrics.uncertainty import Interval
-from eval.report import compare, figures, panels, paper, provenance, summary
+from eval.report import alignment, compare, figures, panels, paper, provenance, summary
 from eval.report.compare import TOP1, TOP5, Measure, Row
 from eval.report.figures import Figure, Series
 from eval.report.panels import RetrievalPanel
@@ -74,6 +74,17 @@ class Part:
                     title = ", ".join(dict.fromkeys((figure.quantity.name, figure.row.measure.title)))
                     out.setdefault(title, []).append((pair, figure.row))
         return out
+
+    @cached_property
+    def human_chart(self) -> Figure | None:
+        """Of the arms that were evaluated on human similarity."""
+        held = {arm.number: arm.arm() for arm in self.group.finished}
+        arms = {n: arm for n, arm in held.items() if all(alignment.read(run) is not None for run in arm.runs)}
+        return alignment.chart(f"{self._name}-human", arms) if arms else None
+
+    def human_axis(self) -> float:
+        """Limit of the axis that shows all their differences."""
+        return summary.limit([figure.row for _, found in self.analysis.human for figure in found])
 
     def speed_of(self, pair: Pair) -> object:
         return next((found for found in self.analysis.speeds if found.pair is pair), None)

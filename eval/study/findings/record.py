@@ -18,6 +18,7 @@ from eval.study.findings import paired, words
 from eval.study.findings.analysis import Analysis
 from eval.study.findings.dose import Curve
 from eval.study.findings.finished import StudyArm
+from eval.study.findings.human import HumanFigure
 from eval.study.findings.paired import Figure, Pair
 from eval.study.findings.speed import Speed
 
@@ -42,6 +43,7 @@ def _group(analysis: Analysis, out: Path) -> dict:
         "verdicts": [words.verdict(pair) for pair in analysis.judged],
         "against_baseline": [_pair(pair) for pair in analysis.pairs],
         "against_controls": [_pair(pair) for pair in analysis.controls],
+        "human_similarity": [_human(pair, found) for pair, found in analysis.human],
         "seed_variance": {arm: _spreads(found) for arm, found in analysis.spreads.items()},
         "learning_speed": [_speed(found) for found in analysis.speeds],
         "dose_response": [_curve(curve) for curve in analysis.doses],
@@ -110,6 +112,33 @@ def _figure(figure: Figure) -> dict:
         "difference": _over(figure.seeds),
         "holm": figure.row.adjusted,
         "correlation": _interval(figure.correlation),
+    }
+
+
+def _human(pair: Pair, found: Sequence[HumanFigure]) -> dict:
+    return {
+        "arm": pair.a.label,
+        "against": pair.b.label,
+        "seeds": pair.seeds,
+        "figures": {figure.key: _human_figure(figure) for figure in found},
+    }
+
+
+def _human_figure(figure: HumanFigure) -> dict:
+    row = figure.row
+    assert row.seeds is not None
+    return {
+        "name": figure.about.title,
+        "measure": row.measure.title,
+        "group": row.name,
+        "probe": figure.about.probe,
+        "voters": figure.about.voters,
+        "judgements": row.n,
+        "chance": row.chance,
+        "ceiling": row.ceiling,
+        "arm": _numbers(figure.a),
+        "against": _numbers(figure.b),
+        "difference": _over(row.seeds),
     }
 
 

@@ -125,8 +125,6 @@ def _written(file: Path, kind: str, tensors) -> Path:
         torch.save({"state_dict": tensors, "state_dict_ema": tensors}, file)
     elif kind == "transformers":
         torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, file)
-    elif kind == "image":
-        torch.save({name: value for name, value in tensors.items() if name.startswith("visual.")}, file)
     elif kind == "pointer":
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     elif kind == "lora":
@@ -144,7 +142,6 @@ def _written(file: Path, kind: str, tensors) -> Path:
         ("ema", "more than one set of weights is in it: state_dict, state_dict_ema"),
         ("transformers", "the names are transformers', open_clip's are expected"),
         ("lora", "merge them into the weights first"),
-        ("image", "the image tower alone"),
         ("pointer", "a pointer of Git LFS in the file's place"),
         ("cut", "not a whole file of torch.save's"),
     ],

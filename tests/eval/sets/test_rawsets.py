@@ -128,7 +128,7 @@ def test_pcam_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
 
     theirs = PCAM(str(tmp_path), split="test")
     for folder in (tmp_path / "pcam", tmp_path):  # the folder itself, or the root that torchvision is given
-        found = rawsets._read_pcam(folder, None)
+        found = rawsets._read_pcam(folder, None, False)
         assert len(found.images) == len(theirs) == 5 and found.prompts.classes[0] == "lymph node"
         for i, (image, label) in enumerate(theirs):
             assert np.array_equal(found.images[i], image) and found.labels[i] == label
@@ -148,7 +148,7 @@ def test_a_damaged_pcam_is_one_line(tmp_path, monkeypatch):
     whole = x.read_bytes()
     x.write_bytes(whole[:-20_000] + bytes(20_000))  # inside the last picture, the last thing in the file
     monkeypatch.setattr(catalog, "check_counts", lambda *_: None)
-    found = rawsets._read_pcam(x.parent, None)
+    found = rawsets._read_pcam(x.parent, None, False)
     with pytest.raises(ValueError, match="test_x.h5: not readable"):
         found.images.identity()
     with pytest.raises(Unreadable, match="test_x.h5, image 2: not readable"):
