@@ -1,9 +1,10 @@
 """What people judged of images, in the forms that all rooms take.
 
 N judgements over U images.  `folder` and `images` (U paths relative to it) say which; whether the files exist
-is not looked at.  `rows` count the images from 0.  `number` (N,) says where a judgement stands in its table: the
-line of a text, counted from 1 with its header, or the row of an array, from 0.  `group` (N,) names the part of
-the set that a judgement belongs to, "" where there are no parts.  Votes are kept as they are, never rounded.
+is not looked at.  `rows` count the images from 0.  `number` (N,) says where a judgement stands in its table:
+the line of a text, counted from 1 with its header, or the row of an array, from 0.  `group` (N,) names the
+part of the set that a judgement belongs to, "" where there are no parts.  Votes are kept as they are, never
+rounded.
 """
 
 from __future__ import annotations
