@@ -136,14 +136,15 @@ def read_nights(folder: Path, splits: Sequence[str]) -> Triplets:
     table = nights.table_of(folder)
     by_split = {split: nights.read(table, (split,), unsplit="test") for split in splits}
     triplets = [row for part in by_split.values() for row in part]
+    fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(triplets)
     if not triplets:
-        raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}")
+        few = f" with {nights.MIN_VOTES} votes or more; {fewer} have fewer" if fewer else ""
+        raise ValueError(f"{table}: no triplet of split {' or '.join(splits)}{few}")
     for row in triplets:
         if missing := [path for path in row.paths if not (folder / path).is_file()]:
             raise ValueError(f"{table}, triplet {row.key}: {folder / missing[0]} is missing")
     members = [Member.whole(folder / path, path) for row in triplets for path in row.paths]
     first, rows = _unique(members)
-    fewer = sum(len(nights.read(table, (s,), 0, unsplit="test")) for s in by_split) - len(triplets)
     return Triplets(
         path=table,
         images=PreparedImages([members[i] for i in first]),
