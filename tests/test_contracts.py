@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
+import tyro
 
-from dataprep.build_ffcv import main
+from dataprep.build_ffcv import COMMANDS, main
 from eval.metrics import perceptual
 from eval.sets import sources
 from pipeline.beton.fields import Beton
 from tests.kits import dataprep as kit
 from tests.kits.eval import write_webdataset
+from train.config import Prior
+from train.splits import PRIOR_DATA
 
 # -- triplets: a NIGHTS folder, and the .beton made of it ------------------------------------------
 
@@ -149,3 +153,12 @@ def test_fraction_is_trainings_word(tmp_path, capsys):
         with pytest.raises(SystemExit) as exit_:
             main([command, "--source", str(tmp_path), "--out", "x.beton", "--fraction", "0.5"])
         assert exit_.value.code == 2 and "--fraction" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prior", get_args(Prior))
+def test_the_command_that_training_names_builds_the_file_it_looks_for(prior):
+    file, words = PRIOR_DATA[prior]
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words.split())
+    assert file in (command.out, command.out / "triplets-train.beton")
+    splits = getattr(command, "splits", ("train",))
+    assert "train" in splits and getattr(command, "split", "train") == "train"

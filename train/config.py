@@ -21,7 +21,9 @@ import tyro
 Augmentation = Literal["none", "eval", "clip", "paper", "demo"]
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "pointwise", "blocks"]
-Prior = Literal["nights", "bapps", "things", "demo"]
+Prior = Literal[
+    "nights", "bapps", "things", "alignet", "tpips", "pieapp", "kadid", "pipal", "tid2013", "demo"
+]
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's clamp of the log scale
 

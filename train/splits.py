@@ -18,8 +18,21 @@ PRIOR_DATA = {
     "bapps": (Path("data/bapps/triplets-train.beton"), "bapps --source FOLDER"),
     "things": (
         Path("data/things/triplets-train.beton"),
-        "things --images FOLDER --answers FILE --out data/things/triplets-train.beton",
+        "things --images FOLDER --answers FILE --base 0 --odd last --out data/things/triplets-train.beton",
     ),
+    "alignet": (
+        Path("data/alignet/triplets-train.beton"),
+        "alignet --images FOLDER --table FILE --out data/alignet/triplets-train.beton",
+    ),
+    "tpips": (Path("data/tpips/triplets-train.beton"), "tpips --source FOLDER --kind odd --out data/tpips"),
+    "pieapp": (Path("data/pieapp/triplets-train.beton"), "pieapp --source FOLDER --out data/pieapp"),
+    **{
+        name: (
+            Path(f"data/{name}/triplets-train.beton"),
+            f"quality --set {name} --source FOLDER --out data/{name}",
+        )
+        for name in ("kadid", "pipal", "tid2013")
+    },
     "demo": (Path("data/demo/triplets-train.beton"), "demo"),
 }
 PAIRS = (Path("data/yfcc15m/pairs-train.beton"), "yfcc15m --source FOLDER")

@@ -164,7 +164,7 @@ def priors(recipe: str) -> tuple[Arm, ...]:
         Arm(label="Baseline", chain=(second,), role="baseline"),
         Arm(label="NIGHTS", chain=(first, second), role="subject"),
     ]
-    for name in ("BAPPS", "THINGS"):
+    for name in ("BAPPS", "THINGS", "AligNet"):
         training = replace(first.with_flags(prior=name.lower()), like=first)
         arms.append(Arm(label=name, chain=(training, second), role="prior"))
     spose = replace(first.with_flags(data="data/spose/triplets-train.beton"), like=first)

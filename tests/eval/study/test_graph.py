@@ -213,3 +213,11 @@ def test_a_study_of_ones_own(tmp_path):
     assert studies.read(str(file), None).seeds == 5
     with pytest.raises(ValueError, match="--recipe"):
         studies.read(str(file), "demo")
+
+
+def test_evaluations_read_what_the_study_holds_out(tmp_path):
+    made = jobs(BASELINE, data=tmp_path / "sets", alignment=tmp_path / "similarity")
+    (job,) = (job for job in made.jobs.values() if job.kind == "evaluate")
+    words = " ".join(job.arguments)
+    assert f"--data {tmp_path / 'sets'}" in words and f"--alignment {tmp_path / 'similarity'}" in words
+    assert "--triplets" not in words
