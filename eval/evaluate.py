@@ -1,7 +1,8 @@
 """One evaluation from its options to its folder of results: read the data, load the model, score, write.
 
 The parts are elsewhere: sets in `eval/sets/`, the model in `eval/session.py`, figures in `eval/scoring.py`,
-files in `eval/results.py`, tests of human similarity in `eval/alignment/`.
+files in `eval/results.py`, tests of human similarity in `eval/alignment/`, tasks for frozen features in
+`eval/downstream/`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 from eval import results, scoring, session
 from eval.alignment import evaluate as alignment
-from eval.alignment.sets import Found
 from eval.cache import Cache
+from eval.downstream import evaluate as downstream
 from eval.metrics import perceptual
 from eval.metrics.perceptual import Triplets
 from eval.options import Evaluate
@@ -32,7 +33,8 @@ class Data:
     options: Evaluate
     sets: list[EvalSet]
     triplets: Triplets | None
-    alignment: Found | None
+    alignment: alignment.Found | None
+    downstream: downstream.Found | None
     notes: tuple[str, ...]
     started: float  # time.perf_counter() before anything was read
 
@@ -44,6 +46,10 @@ def read_data(options: Evaluate) -> Data:
         raise ValueError(f"--triplets {options.triplets}: no such file or folder")
     notes: list[str] = []
     human = None if options.alignment is None else alignment.read(options.alignment)
+    tasks = None
+    if options.downstream is not None:
+        kept = Cache(options.cache_beside(options.downstream))
+        tasks = downstream.read(options.downstream, (), kept, options.max_unreadable)
     sets = _read_sets(options, notes.append)
     triplets = None if options.triplets is None else _read_triplets(options.triplets, options.triplet_splits)
     if triplets is not None:
@@ -52,8 +58,9 @@ def read_data(options: Evaluate) -> Data:
     if general := [s.entry.key for s in sets if s.prompts and NO_TEMPLATES in s.prompts.profile]:
         notes.append(f"ImageNet's 80 templates, since no others are known, for {shown(general)}")
     return Data(
-        options=options, sets=sets, triplets=triplets, alignment=human, notes=tuple(notes), started=started
-    )
+        options=options, sets=sets, triplets=triplets, alignment=human, downstream=tasks, notes=tuple(notes),
+        started=started,
+    )  # fmt: skip
 
 
 def _read_sets(options: Evaluate, note: Callable[[str], None]) -> list[EvalSet]:
@@ -97,6 +104,8 @@ def evaluate(data: Data, checkpoint: str, out: Path | None) -> None:
     if data.alignment is not None:
         assert options.alignment is not None
         alignment.evaluate(now, data.alignment, Cache(options.cache_beside(options.alignment)))
+    if data.downstream is not None:
+        downstream.evaluate(now, data.downstream)
     if now.ranks.rank:
         return
     outcome.seconds["all"] = time.perf_counter() - data.started

@@ -82,6 +82,8 @@ class Evaluate(OneModel):
     """2AFC: a triplet .beton, a folder of triplets-*.beton, or a folder laid out as NIGHTS."""
     alignment: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     """Folder of the sets of human similarity, as python -m eval.alignment takes it; scored as well."""
+    downstream: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the downstream sets, as python -m eval.downstream takes it, to be scored as well."""
     triplet_splits: tuple[str, ...] = ("val", "test")
     """Which splits of a folder of triplets (of these two one may be missing); a .beton is taken whole."""
     datasets: tuple[str, ...] = ()
@@ -102,7 +104,8 @@ class Evaluate(OneModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data is None and self.triplets is None:
-            alone = "; python -m eval.alignment evaluates human similarity alone" if self.alignment else ""
+            alone = "; python -m eval.alignment and eval.downstream need neither"
+            alone = alone if self.alignment or self.downstream else ""
             raise ValueError(f"--data or --triplets: one is needed, else there is nothing to evaluate{alone}")
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"--max-unreadable {self.max_unreadable}: must lie in [0, 1)")

@@ -199,6 +199,7 @@ SETS = (
     Known(key=CATEGORIES, title="CIFAR-100, categories", read=None),
 )
 KEYS = tuple(known.key for known in SETS)
+OWN = "triplets-test.beton"  # in a folder of another name: a set of one's own
 
 
 # -- finding them -----------------------------------------------------------------------------------
@@ -230,17 +231,20 @@ def discover(root: Path, wanted: Sequence[str] = ()) -> Found:
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder of sets of human similarity")
-    if unknown := [key for key in wanted if key not in KEYS]:
-        raise ValueError(f"--sets {unknown[0]}: not known; there are {', '.join(KEYS)}")
     folders = _by_key(root)
-    places = {known.key: place for known in SETS if (place := _place(known, folders)) is not None}
+    sets = (*SETS, *_own(folders))
+    if unknown := [key for key in wanted if key not in {known.key for known in sets}]:
+        raise ValueError(
+            f"--sets {unknown[0]}: not known; there are {', '.join(known.key for known in sets)}"
+        )
+    places = {known.key: place for known in sets if (place := _place(known, folders)) is not None}
     if not places:
         here = f"; it has {', '.join(sorted(p.name for p in folders.values()))}" if folders else ""
         raise ValueError(f"{root}: none of the known sets in it, which are {', '.join(KEYS)}{here}")
     if absent := [key for key in wanted if key not in places]:
         raise ValueError(f"--sets {absent[0]}: not in {root}, which has {', '.join(places)}")
     tests = []
-    for known in SETS:
+    for known in sets:
         if known.key in places and (not wanted or known.key in wanted):
             folder = places[known.key]
             asked = None if known.read is None else known.read(folder)
@@ -260,6 +264,16 @@ def _by_key(root: Path) -> dict[str, Path]:
             raise ValueError(f"{root}: {folders[key].name} and {path.name} are one set; move one away")
         folders[key] = path
     return folders
+
+
+def _own(folders: dict[str, Path]) -> list[Known]:
+    """Triplets of one's own, in folders of no known set."""
+
+    def read(folder: Path) -> Judgements:
+        return judgements.of_triplets(perceptual.read(folder, ("test",)))
+
+    own = {key: path for key, path in folders.items() if key not in KEYS and (path / OWN).is_file()}
+    return [Known(key=key, title=path.name, read=read) for key, path in own.items()]
 
 
 def _place(known: Known, folders: dict[str, Path]) -> Path | None:

@@ -11,7 +11,8 @@ ROOT holds, each in a folder of its own:
     instances: query/ID/IMAGE, gallery/ID/IMAGE
 
 Only images are needed, so towers without texts are evaluated too.  Features are those of eval.run, from the
-same cache.  Depth, segmentation and other dense tasks, and sets without a training split, are not evaluated.
+same cache; `python -m eval.run --downstream ROOT` does the same after its own sets.  Depth, segmentation and
+other dense tasks, and sets without a training split, are not evaluated.
 This file is the command alone: its options are in `eval/downstream/options.py`.
 """
 
@@ -24,9 +25,14 @@ from pipeline.base import console, machine
 
 
 def _run(options: Downstream) -> None:
-    from eval.downstream.evaluate import evaluate  # it loads torch, which --help does not need
+    # These load torch, which --help does not need.
+    from eval import session
+    from eval.cache import Cache
+    from eval.downstream import evaluate
 
-    evaluate(options)
+    cache = Cache(options.cache_beside(options.data))
+    found = evaluate.read(options.data, options.datasets, cache, options.max_unreadable)
+    evaluate.evaluate(session.start(options, options.checkpoint, None), found)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,12 @@ from eval.downstream.records import METRICS, SHARE, Evaluation, Figure
 from eval.report.render import counted, pct
 from eval.report.runs import Arm, Run
 
-_OF_DATA = ("training_images", "classes", "gallery")  # settings that must agree, else figures do not compare
+_OF_DATA = ("training_images", "classes", "gallery")
+
+
+def data_of(figure: Figure) -> tuple:
+    """What must agree, else figures do not compare."""
+    return (figure.n, *(figure.settings.get(name) for name in _OF_DATA))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ def section(arms: Sequence[Arm]) -> Downstream | None:
     for number, arm in enumerate(arms):
         for place, run in enumerate(arm.runs, 1):
             columns.append((arm.label + (f" {place}" if len(arm.runs) > 1 else ""), number))
-            found.append({(f.key, f.metric): f for f in _figures(run, columns[-1][0], notes)})
+            found.append({(f.key, f.metric): f for f in figures_of(run, columns[-1][0], notes)})
     names = dict.fromkeys(name for figures in found for name in figures)
     if not names and not notes:
         return None
@@ -49,8 +54,11 @@ def section(arms: Sequence[Arm]) -> Downstream | None:
     return Downstream(columns=columns, rows=rows, notes=notes)
 
 
-def _figures(run: Run, label: str, notes: list[str]) -> list[Figure]:
-    """Of the evaluation whose results.json the report shows, in its folder or in that of all steps."""
+def figures_of(run: Run, label: str, notes: list[str]) -> list[Figure]:
+    """Of the evaluation whose results.json the report shows, in its folder or in that of all steps.
+
+    label: of the run; notes gets what must be said of it.
+    """
     final = run.final
     places = (final.folder, final.folder.parent) if final.folder.name.startswith("step-") else (final.folder,)
     read = [made for place in places if (made := Evaluation.read(place)) is not None]
@@ -70,7 +78,7 @@ def _figures(run: Run, label: str, notes: list[str]) -> list[Figure]:
 def _row(figures: Sequence[Figure | None]) -> Row:
     there = [figure for figure in figures if figure is not None]
     first = there[0]
-    data = {(f.n, *(f.settings.get(name) for name in _OF_DATA)) for f in there}
+    data = {data_of(figure) for figure in there}
     title, unit = METRICS[first.metric]
     return Row(
         name=first.name,

@@ -57,6 +57,8 @@ class Options:
     """Held-out triplets, likewise."""
     alignment: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
     """Folder of the sets of human similarity, likewise."""
+    downstream: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Folder of the downstream sets, likewise."""
     at_once: int | None = None
     """Jobs at a time: all that fit this machine's GPUs (or cores), on SLURM 16 of an array."""
     gpu: str = "a100"
@@ -80,6 +82,7 @@ def graph_of(options: Options) -> Graph:
         data=options.data or study.data,
         triplets=options.triplets or study.triplets,
         alignment=options.alignment or study.alignment,
+        downstream=options.downstream or study.downstream,
     )
     settings = [Setting.parse(text) for text in options.set]
     seeds = options.seeds or study.seeds

@@ -62,7 +62,7 @@ class Arm:
 class Study:
     """What is trained, how often, and on what it is evaluated.
 
-    data, triplets, alignment, evaluation: `--data`, `--triplets`, `--alignment` and further flags of
+    data, triplets, alignment, downstream, evaluation: `--data`, `--triplets`, … and further flags of
     `python -m eval.run`.  build: a command (after `python`) that makes the data, for a study that brings its
     own.
     """
@@ -74,6 +74,7 @@ class Study:
     data: Path | None = None
     triplets: Path | None = None
     alignment: Path | None = None
+    downstream: Path | None = None
     evaluation: Flags = field(default_factory=dict)
     build: tuple[str, ...] = ()
 
@@ -93,7 +94,7 @@ class Study:
     @property
     def held_out(self) -> dict[str, Path]:
         """What evaluations read, by its flag."""
-        given = {"data": self.data, "triplets": self.triplets, "alignment": self.alignment}
+        given = {name: getattr(self, name) for name in ("data", "triplets", "alignment", "downstream")}
         return {flag: path for flag, path in given.items() if path is not None}
 
 

@@ -9,9 +9,10 @@ from functools import cached_property
 from eval.report import curves
 from eval.report.curves import ScalingChart
 from eval.report.runs import Arm
-from eval.study.findings import dose, human, paired
+from eval.study.findings import dose, frozen, human, paired
 from eval.study.findings.dose import Curve
 from eval.study.findings.finished import Group, StudyArm
+from eval.study.findings.frozen import FrozenFigure
 from eval.study.findings.human import HumanFigure
 from eval.study.findings.paired import Pair, Spread
 from eval.study.findings.speed import Speed, speed
@@ -44,6 +45,11 @@ class Analysis:
     def human(self) -> list[tuple[Pair, list[HumanFigure]]]:
         """Of the pairs that were evaluated on human similarity."""
         return [(pair, found) for pair in self.pairs if (found := human.figures(pair))]
+
+    @cached_property
+    def frozen(self) -> list[tuple[Pair, list[FrozenFigure]]]:
+        """Of the pairs that were evaluated on downstream tasks."""
+        return [(pair, found) for pair in self.pairs if (found := frozen.figures(pair))]
 
     @cached_property
     def speeds(self) -> list[Speed]:

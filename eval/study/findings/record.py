@@ -18,6 +18,7 @@ from eval.study.findings import paired, words
 from eval.study.findings.analysis import Analysis
 from eval.study.findings.dose import Curve
 from eval.study.findings.finished import StudyArm
+from eval.study.findings.frozen import FrozenFigure
 from eval.study.findings.human import HumanFigure
 from eval.study.findings.paired import Figure, Pair
 from eval.study.findings.speed import Speed
@@ -44,6 +45,7 @@ def _group(analysis: Analysis, out: Path) -> dict:
         "against_baseline": [_pair(pair) for pair in analysis.pairs],
         "against_controls": [_pair(pair) for pair in analysis.controls],
         "human_similarity": [_human(pair, found) for pair, found in analysis.human],
+        "downstream": [_frozen(pair, found) for pair, found in analysis.frozen],
         "seed_variance": {arm: _spreads(found) for arm, found in analysis.spreads.items()},
         "learning_speed": [_speed(found) for found in analysis.speeds],
         "dose_response": [_curve(curve) for curve in analysis.doses],
@@ -121,6 +123,26 @@ def _human(pair: Pair, found: Sequence[HumanFigure]) -> dict:
         "against": pair.b.label,
         "seeds": pair.seeds,
         "figures": {figure.key: _human_figure(figure) for figure in found},
+    }
+
+
+def _frozen(pair: Pair, found: Sequence[FrozenFigure]) -> dict:
+    return {
+        "arm": pair.a.label,
+        "against": pair.b.label,
+        "seeds": pair.seeds,
+        "figures": {
+            f"downstream:{figure.about.key}/{figure.about.metric}": {
+                "name": figure.about.name,
+                "measure": figure.title,
+                "less_is_better": not figure.is_share,
+                "chance": figure.about.chance,
+                "arm": _numbers(figure.a),
+                "against": _numbers(figure.b),
+                "difference": _over(figure.over),
+            }
+            for figure in found
+        },
     }
 
 

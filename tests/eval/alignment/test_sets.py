@@ -198,3 +198,24 @@ def test_unsure_pairs_of_pieapp_are_a_group_of_their_own(tmp_path):
     asked = only(tmp_path, "pieapp")
     assert counted(asked) == {"clear": 2, "unsure": 1}
     assert asked.answers.tolist() == pytest.approx([0.1, 0.6, 0.39])
+
+
+@pytest.mark.slow
+def test_triplets_of_ones_own(tmp_path):
+    """A .beton in a folder of any other name; one without a test split is passed over."""
+    source = kit.nights(tmp_path / "source", 16)
+    command = ["nights", "--source", source, "--size", "none", "--splits"]
+    assert build([str(w) for w in [*command, "test", "--out", tmp_path / "root" / "Our-Own"]]) == 0
+    assert build([str(w) for w in [*command, "train", "--out", tmp_path / "root" / "other"]]) == 0
+    found = sets.discover(tmp_path / "root")
+    assert [(test.known.key, test.known.title) for test in found.tests] == [("our_own", "Our-Own")]
+    assert found.notes == ("folders of no known set passed over: other",)
+    asked, theirs = only(tmp_path / "root", "our_own"), only(link(tmp_path, source), "nights")
+    assert sorted(asked.answers) == sorted(theirs.answers) and asked.metrics == theirs.metrics
+
+
+def link(folder, source):
+    """A root with `source` as the set called nights."""
+    (folder / "linked").mkdir()
+    (folder / "linked" / "nights").symlink_to(source)
+    return folder / "linked"
