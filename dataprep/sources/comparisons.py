@@ -100,11 +100,14 @@ def _of_pairs(
 
 
 def _keys(judged: Judged) -> np.ndarray:
-    """(N,) bytes: where each judgement stands, behind the part of the set that it belongs to."""
+    """(N,) bytes, no two alike: where each judgement stands, behind the part of the set that it belongs to.
+
+    Where a set has several tables, whose rows are counted from their own beginnings, its place among all.
+    """
     numbers = judged.number.astype(bytes)
-    if not np.any(judged.group != ""):
-        return numbers
-    return np.strings.add(np.strings.add(np.strings.encode(judged.group, "utf-8"), b"/"), numbers)
+    if np.any(judged.group != ""):
+        numbers = np.strings.add(np.strings.add(np.strings.encode(judged.group, "utf-8"), b"/"), numbers)
+    return numbers if len(np.unique(numbers)) == len(numbers) else np.arange(len(numbers)).astype(bytes)
 
 
 def _pairs(reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

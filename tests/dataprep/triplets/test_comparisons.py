@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist
@@ -107,3 +108,12 @@ def test_sameness_given_that_one_was_taken_for_the_reference():
     made = as_triplets(Sameness(**common([[0, 1], [0, 2], [3, 1], [3, 2]]), same=same, votes=votes))
     assert made.rows.tolist() == [[0, 1, 2]]  # of the other pair neither was ever taken for the reference
     assert made.vote == pytest.approx([0.9 * 0.8 / (0.9 * 0.8 + 0.2 * 0.1)]) and made.votes.tolist() == [4]
+
+
+def test_keys_name_one_judgement_each():
+    rows, vote, votes = [[0, 1, 2]] * 4, np.full(4, 0.5), np.ones(4, np.int32)
+    judged = Comparisons(**common(rows), vote=vote, votes=votes)
+    parts = replace(judged, group=np.array(["a", "a", "é", "é"]), number=np.array([2, 3, 2, 3]))
+    assert [key.decode() for key in as_triplets(parts).key] == ["a/2", "a/3", "é/2", "é/3"]
+    tables = replace(judged, number=np.array([2, 3, 2, 3]))
+    assert as_triplets(tables).key.tolist() == [b"0", b"1", b"2", b"3"]
