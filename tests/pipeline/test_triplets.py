@@ -58,7 +58,7 @@ def build(folder, images, some: Some, each: int = 3) -> Beton:
     return Beton(out)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 400), pictures=st.integers(1, 9), each=st.integers(1, 9), width=st.integers(2, 3000)
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.alignment import categories, scores
@@ -37,7 +37,6 @@ def test_the_superclasses_are_cifars():
     assert set(FINE) >= MULTI
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=6), st.integers(0, 5))
 def test_two_of_one_class_and_one_of_another(sizes, shuffle):
     labels = np.random.default_rng(shuffle).permutation(np.repeat(np.arange(len(sizes)), sizes))

@@ -175,6 +175,13 @@ def test_one_reference_tells_nothing_of_others():
     assert scores.interval(two, "twoafc", MEAN).ends is None
 
 
+def test_three_right_of_three_do_not_make_all_certain():
+    for credit in (0.0, 1.0):
+        assert scores.interval(kit.arrays(twoafc=np.full(3, credit)), "twoafc", EVERYTHING).ends is None
+    low, high = scores.interval(kit.arrays(twoafc=np.array([1.0, 1, 0])), "twoafc", EVERYTHING).ends
+    assert (low, high) == (0, 1)
+
+
 @pytest.mark.slow
 def test_a_matrix_is_resampled_by_images():
     """A pair is drawn as often as both its images: against drawing images one by one."""
