@@ -133,6 +133,7 @@ class Job:
             self.stream: Source = pictures_of(source, self.triplets, self.parts / "pictures.npy")
         else:
             self.stream = source
+        self.label = out.name + ("" if self.triplets is None else ", its pictures")  # what is counted
         self.tasks: list[Task] = self.stream.tasks()
         self.weights = [task.weight for task in self.tasks]
         self.total = Tally()  # of the finished shards: `resume` and `finished` add to it
@@ -156,7 +157,7 @@ class Job:
     def progress(self, unfinished: list[int]) -> Progress:
         """A progress line that begins with what is finished."""
         total = sum(self.weights)
-        return Progress(self.out.name, total, total - sum(self.weights[number] for number in unfinished))
+        return Progress(self.label, total, total - sum(self.weights[number] for number in unfinished))
 
     def stem(self, number: int) -> Path:
         """Path of shard `number` without its suffix."""
@@ -381,7 +382,8 @@ def _chosen(triplets: Triplets, settings: SampleSettings) -> Triplets:
 
 
 def _report(out: Path, info: dict) -> None:
-    say(f"{out}: {info['samples']:,} samples, {info['bytes'] / 1e6:,.1f} MB")
+    pictures = f" of {info['images']:,} pictures" if "images" in info else ""
+    say(f"{out}: {info['samples']:,} samples{pictures}, {info['bytes'] / 1e6:,.1f} MB")
     for key in ("passed_over", "rejected"):
         for reason, count in sorted(info[key].items(), key=lambda item: -item[1]):
             say(f"  {key.replace('_', ' ')} {count:,}: {reason}")

@@ -80,7 +80,7 @@ class ArrayJob:
         job = self.job
         unfinished = [number for number in numbers if not job.is_finished(number)]
         workers = int(os.environ.get("SLURM_CPUS_PER_TASK", job.how.processes))
-        progress = Progress(job.out.name, sum(job.weights[number] for number in unfinished))
+        progress = Progress(job.label, sum(job.weights[number] for number in unfinished))
         run(job.write, unfinished, job.weights, workers, progress, lambda number, tally: None)
 
     def checkpoint(self, numbers: list[int]) -> Any:
