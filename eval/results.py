@@ -99,9 +99,19 @@ def _json(path: Path, value: object) -> None:
     files.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An npz that appears whole."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # any name, not only allow_pickle
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote; ValueError for a damaged file."""
+    try:
+        with open(path, "rb") as opened, np.load(opened) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
 
 
 # -- the field's own formats ------------------------------------------------------------------
@@ -168,12 +178,12 @@ def write(out: Path, outcome: Outcome, about: dict) -> dict:
     for old in (*(out / "clip_benchmark").glob("*.json"), *(out / PREDICTIONS).glob("*.npz")):
         old.unlink()  # of an earlier evaluation of another selection
     for result in outcome.sets:
-        _npz(out / PREDICTIONS / f"{result.evalset.entry.folder}.npz", result.arrays)
+        write_arrays(out / PREDICTIONS / f"{result.evalset.entry.folder}.npz", result.arrays)
         record = clip_benchmark_record(result, model, pretrained)
         key = result.evalset.entry.key.replace("/", "_")
         _json(out / "clip_benchmark" / f"{key}_{slug}_{model}_en_{record['task']}.json", record)
     if outcome.triplets is not None:
-        _npz(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
+        write_arrays(out / PREDICTIONS / "triplets.npz", outcome.triplets.arrays)
     lines = "".join(json.dumps(datacomp_record(r), ensure_ascii=False) + "\n" for r in outcome.sets)
     files.write(out / "eval_results.jsonl", lines)
     files.write(out / "results.csv", _csv_text(wide_row(outcome, model, pretrained)))
@@ -293,9 +303,5 @@ class Evaluation:
             path = self.folder / self.record(key)["predictions"]
             if not path.is_file():
                 raise ValueError(f"{path}: missing beside {RESULTS}; evaluate again")
-            try:
-                with open(path, "rb") as opened, np.load(opened) as file:
-                    self._arrays[key] = {name: file[name] for name in file.files}
-            except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
+            self._arrays[key] = read_arrays(path)
         return self._arrays[key]

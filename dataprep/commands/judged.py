@@ -133,13 +133,13 @@ class Alignet(OneFile):
 
 @dataclass(kw_only=True)
 class NightsRaw(OneFile):
-    """Build NIGHTS as it was before it was filtered: nights_raw.csv, 100,000 triplets with all votes."""
+    """Build a split of NIGHTS as it was before it was filtered: nights_raw.csv, with all votes."""
 
     source: Path
     """Folder that holds nights_raw.csv."""
 
     def run(self) -> None:
-        self.make("nights-raw", self.source, partial(nights_raw.read, self.source))
+        self.make("nights-raw", self.source, partial(nights_raw.read_split, self.source, self.split))
 
 
 @dataclass(kw_only=True)
@@ -150,6 +150,7 @@ class Jnd(OneFile):
     """Folder that holds jnd_votes.csv."""
 
     def run(self) -> None:
+        say("  its table tells no splits: pairs of triplets that NIGHTS tests with may be among these")
         self.make("jnd", self.source, partial(jnd.read, self.source))
 
 

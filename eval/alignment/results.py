@@ -9,19 +9,15 @@ alignment.json is removed first and written last: where it exists, its files are
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from eval.alignment import records
 from eval.alignment.records import SetScores
 from eval.alignment.scores import Arrays
+from eval.results import read_arrays, write_arrays
 from pipeline.base import files
-from pipeline.base.files import replacing
 
 ALIGNMENT, OUTCOMES = "alignment.json", "alignment"
 SCHEMA = 1
@@ -46,9 +42,7 @@ def write(out: Path, scored: Sequence[Scored], about: dict) -> None:
         old.unlink()  # of an earlier evaluation of other sets
     for each in scored:
         if each.arrays is not None:
-            path = out / OUTCOMES / f"{each.scores.name}.npz"
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, **each.arrays)  # type: ignore[arg-type]  # any name
+            write_arrays(out / OUTCOMES / f"{each.scores.name}.npz", each.arrays)
     contents = {
         "schema": SCHEMA,
         **about,
@@ -99,9 +93,5 @@ class Alignment:
         if not path.is_file():
             return None
         if scores.name not in self._arrays:
-            try:
-                with open(path, "rb") as opened, np.load(opened) as file:
-                    self._arrays[scores.name] = {name: file[name] for name in file.files}
-            except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: damaged ({error}); evaluate again") from None
+            self._arrays[scores.name] = read_arrays(path)
         return self._arrays[scores.name]

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,27 +138,28 @@ def _bapps(folder: Path) -> Judgements:
     return replace(asked, metrics=tuple(sorted(asked.metrics, key=lambda name: name != "twoafc_soft")))
 
 
+def _judged(reader: Callable[..., Any], *split: str) -> Callable[[Path], Judgements]:
+    """Reads all of a set, or its `split`, by a reader of `pipeline/formats/judged/`."""
+    return lambda folder: judgements.of_judged(reader(folder, *split))
+
+
 _LITERATURE = (
     0.6722,
     "from the literature, not verified: Hebart et al. 2020 as others quote it, the consistency of people",
 )
 SETS = (
     Known(key="nights", title="NIGHTS", read=_nights, train=_nights_train),
-    Known(
-        key="nights_raw",
-        title="NIGHTS, unfiltered",
-        read=lambda folder: judgements.of_judged(nights_raw.read(folder)),
-    ),
+    Known(key="nights_raw", title="NIGHTS, unfiltered", read=_judged(nights_raw.read)),
     Known(
         key="jnd",
         title="NIGHTS, JND",
-        read=lambda folder: judgements.of_judged(jnd.read(folder)),
+        read=_judged(jnd.read),
         file=jnd.TABLE,
         beside=("nights", "nights_raw"),
     ),
     Known(key="bapps", title="BAPPS", read=_bapps, mean=True),
     Known(key="things", title="THINGS", read=_things, ceiling=_LITERATURE, train=_things_train),
-    Known(key="levels", title="Levels", read=lambda folder: judgements.of_judged(levels.read(folder))),
+    Known(key="levels", title="Levels", read=_judged(levels.read)),
     Known(
         key="peterson",
         title="Peterson et al.",
@@ -171,31 +173,11 @@ SETS = (
         mean=True,
     ),
     Known(key="pieapp", title="PieAPP", read=_pieapp),
-    Known(
-        key="kadid10k",
-        title="KADID-10k",
-        read=lambda folder: judgements.of_judged(quality.kadid(folder)),
-    ),
-    Known(
-        key="pipal",
-        title="PIPAL",
-        read=lambda folder: judgements.of_judged(quality.pipal(folder, "train")),
-    ),
-    Known(
-        key="tid2013",
-        title="TID2013",
-        read=lambda folder: judgements.of_judged(quality.tid2013(folder)),
-    ),
-    Known(
-        key="tpips_2afc",
-        title="TPIPS, 2AFC",
-        read=lambda folder: judgements.of_judged(tpips.read_2afc(folder, "test")),
-    ),
-    Known(
-        key="tpips_odd_one_out",
-        title="TPIPS, odd one out",
-        read=lambda folder: judgements.of_judged(tpips.read_odd(folder, "test")),
-    ),
+    Known(key="kadid10k", title="KADID-10k", read=_judged(quality.kadid)),
+    Known(key="pipal", title="PIPAL", read=_judged(quality.pipal, "train")),
+    Known(key="tid2013", title="TID2013", read=_judged(quality.tid2013)),
+    Known(key="tpips_2afc", title="TPIPS, 2AFC", read=_judged(tpips.read_2afc, "test")),
+    Known(key="tpips_odd_one_out", title="TPIPS, odd one out", read=_judged(tpips.read_odd, "test")),
     Known(key=CATEGORIES, title="CIFAR-100, categories", read=None),
 )
 KEYS = tuple(known.key for known in SETS)

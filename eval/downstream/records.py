@@ -18,8 +18,8 @@ import numpy as np
 
 from eval.metrics import uncertainty
 from eval.metrics.uncertainty import RESAMPLES, Interval, Outcomes
+from eval.results import write_arrays
 from pipeline.base import files
-from pipeline.base.files import replacing
 
 FILE, FOLDER = "downstream.json", "downstream"
 SCHEMA = 1
@@ -127,9 +127,7 @@ def write(out: Path, outcomes: Sequence[Outcome], about: dict) -> Path:
     for old in (out / FOLDER).glob("*.npz"):
         old.unlink()  # of an earlier evaluation of another selection
     for outcome in outcomes:
-        with replacing(out / FOLDER / f"{file_name(outcome.key)}.npz") as temporary:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, **outcome.arrays)  # type: ignore[arg-type]  # any name
+        write_arrays(out / FOLDER / f"{file_name(outcome.key)}.npz", outcome.arrays)
     contents = {
         "schema": SCHEMA,
         "about": about,

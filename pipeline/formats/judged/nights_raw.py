@@ -11,6 +11,7 @@ The filtered set is not read here.  Whether the images exist is not looked at.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +55,22 @@ def read(folder: Path) -> Comparisons:
         vote=right[kept] / (left + right)[kept],
         votes=votes[kept].astype(np.int32),
     )
+
+
+def read_split(folder: Path, split: str) -> Comparisons:
+    """Those of one split, by the column of that name; all triplets, and a note, in a table without it.
+
+    Raises ValueError as `read` does, and where no row is of that split.
+    """
+    found = read(folder)
+    if not np.any(found.group != ""):
+        note = f"{TABLE} has no column split: triplets that NIGHTS tests with may be among these"
+        return replace(found, notes=(*found.notes, note))
+    own = found.group == split
+    if not own.any():
+        here = ", ".join(np.unique(found.group).tolist())
+        raise ValueError(f"{folder / TABLE}: no row of split {split}; it has {here}")
+    images, rows = delimited.used(found.images, found.rows[own])
+    arrays = {name: getattr(found, name)[own] for name in ("number", "group", "vote", "votes")}
+    note = f"{int((~own).sum())} of {len(own)} rows are of other splits than {split}"
+    return replace(found, images=images, rows=rows, notes=(*found.notes, note), **arrays)

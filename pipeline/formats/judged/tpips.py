@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,51 +31,26 @@ PAIRS = ("ref_path", "p0_path", "p1_path")
 _CLOSE = 1e-3  # to 1: probs are rounded
 
 
-class _Answers(NamedTuple):
-    """Of one factor, N rows: images and rows (N, 3) as in the forms, the lines, the shares (N, k)."""
-
-    images: tuple[str, ...]
-    rows: np.ndarray
-    number: np.ndarray
-    probs: np.ndarray
-    notes: tuple[str, ...]
-
-
 def read_2afc(folder: Path, split: str, factor: str = "overall") -> Comparisons:
     """All comparisons by one factor; p0 is left.  The notes say how many rows have no answer for it.
 
     `number` is the line of a jsonl, the row (from 0) of a parquet file.
     Raises ValueError naming the file, the row and the field.
     """
-    found = _read(folder, split, factor, PAIRS)
-    return Comparisons(
-        folder=folder,
-        images=found.images,
-        rows=found.rows,
-        number=found.number,
-        group=np.full(len(found.rows), ""),
-        notes=found.notes,
-        vote=found.probs[:, 1],
-        votes=np.zeros(len(found.rows), np.int32),
-    )
+    shared, probs = _read(folder, split, factor, PAIRS)
+    return Comparisons(**shared, vote=probs[:, 1])
 
 
 def read_odd(folder: Path, split: str, factor: str = "overall") -> OddOnes:
     """All triplets answered for one factor, with a majority.  Otherwise as read_2afc."""
-    found = _read(folder, split, factor, ODD)
-    return OddOnes(
-        folder=folder,
-        images=found.images,
-        rows=found.rows,
-        number=found.number,
-        group=np.full(len(found.rows), ""),
-        notes=found.notes,
-        odd=found.probs,
-        votes=np.zeros(len(found.rows), np.int32),
-    )
+    shared, probs = _read(folder, split, factor, ODD)
+    return OddOnes(**shared, odd=probs)
 
 
-def _read(folder: Path, split: str, factor: str, fields: tuple[str, str, str]) -> _Answers:
+def _read(
+    folder: Path, split: str, factor: str, fields: tuple[str, str, str]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """(what both forms have, the shares (N, 2 or 3))."""
     place: dict[str, int] = {}
     kept: list[tuple[list[int], int, list[float]]] = []
     names: set[str] = set()
@@ -104,7 +79,12 @@ def _read(folder: Path, split: str, factor: str, fields: tuple[str, str, str]) -
     reasons = (absent, f"nobody was asked about {factor!r}"), (undecided, "no majority for one of the three")
     notes = tuple(f"{out} of {count} rows left out: {why}" for out, why in reasons if out)
     notes += delimited.repeats(rows, number)
-    return _Answers(tuple(place), rows.astype(np.int32), number, probs, notes)
+    count = len(rows)
+    shared = {
+        "folder": folder, "images": tuple(place), "rows": rows.astype(np.int32), "number": number,
+        "group": np.full(count, ""), "notes": notes, "votes": np.zeros(count, np.int32),
+    }  # fmt: skip
+    return shared, probs
 
 
 def _files(folder: Path, split: str) -> list[Path]:

@@ -53,7 +53,9 @@ def test_a_table_of_real_answers_is_the_set_itself(tmp_path, shared_data, name, 
     assert main([*nights, "--out", str(tmp_path), *one]) == 0
     generic = ["table", "--source", str(table), "--images", str(shared_data / name), "--kind", "2afc"]
     assert main([*generic, "--out", str(tmp_path / "table.beton"), *one]) == 0
-    assert main(["nights-raw", "--source", str(raw.parent), "--out", str(tmp_path / "raw.beton"), *one]) == 0
+    unfiltered = ["nights-raw", "--source", str(raw.parent), "--out", str(tmp_path / "raw.beton"), *one]
+    assert main(unfiltered) == 2  # its rows are the test split's, and a file is recorded as train by default
+    assert main([*unfiltered, "--split", split]) == 0
     vote, votes, pictures = samples(tmp_path / f"triplets-{split}.beton")
     assert len(vote) >= 3
     for other in ("table", "raw"):

@@ -106,3 +106,19 @@ def test_a_table_without_answers(tmp_path):
 def test_no_table(tmp_path):
     with pytest.raises(ValueError, match=r"nights_raw\.csv: no such file"):
         nights_raw.read(tmp_path)
+
+
+def test_a_split_holds_no_row_of_another(tmp_path):
+    table(tmp_path)
+    found = nights_raw.read_split(tmp_path, "train")
+    assert found.number.tolist() == [3, 4] and found.vote.tolist() == [0.75, 0.5]
+    assert "2 of 4 rows are of other splits than train" in found.notes
+    assert not any("032" in image or "001/" in image for image in found.images)
+    with pytest.raises(ValueError, match=r"nights_raw\.csv: no row of split test2; it has test, train, val"):
+        nights_raw.read_split(tmp_path, "test2")
+
+
+def test_without_splits_it_is_said_that_test_triplets_may_be_there(tmp_path):
+    table(tmp_path, [",".join(row.split(",")[:7]) for row in ROWS], HEADER.split(",split")[0])
+    found = nights_raw.read_split(tmp_path, "train")
+    assert len(found.rows) == 4 and "triplets that NIGHTS tests with may be among these" in found.notes[-1]
