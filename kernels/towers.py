@@ -36,7 +36,7 @@ from kernels.attention import AttentionBackend, attention
 from kernels.backend import check_choice
 from kernels.structure import end_id, text_tower, why_slow
 
-Recompute = Literal["none", "pointwise", "blocks"]
+Recompute = Literal["none", "gelu", "pointwise", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class TowerSettings:
     prune: bool = True  # last block and attention pool: compute only what the pooled token needs
     patch_gemm: bool = True  # patch embedding as one matrix product instead of a convolution
     attention: AttentionBackend = "auto"  # "triton" takes half precision and short rows: kernels.attention
-    recompute: Recompute = "none"  # in the backward pass: nothing, LayerNorm and GELU, or whole blocks
+    recompute: Recompute = "none"  # in the backward pass: nothing, GELU, LayerNorm too, or whole blocks
 
     def __post_init__(self) -> None:
         check_choice("recompute", self.recompute, Recompute)
@@ -260,13 +260,15 @@ def _block(
     block: Any, x: Tensor, attend: Attend, settings: TowerSettings, pool: Tensor | None = None
 ) -> Tensor:
     """x (…, W) through a block; with `pool` only those tokens (B, W), computing only what they need."""
-    qkv = _product(settings, block.ln_1, partial(_project, block.attn, pool), x)
+    norms_again = settings.recompute == "pointwise"
+    gelu_again = settings.recompute in ("gelu", "pointwise")
+    qkv = _product(norms_again, block.ln_1, partial(_project, block.attn, pool), x)
     attended = attend(qkv, block.attn.num_heads)
     if pool is not None:
         attended, x = _select(attended, pool), _select(x, pool)
     x = x + block.ls_1(block.attn.out_proj(attended))
-    hidden = _product(settings, block.ln_2, block.mlp.c_fc, x)
-    return x + block.ls_2(_product(settings, block.mlp.gelu, block.mlp.c_proj, hidden))
+    hidden = _product(norms_again, block.ln_2, block.mlp.c_fc, x)
+    return x + block.ls_2(_product(gelu_again, block.mlp.gelu, block.mlp.c_proj, hidden))
 
 
 def _project(projection: Any, pool: Tensor | None, x: Tensor) -> Tensor:
@@ -286,14 +288,14 @@ def _project(projection: Any, pool: Tensor | None, x: Tensor) -> Tensor:
     return torch.cat([q.view(x.shape), kv], dim=-1)
 
 
-def _product(settings: TowerSettings, before: Callable, product: Callable, x: Tensor) -> Tensor:
-    """product(before(x)): a matrix product after LayerNorm or GELU, whose output "pointwise" does not keep.
+def _product(again: bool, before: Callable, product: Callable, x: Tensor) -> Tensor:
+    """product(before(x)): a matrix product after LayerNorm or GELU; `again` does not keep what is between.
 
     Eager autograd would keep `before`'s output as the product's input, so both are checkpointed; the
     recomputation stops as soon as that input exists. A compiled backward pass would not stop: it would
     compute the product again too, a fifth of a step's matrix products. So there only `before` is.
     """
-    if settings.recompute != "pointwise" or not torch.is_grad_enabled():
+    if not again or not torch.is_grad_enabled():
         return product(before(x))
     if torch.compiler.is_compiling():
         return product(_checkpoint(before, x))

@@ -74,9 +74,7 @@ class _Fused(torch.autograd.Function):
             raise RuntimeError("triplet_loss: 'triton' can be run backward once; use backend='torch'")
         needed = [g if need else None for g, need in zip(ctx.gradients, ctx.needs_input_grad)]
         ctx.gradients = None
-        for gradient in needed:
-            if gradient is not None:
-                fused.scale_(gradient, upstream.float().contiguous())
+        fused.scale_([gradient for gradient in needed if gradient is not None], upstream.float())
         return (*needed, None, None, None)
 
 

@@ -1,5 +1,8 @@
 """The DALI graph of an augmentation, for the CPU or the GPU: stored JPEGs in, augmented images out.
 
+On a GPU the blur is left to `kernels/blur.py`.  DALI's took 13 ms of a batch of 5,120 (docs/benchmarks.md),
+and its conditional left images in many places, each of which DALI then copied by itself.
+
 Defining a graph needs no driver and no GPU, so tests look at the GPU's too.  What feeds it, and what
 becomes of its output: `dali_loader.py`.
 
@@ -34,16 +37,16 @@ def typical_size(file: Beton, column: str) -> Size:
     return Size(*np.median(file.rows(few).sizes(column), 0).astype(int).tolist())
 
 
-def inputs_of(augment: Augment) -> dict[str, tuple[str, int]]:
-    """The graph's inputs, name → (DALI's type, dimensions of one); only those that this augmentation uses."""
+def inputs_of(augment: Augment, device: str) -> dict[str, tuple[str, int]]:
+    """The graph's inputs, name → (DALI's type, dimensions of one); only those that it uses for this."""
     inputs = {"jpeg": ("UINT8", 1), "corner": ("INT32", 1), "size": ("INT32", 1)}
     if augment.flip_p:
         inputs |= {"first": ("FLOAT", 1), "last": ("FLOAT", 1)}
     if augment.crop == "centre":
         inputs |= {"whole": ("FLOAT", 1), "cut": ("INT32", 1)}
     if augment.jitter_p or augment.gray_p:
-        inputs |= {"coloured": ("BOOL", 0), "matrix": ("FLOAT", 2)}
-    if augment.blur_p:
+        inputs |= {"matrix": ("FLOAT", 2)}
+    if augment.blur_p and device == "cpu":
         inputs |= {"blurred": ("BOOL", 0), "sigma": ("FLOAT", 0)}
     return inputs
 
@@ -53,12 +56,13 @@ def define(
 ):
     """The DALI pipeline, not built yet; its output is (N, S, S, 3) uint8, N <= batch_size.
 
+    On a GPU nothing is blurred yet.
     source: yields tuples of the inputs that `inputs_of` names, each for N images.  device: "cpu" or "gpu".
     typical: of a stored image.  Building needs the device's driver, defining and serialising does not.
     """
     from nvidia.dali import fn, pipeline_def, types
 
-    inputs = inputs_of(augment)
+    inputs = inputs_of(augment, device)
     kinds, dimensions = zip(*inputs.values())
 
     @pipeline_def(enable_conditionals=True)
@@ -69,10 +73,9 @@ def define(
         )  # fmt: skip
         sample = dict(zip(inputs, values))
         image = _resized(sample, device, side, typical)
-        # DALI's own conditionals: a part of the batch.
-        if "matrix" in sample and sample["coloured"]:
+        if "matrix" in sample:
             image = fn.coord_transform(image, MT=sample["matrix"], dtype=types.UINT8)
-        if "sigma" in sample and sample["blurred"]:
+        if "sigma" in sample and sample["blurred"]:  # DALI's own conditional: a part of the batch
             image = fn.gaussian_blur(image, sigma=sample["sigma"])  # window 2 ceil(3 sigma) + 1
         return image
 

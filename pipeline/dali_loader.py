@@ -200,11 +200,12 @@ class _Batch:
         self.source, self.plan, self.side = source, plan, side
         self.valid = readable.copy()
         self._replaced = np.flatnonzero(~readable.ravel())
-        self.arguments = self._arguments(data, start)
+        self._sigma = np.tile(plan.draws.sigma, len(source.views))
+        self.arguments = self._arguments(data, start, device)
         self._dtype, self._device = dtype, torch.device("cuda" if device == "gpu" else "cpu")
         self._images: torch.Tensor | None = None
 
-    def _arguments(self, data: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+    def _arguments(self, data: np.ndarray, start: np.ndarray, device: str) -> dict[str, Any]:
         """The graph's inputs for the N images; of those that are not readable, a placeholder's."""
         draws, views = self.plan.draws, len(self.source.views)
         jpegs = [data[a : a + n] for a, n in zip(start.tolist(), self.plan.size.T.ravel().tolist())]
@@ -219,16 +220,15 @@ class _Batch:
             "size": np.ascontiguousarray(box[:, 2:]),
             "first": ends,
             "last": 1 - ends,
-            "coloured": np.tile(draws.coloured, views),
             "matrix": np.ascontiguousarray(draws.matrix.swapaxes(0, 1)).reshape(-1, 3, 4),
-            "blurred": np.tile(draws.sigma > 0, views),
-            "sigma": np.maximum(np.tile(draws.sigma, views), np.float32(0.1)),  # zeros are not looked at
+            "blurred": self._sigma > 0,
+            "sigma": np.maximum(self._sigma, np.float32(0.1)),  # zeros are not looked at
         }
         if draws.covers:
             grid = [pixels.covering(h, w, self.side) for h, w in box[:, 2:].tolist()]
             whole, cut = np.split(np.array(grid, np.int32), 2, 1)
             arguments |= {"whole": whole.astype(np.float32), "cut": np.ascontiguousarray(cut)}
-        return {name: arguments[name] for name in inputs_of(self.source.augment)}
+        return {name: arguments[name] for name in inputs_of(self.source.augment, device)}
 
     @property
     def images(self) -> torch.Tensor:
@@ -239,12 +239,16 @@ class _Batch:
         return self._images
 
     def take(self, part: slice, levels) -> None:
-        """DALI's result for `part`: copied, and normalised unless levels are wanted."""
+        """DALI's result for `part`: copied, blurred on a GPU, and normalised unless levels are wanted."""
         images = self.images[part]
-        if self._dtype == torch.uint8:
-            return _copy(levels, images)
-        copied = torch.empty_like(images, dtype=torch.uint8)
+        copied = images if self._dtype == torch.uint8 else torch.empty_like(images, dtype=torch.uint8)
         _copy(levels, copied)
+        if images.is_cuda and self._sigma[part].any():
+            from kernels.blur import gaussian_blur_
+
+            gaussian_blur_(copied, torch.from_numpy(self._sigma[part]).to(images.device, non_blocking=True))
+        if self._dtype == torch.uint8:
+            return
         table = lookup_table(self.source.augment, self._dtype)
         if images.is_cuda:
             values = normalise(copied.permute(0, 3, 1, 2), table.to(images.device))
@@ -328,7 +332,6 @@ def _copy(levels, images: torch.Tensor) -> None:
     target = ctypes.c_void_p(images.data_ptr())
     if images.is_cuda:
         stream = ctypes.c_void_p(torch.cuda.current_stream(images.device).cuda_stream)
-        # In one kernel: those that were coloured or blurred lie apart, and would be a copy each.
-        levels.copy_to_external(target, stream, non_blocking=False, use_copy_kernel=True)
+        levels.copy_to_external(target, stream, non_blocking=False)
     else:
         levels.copy_to_external(target)

@@ -20,7 +20,7 @@ import tyro
 
 Augmentation = Literal["none", "eval", "clip", "paper", "demo"]
 Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "pointwise", "blocks"]
+Recompute = Literal["none", "gelu", "pointwise", "blocks"]
 Prior = Literal[
     "nights", "bapps", "things", "alignet", "tpips", "pieapp", "kadid", "pipal", "tid2013", "demo"
 ]
@@ -129,8 +129,8 @@ class Compute(Finite):
     """triton: our kernel for rows of up to 128 tokens; needs a GPU, bf16 and heads of 64. auto: where it
     can be used."""
     recompute: Recompute | Literal["auto"] = "auto"
-    """What the backward pass computes again instead of keeping it: LayerNorm and GELU, or whole blocks.
-    auto: as little as fits the GPU."""
+    """What the backward pass computes again instead of keeping it: GELU, LayerNorm too (pointwise), or whole
+    blocks. auto: as little as fits the GPU."""
     micro: int | Literal["auto"] = "auto"
     """Samples a rank forwards at once; 0: its whole share of the batch. Smaller: gradients accumulate.
     auto: the largest that fits the GPU."""

@@ -14,6 +14,8 @@ from kernels.fused.variant import TRITON_DTYPES, Variant, aligned
 
 MAX_WIDTH = 4096  # three rows of it fit in the registers of 8 warps
 ALIGN = 16  # of widths: what rows must be multiples of to be read several values at a time
+LOSS_PROGRAMS = 32768  # at most: to start one a row might take a GPU longer than the rows do
+SCALE_PROGRAMS = 512  # a gradient, at most: they fill a GPU, and end at once where nothing is to do
 EPS = 1e-8  # least length to divide by, as in torch.cosine_similarity
 
 
@@ -38,55 +40,71 @@ def triplet_kernel(
     BLOCK_D: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     columns, width = tl.arange(0, BLOCK_D), parts * ALIGN
-    inside = rows < batch
-    mask = inside[:, None] & (columns < width)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    x = tl.load(ref + offsets, mask=mask, other=0.0).to(tl.float32)
-    a = tl.load(left + offsets, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(right + offsets, mask=mask, other=0.0).to(tl.float32)
-    v = tl.load(vote + rows, mask=inside, other=0.0)
+    for start in range(tl.program_id(0) * BLOCK_B, batch, tl.num_programs(0) * BLOCK_B):
+        rows = start + tl.arange(0, BLOCK_B)
+        inside = rows < batch
+        mask = inside[:, None] & (columns < width)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        x = tl.load(ref + offsets, mask=mask, other=0.0).to(tl.float32)
+        a = tl.load(left + offsets, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(right + offsets, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(vote + rows, mask=inside, other=0.0)
 
-    x_norm, a_norm, b_norm = tl.sqrt(tl.sum(x * x, 1)), tl.sqrt(tl.sum(a * a, 1)), tl.sqrt(tl.sum(b * b, 1))
-    x_inv = 1 / tl.maximum(x_norm, EPS)
-    a_inv = 1 / tl.maximum(a_norm, EPS)
-    b_inv = 1 / tl.maximum(b_norm, EPS)
-    to_a = tl.sum((x * x_inv[:, None]) * (a * a_inv[:, None]), 1)  # cosines
-    to_b = tl.sum((x * x_inv[:, None]) * (b * b_inv[:, None]), 1)
-    delta = to_b - to_a  # > 0: right is nearer
-    wants_b, wants_a = margin - delta, margin + delta
-    tl.store(loss + rows, v * tl.maximum(wants_b, 0.0) + (1 - v) * tl.maximum(wants_a, 0.0), mask=inside)
-    tl.store(hits + rows, tl.where(delta > 0, v, tl.where(delta < 0, 1 - v, 0.5)), mask=inside)
+        x_norm = tl.sqrt(tl.sum(x * x, 1))
+        a_norm = tl.sqrt(tl.sum(a * a, 1))
+        b_norm = tl.sqrt(tl.sum(b * b, 1))
+        x_inv = 1 / tl.maximum(x_norm, EPS)
+        a_inv = 1 / tl.maximum(a_norm, EPS)
+        b_inv = 1 / tl.maximum(b_norm, EPS)
+        to_a = tl.sum(x * a, 1) * (x_inv * a_inv)  # cosines
+        to_b = tl.sum(x * b, 1) * (x_inv * b_inv)
+        delta = to_b - to_a  # > 0: right is nearer
+        wants_b, wants_a = margin - delta, margin + delta
+        tl.store(loss + rows, v * tl.maximum(wants_b, 0.0) + (1 - v) * tl.maximum(wants_a, 0.0), mask=inside)
+        tl.store(hits + rows, tl.where(delta > 0, v, tl.where(delta < 0, 1 - v, 0.5)), mask=inside)
 
-    if GRADIENT:
-        # g is d loss/d delta; then of each cosine: d cos(x, y)/dx = (ŷ − cos · x/|x|) / max(|x|, EPS).
-        g = unit * (tl.where(wants_a >= 0, 1 - v, 0.0) - tl.where(wants_b >= 0, v, 0.0))
-        x_unit = x / tl.where(x_norm > 0, x_norm, 1.0)[:, None]
-        a_unit = a / tl.where(a_norm > 0, a_norm, 1.0)[:, None]
-        b_unit = b / tl.where(b_norm > 0, b_norm, 1.0)[:, None]
-        dx = (b * b_inv[:, None] - a * a_inv[:, None] - delta[:, None] * x_unit) * (g * x_inv)[:, None]
-        da = (to_a[:, None] * a_unit - x * x_inv[:, None]) * (g * a_inv)[:, None]
-        db = (x * x_inv[:, None] - to_b[:, None] * b_unit) * (g * b_inv)[:, None]
-        tl.store(d_ref + offsets, dx.to(d_ref.dtype.element_ty), mask=mask)
-        tl.store(d_left + offsets, da.to(d_left.dtype.element_ty), mask=mask)
-        tl.store(d_right + offsets, db.to(d_right.dtype.element_ty), mask=mask)
+        if GRADIENT:
+            # g is d loss/d delta; then of each cosine: d cos(x, y)/dx = (ŷ − cos · x/|x|) / max(|x|, EPS).
+            # What is one number a row is multiplied first: the features' own arithmetic costs time too.
+            g = unit * (tl.where(wants_a >= 0, 1 - v, 0.0) - tl.where(wants_b >= 0, v, 0.0))
+            xa, xb = g * x_inv * a_inv, g * x_inv * b_inv
+            xx = g * delta * x_inv / tl.where(x_norm > 0, x_norm, 1.0)
+            aa = g * to_a * a_inv / tl.where(a_norm > 0, a_norm, 1.0)
+            bb = g * to_b * b_inv / tl.where(b_norm > 0, b_norm, 1.0)
+            dx = xb[:, None] * b - xa[:, None] * a - xx[:, None] * x
+            da = aa[:, None] * a - xa[:, None] * x
+            db = xb[:, None] * x - bb[:, None] * b
+            tl.store(d_ref + offsets, dx.to(d_ref.dtype.element_ty), mask=mask)
+            tl.store(d_left + offsets, da.to(d_left.dtype.element_ty), mask=mask)
+            tl.store(d_right + offsets, db.to(d_right.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("factor", "numel", "width", "stride"))
+@triton.jit(do_not_specialize=("factor", "batch", "parts", "stride"))
 def scale_kernel(
-    x,  # (B, D), scaled in place
+    first,  # (B, D), scaled in place by the programs (…, 0)
+    second,  # (B, D), by the programs (…, 1)
+    third,  # (B, D), by the programs (…, 2)
     factor,  # (1,) or (B,) float32
-    numel: tl.int64,  # B · D
-    width,
-    stride,  # of factor: 0 or 1
-    BLOCK: tl.constexpr,
+    batch,
+    parts,  # D / ALIGN
+    stride,  # of factor: 0 where it is one number for all rows
+    ALIGN: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    by = tl.load(factor + offsets // width * stride, mask=offsets < numel, other=1.0)
-    mask = by != 1.0  # for 1, the usual upstream gradient, nothing is read or written
-    scaled = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) * by
-    tl.store(x + offsets, scaled.to(x.dtype.element_ty), mask=mask)
+    x = tl.where(tl.program_id(1) == 0, first, tl.where(tl.program_id(1) == 1, second, third))
+    width = parts * ALIGN
+    # One factor of 1, the usual upstream gradient, leaves no rows to do.
+    end = tl.where((stride == 0) & (tl.load(factor) == 1.0), 0, batch)
+    for start in range(tl.program_id(0) * BLOCK_B, end, tl.num_programs(0) * BLOCK_B):
+        rows = (start + tl.arange(0, BLOCK_B)).to(tl.int64)
+        by = tl.load(factor + rows * stride, mask=rows < batch, other=1.0)[:, None]
+        for column in range(0, width, BLOCK_D):
+            columns = (column + tl.arange(0, BLOCK_D))[None, :]
+            pointers, mask = x + rows[:, None] * width + columns, (by != 1.0) & (columns < width)
+            scaled = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * by
+            tl.store(pointers, scaled.to(x.dtype.element_ty), mask=mask)
 
 
 def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
@@ -101,19 +119,21 @@ def loss_variant(dtype: torch.dtype, width: int, gradient: bool) -> Variant:
         kernel=triplet_kernel,
         dtype=dtype,
         types=types,
-        constants={"BLOCK_B": max(1, 1024 // block), "BLOCK_D": block, **constants},
-        warps=max(4, block // 512),
+        constants={"BLOCK_B": 1, "BLOCK_D": block, **constants},
+        # One warp, where that leaves each thread 16 values of a row: then sums over a row cross no warps.
+        warps=max(1, block // 512),
     )
 
 
-def scale_variant(dtype: torch.dtype) -> Variant:
-    """How `scale_kernel` runs for gradients of this dtype."""
+def scale_variant(dtype: torch.dtype, width: int) -> Variant:
+    """How `scale_kernel` runs for gradients of this dtype and width."""
+    align = 1 if width % ALIGN else ALIGN
     return Variant(
-        name=f"triplet scale {TRITON_DTYPES[dtype]}",
+        name=f"triplet scale {TRITON_DTYPES[dtype]}{' odd' if align == 1 else ''}",
         kernel=scale_kernel,
         dtype=dtype,
-        types={"factor": "*fp32", "numel": "i64", "width": "i32", "stride": "i32"},
-        constants={"BLOCK": 1024},
+        types={"factor": "*fp32", "batch": "i32", "parts": "i32", "stride": "i32"},
+        constants={"ALIGN": align, "BLOCK_B": 8, "BLOCK_D": 256},
         warps=4,
     )
 
@@ -123,7 +143,8 @@ def variants() -> list[Variant]:
     blocks = (256, 512, 1024, 2048, MAX_WIDTH)
     widths = [width for block in blocks for width in (block, block - 1)]  # the other is no multiple of ALIGN
     cases = itertools.product(TRITON_DTYPES, widths, (False, True))
-    return [*itertools.starmap(loss_variant, cases), *map(scale_variant, TRITON_DTYPES)]
+    scale = itertools.product(TRITON_DTYPES, (ALIGN, 1))
+    return [*itertools.starmap(loss_variant, cases), *itertools.starmap(scale_variant, scale)]
 
 
 def run(
@@ -135,14 +156,17 @@ def run(
     loss, hits = (torch.empty(batch, dtype=torch.float32, device=ref.device) for _ in range(2))
     gradients = [torch.empty_like(x) for x in features] if gradient else []
     variant = loss_variant(ref.dtype, width, gradient)
-    grid = (triton.cdiv(batch, variant.constants["BLOCK_B"]),)
+    grid = (min(LOSS_PROGRAMS, triton.cdiv(batch, variant.constants["BLOCK_B"])),)
     outputs = (vote, loss, hits, *(gradients or features))
     variant.launch(grid, *features, *outputs, batch, width // variant.constants["ALIGN"], margin, unit)
     return loss, hits, gradients
 
 
-def scale_(x: Tensor, factor: Tensor) -> None:
-    """Multiplies x (B, D) in place by factor, () or (B,) float32; a factor of 1 touches no memory."""
-    variant = scale_variant(x.dtype)
-    grid = (triton.cdiv(x.numel(), variant.constants["BLOCK"]),)
-    variant.launch(grid, x, factor, x.numel(), x.shape[1], factor.ndim)
+def scale_(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiplies one to three (B, D) in place by factor, () or (B,) float32; 1 touches no memory."""
+    batch, width = gradients[0].shape
+    variant = scale_variant(gradients[0].dtype, width)
+    grid = (min(SCALE_PROGRAMS, triton.cdiv(batch, variant.constants["BLOCK_B"])), len(gradients))
+    first, second, third = (gradients * 3)[:3]  # beyond their number never read
+    stride = factor.stride(0) if factor.ndim else 0
+    variant.launch(grid, first, second, third, factor, batch, width // variant.constants["ALIGN"], stride)

@@ -38,24 +38,18 @@ SCRATCH = Path(os.environ.get("CARD_SCRATCH", "/tmp/card"))
 TOGETHER = 8  # processes at a time
 
 # Not timed: they start first, and what is timed waits for them.
-CHECKS = (*("tests_kernels", "tests_training", "tests_dali", "tests_launching", "resume", "photographs"),)
+CHECKS = (
+    *("tests_kernels", "tests_training", "tests_dali", "tests_launching"),
+    *("resume", "against_cpu", "photographs"),
+)
 # Timed, the most valuable first in case the time runs out.
 TIMED = (
-    *(
-        "limits",
-        "tests_alone",
-        "step_auto",
-        "step_compiled",
-        "step_none",
-        "step_sdpa",
-        "step_eager",
-        "step_halves",
-    ),
-    "step_max",
+    *("limits", "tests_alone", "step_auto", "step_gelu", "step_compiled"),
+    *("step_none", "step_sdpa", "step_eager", "step_halves", "step_max"),
     *("dali_engine", "together_dali", "together_dali_apart", "together_ffcv"),
     *("peer_main_step", "peer_open_clip_compiled", "peer_open_clip"),
     *("step_stage1", "step_rn50", "step_vit_l_14"),
-    *("infonce", "attention", "triplet", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi"),
+    *("infonce", "attention", "triplet", "tune", "dali_whole", "loader_ffcv", "jpeg_torchvision", "dali_roi"),
     *("compile_cache", "limits_again", "demo"),
 )
 
@@ -129,7 +123,7 @@ def environment(out: Path) -> dict[str, str]:
     return os.environ | {
         "OUT": str(out),
         **({"PI_TOY": "1"} if "--toy" in sys.argv else {}),
-        "TORCHINDUCTOR_COMPILE_THREADS": "3",
+        "TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "3"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
@@ -191,10 +185,10 @@ def main() -> int:
 def run_here(name: str) -> int:
     """Run a section in this process, and print its result as a line."""
     try:
-        from tests.gpu.sections import card, common, kernels, loaders, runs, steps
+        from tests.gpu.sections import card, common, kernels, loaders, runs, steps, tune
 
-        sections = {k: v for m in (card, kernels, loaders, runs, steps) for k, v in vars(m).items()}
-        if name not in CHECKS and not name.startswith(("step_", "together_", "peer_")):
+        sections = {k: v for m in (card, kernels, loaders, runs, steps, tune) for k, v in vars(m).items()}
+        if name not in CHECKS and not name.startswith(("step_", "together_", "peer_", "tune")):
             common.await_turn()  # the others wait themselves, once they have compiled
         result = sections[name]()
     except Exception:

@@ -186,6 +186,24 @@ def test_outputs_stay_as_they_are(real, dtype):
 
 
 @on_gpu_only
+def test_no_image_is_copied_by_itself(real):
+    """On the GPU, from where DALI left it: beside a training step each copy waits for the step's kernels."""
+    options = dict(image_size=224, augment=AUGMENTS["paper"], dtype=torch.uint8, workers=4)
+    with DALILoader(real["4:2:0"], batch_size=BATCH, seed=0, device=GPU, **options) as stream:
+        batches = iter(stream)
+        next(batches)
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as traced:
+            for _ in range(3):
+                next(batches)
+            torch.cuda.synchronize()
+    counts = {event.key: event.count for event in traced.key_averages()}
+    kernels = [n for name, n in counts.items() if "ycbcr" in name]  # one an image
+    assert sum(kernels) > BATCH, counts
+    assert sum(n for name, n in counts.items() if "Device -> Device" in name) < BATCH // 4, counts
+
+
+@on_gpu_only
 def test_memory_does_not_grow_with_the_batch(tmp_path):
     """What DALI takes beside the batch itself: `train.plan` counts one figure for any batch."""
     from train.device.memory import DALI_BYTES

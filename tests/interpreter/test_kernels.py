@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,10 +19,13 @@ from torch import Tensor
 from kernels import reference
 from kernels.attention import attention
 from kernels.bench.ranks import EqualRanks
+from kernels.blur import gaussian_blur_
 from kernels.contrastive import contrastive_loss
 from kernels.fused import attention as fused_attention
 from kernels.fused import contrastive as fused_contrastive
+from kernels.fused import triplet as fused_triplet
 from kernels.triplet import triplet_loss
+from pipeline import pixels
 from tests.kits.kernels import assert_as_good, unit_pairs
 
 
@@ -71,6 +75,39 @@ def test_triplet_zero_vectors_and_parts():
         triplet_loss(*torch.ones(3, 1, 5000), torch.ones(1), backend="triton")
     with pytest.raises(ValueError, match="takes bfloat16"):
         triplet_loss(*torch.ones(3, 1, 5, dtype=torch.float64), torch.ones(1), backend="triton")
+
+
+@pytest.mark.parametrize("needed", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        pytest.param(torch.tensor(1.0), id="1"),
+        pytest.param(torch.tensor(0.7), id="a number"),
+        pytest.param(torch.tensor(1.0).expand(21), id="1 for all rows"),
+        pytest.param(torch.tensor(0.7).expand(21), id="a number for all rows"),
+        pytest.param(torch.linspace(0, 2, 21), id="one a row"),
+        pytest.param(torch.linspace(0, 2, 63)[::3], id="one a row, apart in memory"),
+    ],
+)
+@pytest.mark.parametrize("width", [300, 528])
+def test_triplet_scales_its_gradients(
+    width: int, upstream: Tensor, needed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """Those of some features or of all, with more rows than programs and more columns than a block."""
+    monkeypatch.setattr(fused_triplet, "LOSS_PROGRAMS", 4)
+    monkeypatch.setattr(fused_triplet, "SCALE_PROGRAMS", 2)
+    features = torch.randn(3, 21, width, generator=torch.Generator().manual_seed(0))
+    vote = torch.linspace(0, 1, 21)
+    results = []
+    for backend in ("triton", "torch"):
+        inputs = [x.clone().requires_grad_(i in needed) for i, x in enumerate(features)]
+        reduction = "none" if upstream.ndim else "sum"
+        loss, _ = triplet_loss(*inputs, vote, reduction=reduction, backend=backend)
+        loss.backward(upstream)
+        assert [i for i, x in enumerate(inputs) if x.grad is not None] == list(needed)
+        results.append([loss.detach(), *(inputs[i].grad for i in needed)])
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 96), (3, 512), (65, 1000), (130, 640)])
@@ -307,3 +344,20 @@ def test_attention_and_contrastive_refuse_bfloat16_in_the_interpreter():
         contrastive_loss(*unit_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), backend="triton")
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
         attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, backend="triton")
+
+
+@pytest.mark.parametrize("side", [1, 5, 33, 100])
+def test_blur_is_the_cpu_engines(side: int):
+    """Several images a launch, with radii beyond the image too; those of sigma 0 are not touched."""
+    sigma = torch.tensor([0.5, 0.0, 2.0, 0.1, 9.9])
+    images = torch.randint(256, (5, side, side, 3), generator=torch.Generator().manual_seed(1)).byte()
+    images[2, : side // 2] = 255
+    ours = gaussian_blur_(images.clone(), sigma)
+    scratch = np.empty(pixels.scratch_size(side, side, side), np.float32)
+    expected = images.numpy().copy()
+    for image, own in zip(expected, sigma.numpy()):
+        if own:
+            pixels.blur(image, own, scratch)
+    apart = np.abs(ours.numpy().astype(int) - expected)  # float32 sums in another order: a half may fall
+    assert apart.max() <= 1 and apart.mean() < 1e-3
+    assert torch.equal(ours[1], images[1])

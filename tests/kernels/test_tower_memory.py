@@ -14,9 +14,9 @@ from kernels.towers import TowerSettings, encode_image, encode_packed_text
 from tests.kits import kernels as kit
 
 
-@pytest.mark.parametrize("recompute", ["none", "pointwise", "blocks"])
+@pytest.mark.parametrize("recompute", ["none", "gelu", "pointwise", "blocks"])
 def test_kept_bytes(recompute: str):
-    """Of each token a block keeps 16 numbers of its width, 10 with "pointwise", 1 with "blocks".
+    """Of each token a block keeps 16 numbers of its width; 12, 10 and 1 where some are computed again.
 
     The 16: its input, LayerNorm's output, 3 projections, attention's output, the sum, LayerNorm's output,
     4 + 4 around GELU.  To 8 % (embeddings, statistics, the pruned last block).
@@ -27,7 +27,9 @@ def test_kept_bytes(recompute: str):
     setting = TowerSettings(recompute=recompute)
     images, packed = kit.images(16, 64).float(), kit.pack(kit.captions([20, 60, 77, 9, 30] * 4), 128)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    each = {"none": 16, "pointwise": 10, "blocks": 1}[recompute] * 8 * 64 * 4  # layers, width, float32
+    each = (
+        {"none": 16, "gelu": 12, "pointwise": 10, "blocks": 1}[recompute] * 8 * 64 * 4
+    )  # layers, width, float32
     patches = (64 // vision["patch_size"]) ** 2
     stated = {"image": len(images) * (patches + 1) * each, "text": packed[0].numel() * each}
     for name, encode in (
@@ -51,7 +53,7 @@ def test_kept_bytes(recompute: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["none", "pointwise"])
+@pytest.mark.parametrize("recompute", ["none", "gelu", "pointwise"])
 def test_compiles_in_one_graph(recompute: str):
     """No graph breaks, static shapes; the compiler's own kernels are not needed to see that."""
     model, images, tokens = kit.model(), kit.images(), kit.captions([4, 30, 9])
@@ -70,7 +72,7 @@ def test_compiled_recompute_leaves_products_alone():
     """LayerNorm and GELU are made again in a compiled backward pass, matrix products only with "blocks"."""
     model, images = kit.model(), kit.images()
     products = {}
-    for recompute in ("none", "pointwise", "blocks"):
+    for recompute in ("none", "gelu", "pointwise", "blocks"):
         counts = products[recompute] = []
 
         def count(graph, _, counts=counts):
@@ -82,7 +84,7 @@ def test_compiled_recompute_leaves_products_alone():
         )
         encode = partial(encode_image, settings=TowerSettings(recompute=recompute))
         torch.compile(encode, backend=backend, fullgraph=True)(model, images).square().sum().backward()
-    assert products["none"] == products["pointwise"] and len(products["none"]) == 2
+    assert products["none"] == products["gelu"] == products["pointwise"] and len(products["none"]) == 2
     assert products["blocks"][1] > products["none"][1]
 
 

@@ -22,6 +22,7 @@ SETTINGS = {
     "trim": TowerSettings(prune=False, patch_gemm=False),
     "prune": TowerSettings(trim=False, patch_gemm=False),
     "patch_gemm": TowerSettings(trim=False, prune=False),
+    "gelu": TowerSettings(recompute="gelu"),
     "pointwise": TowerSettings(recompute="pointwise"),
     "blocks": TowerSettings(recompute="blocks"),
 }

@@ -171,7 +171,7 @@ def test_packed_captions_give_the_same_step(micro):
     assert_close(grads, expected)
 
 
-@pytest.mark.parametrize("recompute", ("pointwise", "blocks"))
+@pytest.mark.parametrize("recompute", ("gelu", "pointwise", "blocks"))
 def test_recomputing_changes_nothing(recompute):
     batch = pair_batch(16)
     _, expected, _ = gradients(recipe_of(2, "debug-ViT"), batch)

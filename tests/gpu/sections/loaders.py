@@ -98,7 +98,7 @@ def loader_ffcv() -> dict:
 
 
 # (images of a piece, graphs): of the DALI loader beside the step
-DALI_WAYS = ((512, 1), (256, 8), (128, 16))
+DALI_WAYS = ((256, 8), (512, 1), (256, 4))
 
 
 def together_ffcv() -> dict:

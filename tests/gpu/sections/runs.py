@@ -1,4 +1,4 @@
-"""Whole runs: one that is killed and continued, and the short demo."""
+"""Whole runs: one that is killed and continued, the demo's first steps beside a CPU's, and the demo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from tests.gpu.sections.common import SCRATCH, out
+from tests.gpu.sections.common import SCRATCH, TOY, out
 
 
 def job(run_folder: Path, *arguments: str) -> list[str]:
@@ -24,13 +24,37 @@ def losses(run_folder: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
+def built(data: Path) -> Path:
+    """The demo's data, built there."""
+    build = [sys.executable, "dataprep/build_ffcv.py", "demo", "--out", str(data)]
+    subprocess.run(build, check=True, capture_output=True)
+    return data
+
+
+def against_cpu() -> dict:
+    """The demo's first steps on this device and on the CPU: losses, and how far apart they are at most."""
+    data, steps = built(SCRATCH / "demo-cpu"), "10" if TOY else "30"
+    given = {"stage1": ("1", "triplets-train.beton"), "stage2": ("2", "pairs-train.beton")}
+    rows: dict = {}
+    for name, (stage, file) in given.items():
+        both = []
+        for device, environment in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+            run, flags = SCRATCH / f"{name}-{device}", ["--stage", stage, "--recipe", "demo"]
+            flags += ["--data", str(data / file), "--steps", steps, "--warmup-steps", "5", "--log-every", "1"]
+            done = subprocess.run(
+                job(run, *flags), env=os.environ | environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                return {"failed": f"{name} on {device}: {done.stderr[-1500:]}", **rows}
+            both.append(losses(run))
+        apart = max(abs(a - b) / b for a, b in zip(*both, strict=True))
+        rows[name] = {"gpu": both[0][::5], "cpu": both[1][::5], "apart": apart}
+    return rows
+
+
 def resume() -> dict:
     """Last losses of a run that was killed after a checkpoint and started again, and of one that was not."""
-    data = SCRATCH / "demo"
-    build = [sys.executable, "dataprep/build_ffcv.py", "demo", "--out", str(data)]
-    built = subprocess.run(build, capture_output=True, text=True)
-    if built.returncode:
-        return {"failed": f"the build: {built.stderr[-1500:]}"}
+    data = built(SCRATCH / "demo")
     common = ["--stage", "2", "--recipe", "debug", "--data", str(data / "pairs-train.beton")]
     common += ["--steps", "200", "--save-every", "20", "--log-every", "10"]
     whole, killed = SCRATCH / "whole", SCRATCH / "killed"
