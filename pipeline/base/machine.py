@@ -33,9 +33,6 @@ def settle() -> None:
     # How many streams a GPU takes work from independently: 8 by default, and streams that share one wait for
     # each other.  DALI's kernels beside a ViT-B/32 step: 437 ms a batch instead of 563 (docs/benchmarks.md).
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    # torch otherwise loses up to 8 % of a step's memory between blocks of its allocator (docs/benchmarks.md).
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a user id without a name; torch and others ask for one

@@ -96,6 +96,7 @@ WAYS = {
     "eager": dict(compile="no"),
     "eager, torch's attention": dict(compile="no", attention="sdpa"),
     "compiled": dict(compile="yes"),
+    "compiled, GELU again": dict(compile="yes", recompute="gelu"),
     "compiled, LayerNorm and GELU again": dict(compile="yes", recompute="pointwise"),
     "compiled, blocks again": dict(compile="yes", recompute="blocks"),
     "compiled, in parts": dict(compile="yes", micro=16),

@@ -20,6 +20,7 @@ STEPS = {
     "step_max": "--compile max",
     "step_compiled": "--micro 0 --compile yes --recompute pointwise --attention triton",
     "step_gelu": "--micro 0 --compile yes --recompute gelu --attention triton",
+    "step_gelu_expandable": "--micro 0 --compile yes --recompute gelu --attention triton",
     "step_sdpa": "--micro 0 --compile yes --recompute pointwise --attention sdpa",
     "step_none": "--micro 0 --compile yes --recompute none --attention triton",
     "step_halves": "--micro 2560 --compile yes --recompute none --attention triton",
