@@ -1,6 +1,6 @@
 """The DALI graph of an augmentation, for the CPU or the GPU: stored JPEGs in, augmented images out.
 
-On a GPU the blur is left to `kernels/blur.py`.  DALI's took 13 ms of a batch of 5,120 (docs/benchmarks.md),
+On a GPU the blur is left to `blur.py`.  DALI's took 13 ms of a batch of 5,120 (docs/benchmarks.md),
 and its conditional left images in many places, each of which DALI then copied by itself.
 
 Defining a graph needs no driver and no GPU, so tests look at the GPU's too.  What feeds it, and what

@@ -37,6 +37,7 @@ from pipeline.base.compiled import compiled
 from pipeline.base.console import Failed
 from pipeline.batch import ImageText, Triplet
 from pipeline.beton.fields import Beton
+from pipeline.blur import blur
 from pipeline.dali_graph import QUEUE, define, inputs_of, typical_size
 from pipeline.screen import Screen
 from pipeline.stream import Plan, Source, StreamLoader, as_numpy, delayed, values_of
@@ -243,10 +244,8 @@ class _Batch:
         images = self.images[part]
         copied = images if self._dtype == torch.uint8 else torch.empty_like(images, dtype=torch.uint8)
         _copy(levels, copied)
-        if images.is_cuda and self._sigma[part].any():
-            from kernels.blur import gaussian_blur_
-
-            gaussian_blur_(copied, torch.from_numpy(self._sigma[part]).to(images.device, non_blocking=True))
+        if images.is_cuda:
+            blur(copied, self._sigma[part])
         if self._dtype == torch.uint8:
             return
         table = lookup_table(self.source.augment, self._dtype)

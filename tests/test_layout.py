@@ -19,7 +19,6 @@ OURS = {
     "pipeline/beton": {"pipeline.base", "pipeline.beton"},
     "pipeline/formats": {"pipeline.base", "pipeline.formats"},
     "pipeline": {"pipeline"},
-    "pipeline/dali_loader.py": {"pipeline", "kernels.blur"},  # of images that are on a GPU
     "dataprep": {"dataprep", "pipeline"},
     "train": {"train", "pipeline", "kernels"},
     "eval": {"eval", "pipeline"},

@@ -52,10 +52,9 @@ class Resources:
 
 def variants(card: Card) -> list[Variant]:
     """Every kernel variant that can be selected on the card."""
-    from kernels.fused import attention, blur, contrastive, triplet
+    from kernels.fused import attention, contrastive, triplet
 
-    general = (*triplet.variants(), *contrastive.variants(), *blur.variants())
-    return [*general, *attention.variants(card.capability)]
+    return [*triplet.variants(), *contrastive.variants(), *attention.variants(card.capability)]
 
 
 def source(variant: Variant) -> Any:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from pipeline.augment import AUGMENTS, lookup_table, mean_colour, normalise
+from pipeline.blur import blur
 from pipeline.dali_graph import Size, decode_whole
 from pipeline.dali_loader import PIECE, DALIFailed, DALILoader
 from pipeline.screen import Screen
@@ -104,6 +105,17 @@ def test_it_is_the_gpu_that_decodes(real, kind):
     print(f"{kind}: {1e3 * cpu_seconds:.3f} ms of CPU an image, libjpeg {1e3 * libjpeg:.3f}; "
           f"levels off {np.mean([e.mean() for e in errors]):.3f}, "
           f"equal to the bit: {sum(not e.any() for e in errors)} of 24")  # fmt: skip
+
+
+def test_the_blur_is_a_cpus():
+    """float16 summed in another order; 0 leaves an image alone."""
+    sigma = np.linspace(0, 2, 41, dtype=np.float32)
+    images = torch.randint(256, (41, 224, 224, 3), dtype=torch.uint8)
+    there = images.to("cpu" if TOY else "cuda", copy=True)
+    blur(there, sigma)
+    assert torch.equal(there[0].cpu(), images[0])
+    blur(images, sigma)
+    assert (there.cpu().int() - images.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

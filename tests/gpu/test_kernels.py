@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,6 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.attention import attention
-from kernels.blur import gaussian_blur_
 from kernels.contrastive import contrastive_loss
 from kernels.triplet import triplet_loss
 from pipeline.packing import pack
@@ -100,20 +97,6 @@ def test_contrastive_scale_gradient():
         contrastive_loss(image.to(kind), text.to(kind), scale, backend=backend).backward()
         gradients.append(scale.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", [7, 224, 225])
-def test_blur(side: int):
-    """Against torchvision's, whose result is rounded too, and the images of sigma 0 as they were."""
-    functional = pytest.importorskip("torchvision.transforms.v2.functional")
-    sigma = torch.linspace(0, 2, 41, device="cuda")
-    images = torch.randint(256, (41, side, side, 3), device="cuda", dtype=torch.uint8)
-    ours = gaussian_blur_(images.clone(), sigma)
-    assert torch.equal(ours[0], images[0])
-    for image, blurred, own in zip(images[1:], ours[1:], sigma[1:].tolist()):
-        window = 2 * min(math.ceil(3 * own), side - 1) + 1
-        exact = functional.gaussian_blur(image.permute(2, 0, 1).double(), [window] * 2, [own] * 2)
-        assert (blurred.permute(2, 0, 1) - exact).abs().max() < 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,13 +18,11 @@ from torch import Tensor
 from kernels import reference
 from kernels.attention import attention
 from kernels.bench.ranks import EqualRanks
-from kernels.blur import gaussian_blur_
 from kernels.contrastive import contrastive_loss
 from kernels.fused import attention as fused_attention
 from kernels.fused import contrastive as fused_contrastive
 from kernels.fused import triplet as fused_triplet
 from kernels.triplet import triplet_loss
-from pipeline import pixels
 from tests.kits.kernels import assert_as_good, unit_pairs
 
 
@@ -344,20 +341,3 @@ def test_attention_and_contrastive_refuse_bfloat16_in_the_interpreter():
         contrastive_loss(*unit_pairs(37, 48, torch.bfloat16), torch.tensor(20.0), backend="triton")
     with pytest.raises(ValueError, match="interpreter multiplies bfloat16 wrongly"):
         attention(torch.ones(1, 8, 3 * 64, dtype=torch.bfloat16), 1, backend="triton")
-
-
-@pytest.mark.parametrize("side", [1, 5, 33, 100])
-def test_blur_is_the_cpu_engines(side: int):
-    """Several images a launch, with radii beyond the image too; those of sigma 0 are not touched."""
-    sigma = torch.tensor([0.5, 0.0, 2.0, 0.1, 9.9])
-    images = torch.randint(256, (5, side, side, 3), generator=torch.Generator().manual_seed(1)).byte()
-    images[2, : side // 2] = 255
-    ours = gaussian_blur_(images.clone(), sigma)
-    scratch = np.empty(pixels.scratch_size(side, side, side), np.float32)
-    expected = images.numpy().copy()
-    for image, own in zip(expected, sigma.numpy()):
-        if own:
-            pixels.blur(image, own, scratch)
-    apart = np.abs(ours.numpy().astype(int) - expected)  # float32 sums in another order: a half may fall
-    assert apart.max() <= 1 and apart.mean() < 1e-3
-    assert torch.equal(ours[1], images[1])

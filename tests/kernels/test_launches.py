@@ -17,7 +17,6 @@ from triton.runtime.jit import create_function_from_signature
 
 from kernels.attention import attention
 from kernels.bench.compile import CARDS, source, variants
-from kernels.blur import gaussian_blur_
 from kernels.contrastive import contrastive_loss
 from kernels.fused import attention as fused_attention
 from kernels.fused import contrastive as fused_contrastive
@@ -115,28 +114,6 @@ def test_attention(card: int, dtype: torch.dtype, shifted: bool, launches, monke
                 mask = mask | {"segment": odd(rows, length, dtype=torch.int32, shifted=shifted, grad=False)}
             out = attention(qkv, heads, **mask, backend="triton")
             out.backward(odd(*out.shape, dtype=dtype, shifted=shifted, grad=False))
-
-
-@pytest.mark.parametrize("shifted", [False, True])
-def test_blur(shifted: bool, launches):
-    for count, side in [(1, 1), (2, 16), (3, 225)]:
-        images = odd(count, side, side, 3, dtype=torch.uint8, shifted=shifted, grad=False)
-        gaussian_blur_(images, odd(count, dtype=torch.float32, shifted=shifted, grad=False))
-
-
-@pytest.mark.parametrize(
-    "images, sigma",
-    [
-        (torch.zeros(2, 8, 9, 3, dtype=torch.uint8), torch.ones(2)),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8).permute(0, 2, 3, 1), torch.ones(2)),
-        (torch.zeros(2, 8, 8, 3), torch.ones(2)),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.ones(3)),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.ones(2).double()),
-    ],
-)
-def test_blur_takes_what_it_says(images: Tensor, sigma: Tensor):
-    with pytest.raises(ValueError, match="gaussian_blur_: expected"):
-        gaussian_blur_(images, sigma)
 
 
 def test_a_launch_that_was_not_compiled_is_seen():

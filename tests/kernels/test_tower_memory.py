@@ -27,9 +27,8 @@ def test_kept_bytes(recompute: str):
     setting = TowerSettings(recompute=recompute)
     images, packed = kit.images(16, 64).float(), kit.pack(kit.captions([20, 60, 77, 9, 30] * 4), 128)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    each = (
-        {"none": 16, "gelu": 12, "pointwise": 10, "blocks": 1}[recompute] * 8 * 64 * 4
-    )  # layers, width, float32
+    numbers = {"none": 16, "gelu": 12, "pointwise": 10, "blocks": 1}[recompute]
+    each = numbers * 8 * 64 * 4  # layers, width, float32
     patches = (64 // vision["patch_size"]) ** 2
     stated = {"image": len(images) * (patches + 1) * each, "text": packed[0].numel() * each}
     for name, encode in (

@@ -19,8 +19,8 @@ STEPS = {
     "step_auto": "",
     "step_max": "--compile max",
     "step_compiled": "--micro 0 --compile yes --recompute pointwise --attention triton",
-    "step_gelu": "--micro 0 --compile yes --recompute gelu --attention triton",
-    "step_gelu_expandable": "--micro 0 --compile yes --recompute gelu --attention triton",
+    "step_gelu": (gelu := "--micro 0 --compile yes --recompute gelu --attention triton"),
+    "step_gelu_expandable": gelu,  # with other settings of torch's allocator: session.run_here
     "step_sdpa": "--micro 0 --compile yes --recompute pointwise --attention sdpa",
     "step_none": "--micro 0 --compile yes --recompute none --attention triton",
     "step_halves": "--micro 2560 --compile yes --recompute none --attention triton",
